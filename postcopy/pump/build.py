@@ -1,0 +1,44 @@
+"""Builds postcopy.pump._pump, the data plane's C, with cffi (API mode, out of line)."""
+
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path("postcopy/pump")
+SOURCES = ["demand.c", "destination.c", "place.c", "receive.c", "source.c", "thread.c", "wait.c"]
+HEADERS = ["destination.h", "frame.h", "histogram.h", "page_map.h", "place.h", "pump.h", "thread.h", "wait.h"]
+
+# Static inline functions of the headers, made callable so that tests can compare them with their Python models.
+GLUE = """
+#include "pump.h"
+#include "page_map.h"
+#include <string.h>
+static int frame_check_bytes(const void *header, uint32_t allowed, const struct frame_bounds *bounds, uint32_t count) {
+    struct frame frame;
+    memcpy(&frame, header, sizeof frame);
+    return frame_check(&frame, allowed, bounds, count);
+}
+static bool page_map_claim(uint8_t *pages, uint64_t page) { return page_claim((page_byte *)pages + page); }
+static uint64_t page_map_zero(uint8_t *pages, uint64_t first, uint64_t stop) {
+    return pages_zero((page_byte *)pages, first, stop);
+}
+static bool page_map_placed(uint8_t *pages, uint64_t first, uint64_t count) {
+    return pages_placed((page_byte *)pages + first, count);
+}
+static uint32_t hist_index_of(uint64_t ns) { return hist_index(ns); }
+"""
+
+ffibuilder = FFI()
+ffibuilder.cdef((Path(__file__).parent / "pump.cdef").read_text(encoding="utf-8"))
+ffibuilder.set_source(
+    "postcopy.pump._pump",
+    GLUE,
+    sources=[str(HERE / name) for name in SOURCES],
+    include_dirs=[str(HERE)],
+    depends=[str(HERE / name) for name in [*HEADERS, "pump.cdef"]],
+    # The page map is read eight bytes at a time as well as one by one.
+    extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing"],
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

@@ -1,0 +1,194 @@
+/*
+ * The way of a demand page at the destination: the kernel's message, the claim, the request, the answer's placing,
+ * the latency's record. One thread does all of it, so that no page waits for a second thread to be woken.
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "destination.h"
+
+static int fail_number(struct destination *pump, uint32_t failure, int number, uint32_t operation) {
+    struct pump_status status = {.failure = failure, .role = ROLE_URGENT, .number = number, .operation = operation};
+    return fail(pump, &status);
+}
+
+/* Faults whose page has become present are over: record how long they took. */
+static void settle(struct destination *pump) {
+    uint64_t now = 0;
+    for (uint32_t i = 0; i < pump->pending_count;) {
+        struct pending *pending = &pump->pending[i];
+        if (page_load(&pump->memory[pending->region].map[pending->page]) != PAGE_PLACED) {
+            i++;
+            continue;
+        }
+        now = now ? now : now_ns();
+        hist_record(&pump->counters.demand.latency, now - pending->read_at);
+        *pending = pump->pending[--pump->pending_count];
+    }
+    atomic_store_explicit(&pump->counters.demand.pending, pump->pending_count, memory_order_relaxed);
+}
+
+static void request(struct destination *pump, uint32_t region, uint64_t page) {
+    uint64_t page_size = pump->memory[region].region.page_size;
+    if (pump->requests_begin == pump->requests_end)
+        pump->requests_begin = pump->requests_end = 0;
+    if (pump->requests_end + sizeof(struct frame) > sizeof pump->requests) {
+        uint64_t rest = pump->requests_end - pump->requests_begin;
+        memmove(pump->requests, (uint8_t *)pump->requests + pump->requests_begin, rest);
+        pump->requests_begin = 0;
+        pump->requests_end = rest;
+    }
+    struct frame frame = {.magic = FRAME_MAGIC, .type = FRAME_REQUEST, .region = (uint16_t)region,
+                          .offset = page * page_size, .length = page_size};
+    memcpy((uint8_t *)pump->requests + pump->requests_end, &frame, sizeof frame);
+    pump->requests_end += sizeof frame;
+    hist_add(&pump->counters.demand.requests, 1);
+}
+
+/*
+ * A fault on a page that was placed: the page tables lost it (the kernel may do that to a file's page), or the guest
+ * gave the page back and now reads zeros there. Either way nothing is fetched.
+ */
+static int resolve_placed(struct destination *pump, uint32_t region, uint64_t page, uint64_t flags) {
+    struct memory *memory = &pump->memory[region];
+    uint64_t size = memory->region.page_size;
+    struct receiver *urgent = &pump->urgent;
+    if (!(flags & UFFD_FAULT_MINOR))
+        return zero_claimed(pump, urgent, region, page);
+    if (!place_continue(&urgent->placer, memory->region.guest + page * size, size, size))
+        return 0;
+    return fail_placing(pump, urgent, region, page);
+}
+
+/* Bring a faulting page on its way. */
+static int serve(struct destination *pump, uint32_t region, uint64_t page, uint64_t flags) {
+    page_byte *state = &pump->memory[region].map[page];
+    for (;;) {
+        switch (page_load(state)) {
+        case PAGE_ABSENT:
+            if (!page_move(state, PAGE_ABSENT, PAGE_REQUESTED))
+                break;
+            request(pump, region, page);
+            return 0;
+        case PAGE_PLACING:
+            if (!page_move(state, PAGE_PLACING, PAGE_WATCHED))
+                break;
+            return 0;
+        case PAGE_ZERO:
+            if (!page_move(state, PAGE_ZERO, PAGE_PLACING))
+                break;
+            if (zero_claimed(pump, &pump->urgent, region, page))
+                return -1;
+            pages_placed(state, 1);
+            return 0;
+        case PAGE_PLACED:
+            return resolve_placed(pump, region, page, flags);
+        default: /* REQUESTED, WATCHED: it is on its way, and whoever places it wakes every waiter */
+            return 0;
+        }
+    }
+}
+
+static bool locate(const struct destination *pump, uint64_t address, uint32_t *region, uint64_t *page) {
+    for (uint32_t i = 0; i < pump->count; i++) {
+        const struct pump_region *r = &pump->memory[i].region;
+        if (address >= r->guest && address - r->guest < r->size) {
+            *region = i;
+            *page = (address - r->guest) / r->page_size;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The kernel tells again of a thread that was interrupted while it waited: that is the same fault. */
+static bool told_already(const struct destination *pump, uint32_t region, uint64_t page, uint32_t thread) {
+    for (uint32_t i = 0; i < pump->pending_count; i++) {
+        const struct pending *pending = &pump->pending[i];
+        if (pending->thread == thread && pending->page == page && pending->region == region)
+            return true;
+    }
+    return false;
+}
+
+static int take_fault(struct destination *pump, const struct uffd_message *message, uint64_t read_at) {
+    uint32_t region;
+    uint64_t page;
+    if (message->event != UFFD_EVENT_PAGEFAULT || !locate(pump, message->address, &region, &page))
+        return fail_number(pump, FAILURE_KERNEL, EPROTO, message->event);
+    if (!told_already(pump, region, page, message->thread)) {
+        hist_add(message->flags & UFFD_FAULT_WP      ? &pump->counters.demand.faults_wp
+                 : message->flags & UFFD_FAULT_MINOR ? &pump->counters.demand.faults_minor
+                                                     : &pump->counters.demand.faults_missing,
+                 1);
+        /* Accounted before it is served: whoever places the page from now on finds that it is waited for. */
+        pump->pending[pump->pending_count++] =
+            (struct pending){.region = region, .thread = message->thread, .page = page, .read_at = read_at};
+    }
+    return serve(pump, region, page, message->flags);
+}
+
+static int read_faults(struct destination *pump) {
+    struct uffd_message messages[MESSAGES_MAX];
+    if (pump->pending_count + MESSAGES_MAX > PENDING_MAX)
+        return STEP_IDLE;
+    ssize_t got = read(pump->uffd, messages, sizeof messages);
+    if (got < 0)
+        return errno == EAGAIN || errno == EINTR ? STEP_IDLE : fail_number(pump, FAILURE_KERNEL, errno, 0);
+    uint64_t read_at = now_ns();
+    for (size_t i = 0; i < (size_t)got / sizeof *messages; i++)
+        if (take_fault(pump, &messages[i], read_at))
+            return STEP_FAILED;
+    return got ? STEP_PROGRESS : STEP_IDLE;
+}
+
+static int send_requests(struct destination *pump) {
+    uint64_t rest = pump->requests_end - pump->requests_begin;
+    if (!rest)
+        return STEP_IDLE;
+    ssize_t sent = send(pump->urgent.socket, (uint8_t *)pump->requests + pump->requests_begin, rest,
+                        MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent < 0)
+        return errno == EAGAIN || errno == EINTR ? STEP_IDLE : fail_number(pump, FAILURE_SOCKET, errno, 0);
+    pump->requests_begin += (uint64_t)sent;
+    hist_add(&pump->counters.demand.bytes_sent, (uint64_t)sent);
+    return STEP_PROGRESS;
+}
+
+static int wait_for_work(struct destination *pump) {
+    struct pollfd descriptors[3] = {
+        {.fd = pump->news_fd, .events = POLLIN},
+        {.fd = pump->urgent.socket, .events = POLLIN},
+        {.fd = pump->uffd, .events = POLLIN},
+    };
+    if (pump->requests_begin != pump->requests_end)
+        descriptors[1].events |= POLLOUT;
+    if (pump->pending_count + MESSAGES_MAX > PENDING_MAX)
+        descriptors[2].fd = -1;
+    int result = waiter_wait(&pump->waiter, descriptors, 3);
+    if (result)
+        return fail_number(pump, FAILURE_KERNEL, -result, 0);
+    uint64_t count;
+    if (descriptors[0].revents & POLLIN && read(pump->news_fd, &count, sizeof count) < 0 && errno != EAGAIN)
+        return fail_number(pump, FAILURE_KERNEL, errno, 0);
+    return 0;
+}
+
+void demand_run(void *argument) {
+    struct destination *pump = argument;
+    while (!atomic_load_explicit(&pump->stopping, memory_order_acquire)) {
+        int faults = read_faults(pump);
+        int requests = faults < 0 ? STEP_FAILED : send_requests(pump);
+        int answers = requests < 0 ? STEP_FAILED : receiver_step(pump, &pump->urgent);
+        if (answers < 0)
+            break;
+        if (atomic_exchange(&pump->news, false) || faults || answers)
+            settle(pump);
+        if (faults || requests || answers)
+            waiter_progress(&pump->waiter);
+        else if (wait_for_work(pump))
+            break;
+    }
+}

@@ -1,0 +1,194 @@
+/* Life and death of the destination's pump, its push thread, and how it tells its owner. */
+#include "destination.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+
+int fail(struct destination *pump, const struct pump_status *failure) {
+    uint32_t running = PUMP_RUNNING, claimed = PUMP_IDLE;
+    /* The first to fail moves RUNNING to IDLE, writes the reason, and only then shows FAILED. */
+    if (atomic_compare_exchange_strong(&pump->status.state, &running, claimed)) {
+        pump->status.failure = failure->failure;
+        pump->status.role = failure->role;
+        pump->status.number = failure->number;
+        pump->status.operation = failure->operation;
+        pump->status.region = failure->region;
+        pump->status.offset = failure->offset;
+        pump->status.length = failure->length;
+        atomic_store(&pump->status.state, PUMP_FAILED);
+        signal_fd(pump->event_fd);
+    }
+    return -1;
+}
+
+int fail_placing(struct destination *pump, const struct receiver *receiver, uint32_t region, uint64_t page) {
+    uint64_t size = pump->memory[region].region.page_size;
+    struct pump_status failure = {.failure = FAILURE_KERNEL, .role = receiver->role, .number = receiver->placer.number,
+                                  .operation = receiver->placer.operation, .region = region, .offset = page * size,
+                                  .length = size};
+    return fail(pump, &failure);
+}
+
+void resident_add(struct destination *pump, uint64_t pages) {
+    uint64_t before = atomic_fetch_add(&pump->counters.resident, pages);
+    uint32_t running = PUMP_RUNNING;
+    if (before + pages == pump->pages_total &&
+        atomic_compare_exchange_strong(&pump->status.state, &running, PUMP_COMPLETE))
+        signal_fd(pump->event_fd);
+}
+
+/* After END every page is resident, or a demand page is still on its way on the other connection. */
+static void push_run(void *argument) {
+    struct destination *pump = argument;
+    struct pollfd descriptors[2] = {
+        {.fd = pump->stop_fd, .events = POLLIN},
+        {.fd = pump->push.socket, .events = POLLIN},
+    };
+    while (!atomic_load_explicit(&pump->stopping, memory_order_acquire)) {
+        int step = receiver_step(pump, &pump->push);
+        if (step == STEP_ENDED || step == STEP_FAILED)
+            break;
+        if (step == STEP_PROGRESS)
+            continue;
+        if (poll(descriptors, 2, -1) < 0 && errno != EINTR) {
+            struct pump_status failure = {.failure = FAILURE_KERNEL, .role = ROLE_PUSH, .number = errno};
+            fail(pump, &failure);
+            break;
+        }
+    }
+}
+
+static int receiver_create(struct destination *pump, struct receiver *receiver, uint32_t role) {
+    uint64_t payload = FRAME_BYTES_MAX;
+    for (uint32_t i = 0; i < pump->count; i++) {
+        const struct pump_region *region = &pump->memory[i].region;
+        uint32_t placement = role == ROLE_PUSH ? region->push : region->demand;
+        if (placement == PLACE_COPY && region->page_size > payload)
+            payload = region->page_size;
+    }
+    receiver->socket = -1;
+    receiver->role = role;
+    receiver->allowed = role == ROLE_PUSH ? FRAMES_PUSH : FRAMES_URGENT;
+    receiver->placer.uffd = pump->uffd;
+    receiver->placer.counters = role == ROLE_PUSH ? &pump->counters.push : &pump->counters.urgent;
+    receiver->capacity = payload + 2 * sizeof(struct frame) + READ_AHEAD;
+    receiver->staging = malloc(receiver->capacity);
+    return receiver->staging ? 0 : -ENOMEM;
+}
+
+static int memory_create(struct destination *pump, const struct pump_region *regions) {
+    for (uint32_t i = 0; i < pump->count; i++) {
+        const struct pump_region *region = &regions[i];
+        struct memory *memory = &pump->memory[i];
+        if (!region->page_size || region->page_size & (region->page_size - 1) || !region->size ||
+            region->size % region->page_size)
+            return -EINVAL;
+        if (!region->alias && (region->demand == PLACE_CONTINUE || region->push == PLACE_CONTINUE))
+            return -EINVAL;
+        memory->region = *region;
+        memory->pages = region->size / region->page_size;
+        /* Untouched, a large map costs address space only. */
+        memory->map = calloc(memory->pages, sizeof *memory->map);
+        if (!memory->map)
+            return -ENOMEM;
+        pump->bounds[i] = (struct frame_bounds){.size = region->size, .page_size = region->page_size};
+        pump->pages_total += memory->pages;
+        if (!region->zeropage && !region->alias && region->page_size > pump->zeros_size)
+            pump->zeros_size = region->page_size;
+    }
+    if (pump->zeros_size && !(pump->zeros = calloc(1, pump->zeros_size)))
+        return -ENOMEM;
+    return 0;
+}
+
+struct destination *destination_create(int uffd, const struct pump_region *regions, uint32_t count,
+                                       uint64_t poll_max_ns) {
+    if (!count || count > PUMP_REGIONS_MAX) {
+        errno = EINVAL;
+        return NULL;
+    }
+    struct destination *pump = aligned_alloc(128, (sizeof *pump + 127) / 128 * 128);
+    if (!pump)
+        return NULL;
+    memset(pump, 0, sizeof *pump);
+    pump->uffd = uffd;
+    pump->count = count;
+    pump->waiter.window_ns = poll_max_ns;
+    pump->urgent.socket = pump->push.socket = -1;
+    pump->news_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    pump->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    pump->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int result = pump->news_fd < 0 || pump->stop_fd < 0 || pump->event_fd < 0 ? -errno : memory_create(pump, regions);
+    if (!result)
+        result = receiver_create(pump, &pump->urgent, ROLE_URGENT);
+    if (!result)
+        result = receiver_create(pump, &pump->push, ROLE_PUSH);
+    if (result) {
+        destination_destroy(pump);
+        errno = -result;
+        return NULL;
+    }
+    return pump;
+}
+
+int destination_attach(struct destination *pump, uint32_t role, int socket) {
+    struct receiver *receiver = role == ROLE_URGENT ? &pump->urgent : role == ROLE_PUSH ? &pump->push : NULL;
+    if (!receiver || receiver->socket >= 0 || pump->demand_thread.started) {
+        close(socket);
+        return -EINVAL;
+    }
+    receiver->socket = socket;
+    return 0;
+}
+
+int destination_start(struct destination *pump) {
+    if (pump->demand_thread.started || pump->urgent.socket < 0 || pump->push.socket < 0)
+        return -EINVAL;
+    atomic_store(&pump->status.state, PUMP_RUNNING);
+    int result = thread_start(&pump->demand_thread, "pc-demand", demand_run, pump);
+    if (!result)
+        result = thread_start(&pump->push_thread, "pc-push", push_run, pump);
+    if (result)
+        destination_stop(pump);
+    return result;
+}
+
+void destination_stop(struct destination *pump) {
+    atomic_store(&pump->stopping, true);
+    signal_fd(pump->news_fd);
+    signal_fd(pump->stop_fd);
+    thread_join(&pump->demand_thread);
+    thread_join(&pump->push_thread);
+}
+
+void destination_destroy(struct destination *pump) {
+    if (!pump)
+        return;
+    destination_stop(pump);
+    close_fd(pump->urgent.socket);
+    close_fd(pump->push.socket);
+    close_fd(pump->news_fd);
+    close_fd(pump->stop_fd);
+    close_fd(pump->event_fd);
+    free(pump->urgent.staging);
+    free(pump->push.staging);
+    free(pump->zeros);
+    for (uint32_t i = 0; i < pump->count; i++)
+        free((void *)(uintptr_t)pump->memory[i].map);
+    free(pump);
+}
+
+const struct pump_status *destination_status(const struct destination *pump) { return &pump->status; }
+const struct destination_counters *destination_counters(const struct destination *pump) { return &pump->counters; }
+const uint8_t *destination_map(const struct destination *pump, uint32_t region) {
+    return region < pump->count ? (const uint8_t *)pump->memory[region].map : NULL;
+}
+int destination_event_fd(const struct destination *pump) { return pump->event_fd; }
+uint64_t destination_cpu_ns(const struct destination *pump) {
+    return thread_cpu_ns(&pump->demand_thread) + thread_cpu_ns(&pump->push_thread);
+}

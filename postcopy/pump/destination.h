@@ -1,0 +1,101 @@
+/*
+ * Inside of the destination's pump, shared by receive.c (bytes become pages), demand.c (faults become requests) and
+ * destination.c (life and death). Everything is owned by struct destination and freed with it.
+ */
+#ifndef POSTCOPY_DESTINATION_H
+#define POSTCOPY_DESTINATION_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "page_map.h"
+#include "place.h"
+#include "pump.h"
+#include "thread.h"
+#include "wait.h"
+
+/* Beyond the header being waited for, so that a demand page comes with one system call. */
+#define READ_AHEAD 4096u
+/*
+ * Faults accounted at a time. A thread has one fault at most, so this bounds the threads served at once, not the
+ * work; while it is full no further message is read and those threads wait in the kernel's queue.
+ */
+#define PENDING_MAX 1024u
+#define MESSAGES_MAX 64u
+
+struct memory {
+    struct pump_region region;
+    page_byte *map;
+    uint64_t pages;
+};
+
+/* One incoming data connection, read by one thread. */
+struct receiver {
+    int socket;
+    uint32_t role;
+    uint32_t allowed;
+    struct placer placer;
+    uint8_t *staging; /* bytes [begin, end) were read and not yet used */
+    uint64_t capacity, begin, end;
+    bool in_payload;
+    struct frame frame; /* whose payload is being read */
+    /* Where the payload goes straight into the alias: bytes that have arrived, and the run being filled. */
+    uint64_t taken, run_begin, run_end;
+    bool run_claimed;
+};
+
+struct pending {
+    uint32_t region;
+    uint32_t thread;
+    uint64_t page;
+    uint64_t read_at; /* ns */
+};
+
+struct destination {
+    struct memory memory[PUMP_REGIONS_MAX];
+    struct frame_bounds bounds[PUMP_REGIONS_MAX];
+    uint32_t count;
+    uint64_t pages_total;
+    int uffd;
+    uint8_t *zeros; /* a page of zeros for memory that knows no ZEROPAGE and has no alias */
+    uint64_t zeros_size;
+
+    struct receiver urgent, push;
+    /* Owned by the demand thread. */
+    struct pending pending[PENDING_MAX];
+    uint32_t pending_count;
+    struct frame requests[PENDING_MAX]; /* bytes [requests_begin, requests_end) are to be sent */
+    uint64_t requests_begin, requests_end;
+    struct waiter waiter;
+
+    _Atomic bool news; /* the push placed a page that a fault is accounted for */
+    int news_fd;       /* the same for a demand thread that sleeps; also ends its wait at a stop */
+    int stop_fd;       /* ends the push thread's wait */
+    int event_fd;      /* complete or failed, for the owner */
+    _Atomic bool stopping;
+    struct thread demand_thread, push_thread;
+    struct pump_status status;
+    struct destination_counters counters;
+};
+
+enum step { STEP_IDLE = 0, STEP_PROGRESS = 1, STEP_ENDED = 2, STEP_FAILED = -1 };
+
+/* receive.c: read what is there and place what is whole. Returns an enum step; a failure is recorded in the status. */
+int receiver_step(struct destination *pump, struct receiver *receiver);
+/* receive.c: place one page of zeros that the caller has claimed, and account for it. 0, or -1 with a failed status. */
+int zero_claimed(struct destination *pump, struct receiver *receiver, uint32_t region, uint64_t page);
+
+/* demand.c: the thread of the urgent connection. */
+void demand_run(void *pump);
+
+/* destination.c: record the first failure and tell the owner; later ones are kept out. Always returns -1. */
+int fail(struct destination *pump, const struct pump_status *failure);
+int fail_placing(struct destination *pump, const struct receiver *receiver, uint32_t region, uint64_t page);
+/* destination.c: so many more pages are resident; tells the owner when it was the last. */
+void resident_add(struct destination *pump, uint64_t pages);
+
+static inline uint8_t *alias_of(const struct memory *memory, uint64_t offset) {
+    return (uint8_t *)(uintptr_t)(memory->region.alias + offset);
+}
+
+#endif

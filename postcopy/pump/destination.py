@@ -1,0 +1,144 @@
+"""The owner of the destination's pump: creates it, gives it its connections, reads its counters, ends it.
+
+Nothing here is on the way of a page: the C threads work whether or not Python runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from postcopy.errors import HostError
+from postcopy.pages.regions import Layout
+from postcopy.pump._pump import ffi, lib
+from postcopy.pump.histogram import Histogram, read_histogram
+from postcopy.pump.regions import MappedRegion, Placement, describe
+from postcopy.pump.status import PumpStatus, read_status
+
+Role = Literal["urgent", "push"]
+ROLES: dict[Role, int] = {"urgent": lib.ROLE_URGENT, "push": lib.ROLE_PUSH}
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationStats:
+    """A snapshot of the counters. Pages are counted in each region's own page size; times are seconds."""
+
+    pages_total: int
+    pages_resident: int
+    pages_demand: int
+    pages_push: int
+    pages_zero: int
+    pages_duplicate: int
+    faults_missing: int
+    faults_minor: int
+    faults_wp: int
+    requests: int
+    pending: int
+    outcomes: dict[str, int]
+    bytes_received_urgent: int
+    bytes_received_push: int
+    bytes_sent_urgent: int
+    bytes_placed: int
+    push_ended: bool
+    cpu_seconds: float
+    fault_latency: Histogram
+
+
+class DestinationPump:
+    """Two threads: one turns faults into requests and places their answers, one places what is pushed.
+
+    `mappings` and the userfaultfd behind `uffd_fd` (non-blocking) must outlive the pump. Raises HostError where
+    memory or descriptors run out.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        mappings: Sequence[MappedRegion],
+        uffd_fd: int,
+        *,
+        demand: Sequence[Placement],
+        push: Sequence[Placement],
+        zeropage: Sequence[bool],
+        poll_max_ns: int,
+    ) -> None:
+        self._layout = layout
+        regions, count = describe(layout, mappings, demand, push, zeropage)
+        self._pump: Any = lib.destination_create(uffd_fd, regions, count, poll_max_ns)
+        if self._pump == ffi.NULL:
+            raise HostError(f"the destination's pump could not be created: {os.strerror(ffi.errno)}")
+
+    def attach(self, role: Role, socket_fd: int) -> None:
+        """Hand over the connected socket of a role; it belongs to the pump from here on, whatever happens."""
+        result = lib.destination_attach(self._pump, ROLES[role], socket_fd)
+        if result:
+            raise ValueError(f"{role}: {os.strerror(-result)}")
+
+    def start(self) -> None:
+        """Start both threads; both connections must be there."""
+        result = lib.destination_start(self._pump)
+        if result:
+            raise HostError(f"the destination's pump could not be started: {os.strerror(-result)}")
+
+    @property
+    def event_fd(self) -> int:
+        """Readable once every page is resident, or the pump has failed: `status()` tells which."""
+        return int(lib.destination_event_fd(self._pump))
+
+    def status(self) -> PumpStatus:
+        """Return the state and, where it failed, why."""
+        return read_status(lib.destination_status(self._pump), "source")
+
+    def snapshot(self) -> DestinationStats:
+        """Return all counters; costs the C threads nothing."""
+        counters = lib.destination_counters(self._pump)
+        demand, urgent, push = counters.demand, counters.urgent, counters.push
+        return DestinationStats(
+            pages_total=self._layout.pages,
+            pages_resident=counters.resident,
+            pages_demand=urgent.pages,
+            pages_push=push.pages,
+            pages_zero=urgent.zero + push.zero,
+            pages_duplicate=urgent.duplicate + push.duplicate,
+            faults_missing=demand.faults_missing,
+            faults_minor=demand.faults_minor,
+            faults_wp=demand.faults_wp,
+            requests=demand.requests,
+            pending=demand.pending,
+            outcomes={
+                "placed": urgent.outcome_placed + push.outcome_placed,
+                "present": urgent.outcome_present + push.outcome_present,
+                "retry": urgent.outcome_retry + push.outcome_retry,
+                "gone": urgent.outcome_gone + push.outcome_gone,
+            },
+            bytes_received_urgent=urgent.bytes_received,
+            bytes_received_push=push.bytes_received,
+            bytes_sent_urgent=demand.bytes_sent,
+            bytes_placed=urgent.bytes_placed + push.bytes_placed,
+            push_ended=bool(push.ended),
+            cpu_seconds=lib.destination_cpu_ns(self._pump) / 1e9,
+            fault_latency=read_histogram(ffi, demand.latency),
+        )
+
+    def page_map(self, region: int) -> memoryview:
+        """Return the read-only page states of a region (enum page_state), one byte a page; valid until close()."""
+        pages = self._layout.region(region).pages
+        return memoryview(ffi.buffer(lib.destination_map(self._pump, region), pages)).toreadonly()
+
+    def stop(self) -> None:
+        """End both threads and wait for them. Idempotent. Faults raised from now on wait."""
+        if self._pump != ffi.NULL:
+            lib.destination_stop(self._pump)
+
+    def close(self) -> None:
+        """Stop, close the connections, free the memory. Idempotent."""
+        pump, self._pump = self._pump, ffi.NULL
+        lib.destination_destroy(pump)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,111 @@
+"""Log-linear histograms of nanoseconds, as the C threads record them: 32 buckets to an octave, about 3 % resolution.
+
+In: the counters of a `struct hist` (postcopy/pump/histogram.h). Out: quantiles in seconds, a summary for the report,
+cumulative power-of-two buckets for Prometheus. A `Histogram` is a value: a snapshot that no longer changes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+BUCKETS = 1152
+_SUB_BITS = 5
+_SUB = 1 << _SUB_BITS
+_PROMETHEUS_OCTAVES = 24  # le = 2**i microseconds, i = 0..23: the buckets of QEMU's postcopy-latency-dist
+_NANOSECONDS = 1e9
+
+
+def bucket_lower_ns(index: int) -> int:
+    """Return the smallest value, in nanoseconds, that bucket `index` counts; `index` may be BUCKETS for the end."""
+    if index < 2 * _SUB:
+        return index
+    octave = index // _SUB + _SUB_BITS - 1
+    return (_SUB + index % _SUB) << (octave - _SUB_BITS)
+
+
+_LOWER_NS = tuple(bucket_lower_ns(index) for index in range(BUCKETS + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """A snapshot: `buckets` holds BUCKETS counts; `sum_ns` and `max_ns` are exact, everything else to 3 %."""
+
+    buckets: tuple[int, ...] = (0,) * BUCKETS
+    sum_ns: int = 0
+    max_ns: int = 0
+
+    @classmethod
+    def from_words(cls, words: Sequence[int]) -> Histogram:
+        """Build from the words of a `struct hist`: count, sum, max, then the buckets.
+
+        The count is taken from the buckets: while a thread records, its own counter may be a record behind.
+        """
+        return cls(tuple(words[3 : 3 + BUCKETS]), words[1], words[2])
+
+    @property
+    def count(self) -> int:
+        """How many values were recorded."""
+        return sum(self.buckets)
+
+    def quantile(self, fraction: float) -> float:
+        """Return, in seconds, the middle of the bucket in which the given fraction of all values is reached.
+
+        0.0 where nothing was recorded; never more than the recorded maximum.
+        """
+        count = self.count
+        if not count:
+            return 0.0
+        index = bisect_left(list(accumulate(self.buckets)), max(1, fraction * count))
+        middle = (_LOWER_NS[index] + _LOWER_NS[index + 1] - 1) / 2
+        return min(middle, self.max_ns) / _NANOSECONDS
+
+    def summary(self) -> dict[str, float]:
+        """Return the figures of the report, in seconds: count, p50, p90, p99, p999, max, mean and sum."""
+        count = self.count
+        return {
+            "count": count,
+            "p50": self.quantile(0.5),
+            "p90": self.quantile(0.9),
+            "p99": self.quantile(0.99),
+            "p999": self.quantile(0.999),
+            "max": self.max_ns / _NANOSECONDS,
+            "mean": self.sum_ns / count / _NANOSECONDS if count else 0.0,
+            "sum": self.sum_ns / _NANOSECONDS,
+        }
+
+    def prometheus_buckets(self) -> list[tuple[str, float]]:
+        """Return cumulative (le, count) pairs, le = 2**i / 1e6 seconds for i = 0..23, then +Inf.
+
+        A bucket that straddles a bound (it is 3 % wide) counts as above it.
+        """
+        cumulative = [0, *accumulate(self.buckets)]
+        bounds = [2**octave for octave in range(_PROMETHEUS_OCTAVES)]
+        pairs = [(repr(us / 1e6), float(cumulative[_whole_buckets_below(us * 1000)])) for us in bounds]
+        return [*pairs, ("+Inf", float(cumulative[-1]))]
+
+    def merge(self, other: Histogram) -> Histogram:
+        """Return the histogram of both sets of values."""
+        buckets = tuple(a + b for a, b in zip(self.buckets, other.buckets, strict=True))
+        return Histogram(buckets, self.sum_ns + other.sum_ns, max(self.max_ns, other.max_ns))
+
+    def since(self, earlier: Histogram) -> Histogram:
+        """Return what was recorded after the snapshot `earlier` of the same histogram; its maximum is of a bucket."""
+        buckets = tuple(a - b for a, b in zip(self.buckets, earlier.buckets, strict=True))
+        last = max((index for index, count in enumerate(buckets) if count), default=0)
+        highest = min(self.max_ns, _LOWER_NS[last + 1] - 1) if any(buckets) else 0
+        return Histogram(buckets, self.sum_ns - earlier.sum_ns, highest)
+
+
+def read_histogram(ffi: Any, hist: Any) -> Histogram:
+    """Snapshot a `struct hist` that a cffi module declares (each has an `ffi` of its own)."""
+    return Histogram.from_words(memoryview(ffi.buffer(ffi.addressof(hist))).cast("B").cast("Q"))
+
+
+def _whole_buckets_below(bound_ns: int) -> int:
+    """Return how many buckets lie wholly at or below a bound."""
+    index = bisect_left(_LOWER_NS, bound_ns + 1)
+    return index - 1 if _LOWER_NS[index] > bound_ns + 1 else index

@@ -1,0 +1,82 @@
+/*
+ * The destination's page map: the claim that lets each page be written exactly once.
+ *
+ *   ABSENT ──fault──> REQUESTED ──claim──> WATCHED ──placed──> PLACED
+ *   ABSENT ──claim──> PLACING  ──placed──> PLACED      PLACING ──fault──> WATCHED
+ *   ABSENT ──zero───> ZERO     ──fault───> PLACING
+ *
+ * Whoever moves a page to PLACING or WATCHED owns its memory until PLACED: nobody else writes a byte of it. WATCHED
+ * says in addition that a fault is accounted for this page, so its placer tells the demand thread. A page that lost
+ * its claim (PLACING, WATCHED, PLACED, ZERO) must not be written by the loser: the guest may own it already.
+ */
+#ifndef POSTCOPY_PAGE_MAP_H
+#define POSTCOPY_PAGE_MAP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "pump.h"
+
+typedef _Atomic uint8_t page_byte;
+
+_Static_assert(sizeof(page_byte) == 1, "one byte a page");
+
+static inline uint8_t page_load(const page_byte *page) {
+    return atomic_load_explicit(page, memory_order_acquire);
+}
+
+static inline bool page_move(page_byte *page, uint8_t from, uint8_t to) {
+    return atomic_compare_exchange_strong_explicit(page, &from, to, memory_order_acq_rel, memory_order_acquire);
+}
+
+/* Take the right to write a page's content. False: its content is there or somebody else is writing it. */
+static inline bool page_claim(page_byte *page) {
+    for (;;) {
+        switch (page_load(page)) {
+        case PAGE_ABSENT:
+            if (page_move(page, PAGE_ABSENT, PAGE_PLACING))
+                return true;
+            break;
+        case PAGE_REQUESTED:
+            if (page_move(page, PAGE_REQUESTED, PAGE_WATCHED))
+                return true;
+            break;
+        default:
+            return false;
+        }
+    }
+}
+
+/* The owner is done with `count` pages; true if a fault waits for the news of any of them. */
+static inline bool pages_placed(page_byte *pages, uint64_t count) {
+    bool watched = false;
+    for (uint64_t i = 0; i < count; i++)
+        watched |= atomic_exchange_explicit(&pages[i], PAGE_PLACED, memory_order_acq_rel) == PAGE_WATCHED;
+    return watched;
+}
+
+/*
+ * Mark pages that are ABSENT as ZERO from `first` on, and stop at the first that is not ABSENT or at `stop`.
+ * Returns where it stopped. Eight at a time where all eight are absent: a hole may span millions of pages.
+ */
+static inline uint64_t pages_zero(page_byte *pages, uint64_t first, uint64_t stop) {
+    const uint64_t absent8 = 0, zero8 = 0x0101010101010101ull * PAGE_ZERO;
+    while (first < stop) {
+        if (!((uintptr_t)&pages[first] & 7) && stop - first >= 8) {
+            _Atomic uint64_t *eight = (_Atomic uint64_t *)(void *)&pages[first];
+            uint64_t expected = absent8;
+            if (atomic_compare_exchange_strong_explicit(eight, &expected, zero8, memory_order_acq_rel,
+                                                        memory_order_acquire)) {
+                first += 8;
+                continue;
+            }
+        }
+        if (!page_move(&pages[first], PAGE_ABSENT, PAGE_ZERO))
+            break;
+        first++;
+    }
+    return first;
+}
+
+#endif

@@ -1,0 +1,111 @@
+/* See place.h. */
+#include "place.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <sys/ioctl.h>
+
+/* All three ioctls begin with a range and end with a signed count of bytes done or -errno. */
+struct copy_argument {
+    uint64_t destination, source, length, mode;
+    int64_t done;
+};
+struct range_argument {
+    uint64_t start, length, mode;
+    int64_t done;
+};
+struct wake_argument {
+    uint64_t start, length;
+};
+
+_Static_assert(sizeof(struct copy_argument) == 40, "struct uffdio_copy");
+_Static_assert(sizeof(struct range_argument) == 32, "struct uffdio_zeropage and struct uffdio_continue");
+_Static_assert(sizeof(struct wake_argument) == 16, "struct uffdio_range");
+
+/*
+ * EAGAIN without progress means that the mappings are changing just now. It passes; a kernel that answers it this
+ * often in a row is not coming back from it.
+ */
+#define RETRIES_MAX 1000000u
+
+static int refused(struct placer *placer, uint32_t operation, int number) {
+    placer->operation = operation;
+    placer->number = number;
+    return -1;
+}
+
+int place_wake(struct placer *placer, uint64_t address, uint64_t length) {
+    struct wake_argument wake = {.start = address, .length = length};
+    if (ioctl(placer->uffd, UFFD_IOC_WAKE, &wake) == 0 || errno == ESRCH)
+        return 0;
+    return refused(placer, UFFD_IOC_WAKE, errno);
+}
+
+static int64_t attempt(struct placer *placer, uint32_t operation, uint64_t address, const void *content,
+                       uint64_t length) {
+    /* The result field is cleared first: where the kernel fails early it leaves it as it was. */
+    int result;
+    int64_t done;
+    if (operation == UFFD_IOC_COPY) {
+        struct copy_argument copy = {.destination = address, .source = (uint64_t)(uintptr_t)content, .length = length};
+        result = ioctl(placer->uffd, operation, &copy);
+        done = copy.done;
+    } else {
+        struct range_argument range = {.start = address, .length = length};
+        result = ioctl(placer->uffd, operation, &range);
+        done = range.done;
+    }
+    if (result == 0)
+        return (int64_t)length;
+    if (errno == EAGAIN && done > 0)
+        return done;
+    return -errno;
+}
+
+static int place(struct placer *placer, uint32_t operation, uint64_t address, const uint8_t *content,
+                 uint64_t length, uint64_t page_size) {
+    uint64_t retries = 0;
+    while (length) {
+        int64_t done = attempt(placer, operation, address, content, length);
+        if (done == -EAGAIN) {
+            hist_add(&placer->counters->outcome_retry, 1);
+            if (++retries > RETRIES_MAX)
+                return refused(placer, operation, EAGAIN);
+            sched_yield();
+            continue;
+        }
+        if (done == -ESRCH) {
+            hist_add(&placer->counters->outcome_gone, 1);
+            return 0;
+        }
+        if (done == -EEXIST) {
+            /* The first page is there already: nobody was woken for it. Go on behind it. */
+            hist_add(&placer->counters->outcome_present, 1);
+            if (place_wake(placer, address, page_size))
+                return -1;
+            done = (int64_t)page_size;
+        } else if (done < 0) {
+            return refused(placer, operation, (int)-done);
+        } else {
+            hist_add(&placer->counters->outcome_placed, 1);
+            hist_add(&placer->counters->bytes_placed, (uint64_t)done);
+        }
+        retries = 0;
+        address += (uint64_t)done;
+        content = content ? content + done : NULL;
+        length -= (uint64_t)done;
+    }
+    return 0;
+}
+
+int place_copy(struct placer *placer, uint64_t address, const void *content, uint64_t length, uint64_t page_size) {
+    return place(placer, UFFD_IOC_COPY, address, content, length, page_size);
+}
+
+int place_continue(struct placer *placer, uint64_t address, uint64_t length, uint64_t page_size) {
+    return place(placer, UFFD_IOC_CONTINUE, address, NULL, length, page_size);
+}
+
+int place_zero(struct placer *placer, uint64_t address, uint64_t length, uint64_t page_size) {
+    return place(placer, UFFD_IOC_ZEROPAGE, address, NULL, length, page_size);
+}

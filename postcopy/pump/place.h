@@ -1,0 +1,51 @@
+/*
+ * Placing: the userfaultfd ioctls that make page content present and wake whoever waits, with outcomes for results.
+ *
+ * The constants are the kernel's ABI, defined here because Debian 12's header predates some of them.
+ */
+#ifndef POSTCOPY_PLACE_H
+#define POSTCOPY_PLACE_H
+
+#include <stdint.h>
+
+#include "pump.h"
+
+#define UFFD_IOC_WAKE 0x8010AA02u
+#define UFFD_IOC_COPY 0xC028AA03u
+#define UFFD_IOC_ZEROPAGE 0xC020AA04u
+#define UFFD_IOC_CONTINUE 0xC020AA07u
+#define UFFD_EVENT_PAGEFAULT 0x12
+#define UFFD_FAULT_WP 2u
+#define UFFD_FAULT_MINOR 4u
+
+struct uffd_message {
+    uint8_t event;
+    uint8_t reserved[7];
+    uint64_t flags;
+    uint64_t address;
+    uint32_t thread;
+    uint32_t padding;
+};
+
+_Static_assert(sizeof(struct uffd_message) == 32, "struct uffd_msg");
+
+enum outcome { OUTCOME_PLACED = 0, OUTCOME_PRESENT = 1, OUTCOME_RETRY = 2, OUTCOME_GONE = 3 };
+
+/* What placing needs to know and where it counts. `operation` and `number` tell of a failure. */
+struct placer {
+    int uffd;
+    struct destination_channel *counters;
+    uint32_t operation;
+    int number;
+};
+
+/*
+ * Each places `length` bytes at `address` and wakes the waiters. 0: all of it is present now, whoever placed it.
+ * -1: the kernel refused; placer->operation and ->number say what. GONE (the address space is ending) counts as done.
+ */
+int place_copy(struct placer *placer, uint64_t address, const void *content, uint64_t length, uint64_t page_size);
+int place_continue(struct placer *placer, uint64_t address, uint64_t length, uint64_t page_size);
+int place_zero(struct placer *placer, uint64_t address, uint64_t length, uint64_t page_size);
+int place_wake(struct placer *placer, uint64_t address, uint64_t length);
+
+#endif

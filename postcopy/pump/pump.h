@@ -1,0 +1,167 @@
+/*
+ * The data plane: how pages move between two agents, on threads that never need Python.
+ *
+ * A pump is created with everything it will ever use, given its connections, started, watched through its status and
+ * counters, stopped and destroyed. All functions are for one owning thread; the counters and the status may be read
+ * at any time between create and destroy. Nothing is allocated after create, nothing is logged, no policy is made.
+ *
+ * Ownership: the pump owns the sockets given to *_attach and its own eventfds and closes them in *_destroy. The
+ * userfaultfd, the regions' mappings and their file descriptors stay the caller's and must outlive the pump.
+ */
+#ifndef POSTCOPY_PUMP_H
+#define POSTCOPY_PUMP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "frame.h"
+#include "histogram.h"
+
+#define PUMP_REGIONS_MAX 64u
+#define PUMP_RING_EXTENTS 4096u
+
+enum pump_role { ROLE_URGENT = 2, ROLE_PUSH = 3 };
+
+/* How the content of a page becomes a present page. */
+enum pump_placement { PLACE_COPY = 0, PLACE_CONTINUE = 1 };
+
+/* One byte of the destination's map for each page. The order of life is in page_map.h. */
+enum page_state {
+    PAGE_ABSENT = 0,
+    PAGE_REQUESTED = 1,
+    PAGE_PLACING = 2,
+    PAGE_PLACED = 3,
+    PAGE_ZERO = 4,
+    PAGE_WATCHED = 5,
+};
+
+enum pump_state { PUMP_IDLE = 0, PUMP_RUNNING = 1, PUMP_COMPLETE = 2, PUMP_FAILED = 3 };
+
+enum pump_failure {
+    FAILURE_NONE = 0,
+    FAILURE_CLOSED = 1,     /* the other agent closed the connection */
+    FAILURE_SOCKET = 2,     /* number is the errno of a socket call */
+    FAILURE_FRAME = 3,      /* number is an enum frame_refusal; region, offset, length are the frame's */
+    FAILURE_KERNEL = 4,     /* number is the errno of the ioctl in operation */
+    FAILURE_INCOMPLETE = 5, /* everything was pushed and yet pages are absent */
+};
+
+struct pump_region {
+    uint64_t guest;      /* address of the mapping the guest uses */
+    uint64_t alias;      /* address of the unregistered second mapping, 0 if there is none */
+    uint64_t size;       /* bytes, a multiple of page_size */
+    uint64_t page_size;  /* bytes, a power of two */
+    uint32_t demand;     /* enum pump_placement of a demand page */
+    uint32_t push;       /* enum pump_placement of a pushed page */
+    int32_t fd;          /* the file behind it, -1 if none: the source looks for holes there */
+    uint32_t zeropage;   /* whether UFFDIO_ZEROPAGE works on this memory (not on hugetlb) */
+};
+
+/* Why a pump failed. Written once, before `state` becomes PUMP_FAILED. */
+struct pump_status {
+    _Atomic uint32_t state;
+    uint32_t failure;
+    uint32_t role;
+    int32_t number;
+    uint32_t operation; /* the ioctl's number for FAILURE_KERNEL */
+    uint32_t region;
+    uint64_t offset;
+    uint64_t length;
+};
+
+/* Counters of the destination. Each struct has one writing thread and its own cache lines. */
+struct destination_demand {
+    _Alignas(128) _Atomic uint64_t faults_missing;
+    _Atomic uint64_t faults_minor;
+    _Atomic uint64_t faults_wp;
+    _Atomic uint64_t requests;
+    _Atomic uint64_t pending; /* faults not yet resolved */
+    _Atomic uint64_t bytes_sent;
+    struct hist latency; /* fault read to page placed */
+};
+
+struct destination_channel {
+    _Alignas(128) _Atomic uint64_t bytes_received;
+    _Atomic uint64_t frames;
+    _Atomic uint64_t pages;     /* placed with content that came on this connection */
+    _Atomic uint64_t zero;      /* known to be zero by this connection */
+    _Atomic uint64_t duplicate; /* came again and were dropped */
+    _Atomic uint64_t ended;     /* 1 once END was read */
+    _Atomic uint64_t bytes_placed;
+    _Atomic uint64_t outcome_placed; /* ioctls by outcome */
+    _Atomic uint64_t outcome_present;
+    _Atomic uint64_t outcome_retry;
+    _Atomic uint64_t outcome_gone;
+};
+
+struct destination_counters {
+    struct destination_demand demand;
+    struct destination_channel urgent, push;
+    _Alignas(128) _Atomic uint64_t resident; /* pages whose content needs nothing from the source any more */
+};
+
+struct source_channel {
+    _Alignas(128) _Atomic uint64_t bytes_sent;
+    _Atomic uint64_t pages;
+    _Atomic uint64_t zero;
+    _Atomic uint64_t frames;
+    _Atomic uint64_t requests; /* urgent only: requests read */
+    _Atomic uint64_t ignored;  /* urgent only: requests for a page that is on its way already */
+    _Atomic uint64_t again;    /* urgent only: pages sent once more because the push had them in flight */
+};
+
+struct source_counters {
+    struct source_channel urgent, push;
+};
+
+struct destination;
+struct source;
+
+/* Create with `count` regions (copied). Returns NULL with errno set. */
+struct destination *destination_create(int uffd, const struct pump_region *regions, uint32_t count,
+                                       uint64_t poll_max_ns);
+/* Give it the connection of a role, once each, before start. The socket becomes the pump's, even on failure (-errno). */
+int destination_attach(struct destination *pump, uint32_t role, int socket);
+/* Start its two threads. Returns 0 or -errno. */
+int destination_start(struct destination *pump);
+/* Ask the threads to end and wait for them. Idempotent; threads that wait in a fault stay the guest's problem. */
+void destination_stop(struct destination *pump);
+/* Stop and free everything. NULL is allowed. */
+void destination_destroy(struct destination *pump);
+const struct pump_status *destination_status(const struct destination *pump);
+const struct destination_counters *destination_counters(const struct destination *pump);
+/* The page map of a region, `size / page_size` bytes of enum page_state; lives as long as the pump. */
+const uint8_t *destination_map(const struct destination *pump, uint32_t region);
+/* Readable once the pump is complete or has failed. */
+int destination_event_fd(const struct destination *pump);
+/* Nanoseconds of CPU used by its threads so far. */
+uint64_t destination_cpu_ns(const struct destination *pump);
+
+/* One order for the push thread. */
+struct push_extent {
+    uint64_t offset;
+    uint64_t length;
+    uint32_t region;
+    uint32_t zero; /* 1: the extent is known to hold zeros (a hole); its memory is not read */
+};
+
+struct source *source_create(const struct pump_region *regions, uint32_t count, uint64_t poll_max_ns,
+                             uint64_t frame_bytes);
+int source_attach(struct source *pump, uint32_t role, int socket);
+int source_start(struct source *pump);
+void source_stop(struct source *pump);
+void source_destroy(struct source *pump);
+const struct pump_status *source_status(const struct source *pump);
+const struct source_counters *source_counters(const struct source *pump);
+/* Queue extents for the push, in order. Returns how many fitted into the ring, or -EINVAL for one that is no page run. */
+int source_push(struct source *pump, const struct push_extent *extents, uint32_t count);
+/* Nothing more will be queued: END is sent after the last extent. */
+void source_push_end(struct source *pump);
+/* Extents queued and not yet begun. */
+uint32_t source_queued(const struct source *pump);
+/* Readable when the ring has run low since the last source_push. Reading it is the caller's. */
+int source_low_fd(const struct source *pump);
+int source_event_fd(const struct source *pump);
+uint64_t source_cpu_ns(const struct source *pump);
+
+#endif

@@ -1,0 +1,60 @@
+"""From a region's mapping in this process to the C pump's description of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any, Protocol
+
+from postcopy.pages.regions import Layout, Region
+from postcopy.pump._pump import ffi, lib
+
+
+class Placement(IntEnum):
+    """How the content of a page becomes a present page."""
+
+    COPY = lib.PLACE_COPY
+    CONTINUE = lib.PLACE_CONTINUE
+
+
+class MappedRegion(Protocol):
+    """What a pump needs of a mapping; postcopy.kernel's Mapping is one."""
+
+    @property
+    def region(self) -> Region:
+        """The region that is mapped."""
+
+    @property
+    def address(self) -> int:
+        """Address of the mapping that the guest uses."""
+
+    @property
+    def alias(self) -> int:
+        """Address of a second mapping that is never registered, 0 if there is none."""
+
+    @property
+    def fd(self) -> int:
+        """The file behind the memory, -1 if there is none."""
+
+
+def describe(
+    layout: Layout,
+    mappings: Sequence[MappedRegion],
+    demand: Sequence[Placement] | None = None,
+    push: Sequence[Placement] | None = None,
+    zeropage: Sequence[bool] | None = None,
+) -> tuple[Any, int]:
+    """Return the C array of regions and their number.
+
+    `demand`, `push` and `zeropage` have one entry for each region; a source needs none of them.
+    """
+    count = len(layout.regions)
+    regions = ffi.new("struct pump_region[]", count)
+    for index, (region, mapping) in enumerate(zip(layout.regions, mappings, strict=True)):
+        entry = regions[index]
+        entry.guest, entry.alias, entry.fd = mapping.address, mapping.alias, mapping.fd
+        entry.size, entry.page_size = region.size, region.page_size
+        entry.demand = demand[index] if demand else Placement.COPY
+        entry.push = push[index] if push else Placement.COPY
+        entry.zeropage = zeropage[index] if zeropage else False
+    return regions, count

@@ -1,0 +1,130 @@
+"""The owner of the source's pump: it orders what is pushed and reads the counters; answering requests is C's alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from postcopy.errors import HostError
+from postcopy.pages.regions import Layout
+from postcopy.plan.push import PushExtent
+from postcopy.pump._pump import ffi, lib
+from postcopy.pump.destination import ROLES, Role
+from postcopy.pump.regions import MappedRegion, describe
+from postcopy.pump.status import PumpStatus, read_status
+
+RING_EXTENTS: int = lib.PUMP_RING_EXTENTS
+# Payload of one pushed frame: small enough that the destination's staging buffer stays in its CPU's cache.
+PUSH_FRAME_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStats:
+    """A snapshot of the counters. Pages are counted in each region's own page size."""
+
+    pages_demand: int
+    pages_push: int
+    pages_zero: int
+    pages_again: int
+    requests: int
+    requests_ignored: int
+    bytes_sent_urgent: int
+    bytes_sent_push: int
+    queued: int
+    cpu_seconds: float
+
+
+class SourcePump:
+    """Two threads: one answers requests out of the guest's memory, one pushes the extents it is given.
+
+    The guest must be stopped: its memory is sent as it lies there. `mappings` must outlive the pump.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        mappings: Sequence[MappedRegion],
+        *,
+        poll_max_ns: int,
+        frame_bytes: int = PUSH_FRAME_BYTES,
+    ) -> None:
+        regions, count = describe(layout, mappings)
+        self._pump: Any = lib.source_create(regions, count, poll_max_ns, frame_bytes)
+        if self._pump == ffi.NULL:
+            raise HostError(f"the source's pump could not be created: {os.strerror(ffi.errno)}")
+
+    def attach(self, role: Role, socket_fd: int) -> None:
+        """Hand over the connected socket of a role; it belongs to the pump from here on, whatever happens."""
+        result = lib.source_attach(self._pump, ROLES[role], socket_fd)
+        if result:
+            raise ValueError(f"{role}: {os.strerror(-result)}")
+
+    def start(self) -> None:
+        """Start both threads; both connections must be there."""
+        result = lib.source_start(self._pump)
+        if result:
+            raise HostError(f"the source's pump could not be started: {os.strerror(-result)}")
+
+    def push(self, extents: Sequence[PushExtent]) -> int:
+        """Queue extents for the push, in order; return how many of them the ring had room for."""
+        orders = ffi.new("struct push_extent[]", len(extents))
+        for order, extent in zip(orders, extents, strict=True):
+            order.region, order.offset, order.length = extent.region, extent.offset, extent.length
+            order.zero = extent.zero
+        accepted: int = lib.source_push(self._pump, orders, len(extents))
+        if accepted < 0:
+            raise ValueError(f"an extent is no run of pages of its region: {extents}")
+        return accepted
+
+    def push_end(self) -> None:
+        """Say that nothing more will be queued; the last frame of the push is END."""
+        lib.source_push_end(self._pump)
+
+    @property
+    def low_fd(self) -> int:
+        """Readable (an eventfd) when the ring has run low since the last push()."""
+        return int(lib.source_low_fd(self._pump))
+
+    @property
+    def event_fd(self) -> int:
+        """Readable once the pump has failed."""
+        return int(lib.source_event_fd(self._pump))
+
+    def status(self) -> PumpStatus:
+        """Return the state and, where it failed, why."""
+        return read_status(lib.source_status(self._pump), "destination")
+
+    def snapshot(self) -> SourceStats:
+        """Return all counters; costs the C threads nothing."""
+        counters = lib.source_counters(self._pump)
+        urgent, push = counters.urgent, counters.push
+        return SourceStats(
+            pages_demand=urgent.pages,
+            pages_push=push.pages,
+            pages_zero=urgent.zero + push.zero,
+            pages_again=urgent.again,
+            requests=urgent.requests,
+            requests_ignored=urgent.ignored,
+            bytes_sent_urgent=urgent.bytes_sent,
+            bytes_sent_push=push.bytes_sent,
+            queued=lib.source_queued(self._pump),
+            cpu_seconds=lib.source_cpu_ns(self._pump) / 1e9,
+        )
+
+    def stop(self) -> None:
+        """End both threads and wait for them. Idempotent."""
+        if self._pump != ffi.NULL:
+            lib.source_stop(self._pump)
+
+    def close(self) -> None:
+        """Stop, close the connections, free the memory. Idempotent."""
+        pump, self._pump = self._pump, ffi.NULL
+        lib.source_destroy(pump)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

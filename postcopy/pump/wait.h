@@ -1,0 +1,29 @@
+/*
+ * Waiting: poll a while, then block.
+ *
+ * Waking an idle CPU costs tens of microseconds, several times what serving a page costs; a thread that looks again
+ * and again instead is there at once. But looking takes the CPU from whoever has work. So the window is a setting
+ * (0 blocks at once), each look gives the CPU away to any other runnable thread, and a look that shows that another
+ * thread ran ends the window at once and keeps it closed for a while.
+ */
+#ifndef POSTCOPY_WAIT_H
+#define POSTCOPY_WAIT_H
+
+#include <poll.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct waiter {
+    uint64_t window_ns;  /* how long to look before blocking */
+    uint64_t since_ns;   /* when the looking began, 0 if there was progress since */
+    uint64_t closed_until_ns;
+    uint64_t closed_ns;  /* how long it was closed the last time */
+};
+
+uint64_t now_ns(void);
+/* There was something to do: the next wait begins with a whole window. */
+static inline void waiter_progress(struct waiter *waiter) { waiter->since_ns = 0; }
+/* Nothing to do. Returns at once while the window is open, else blocks until one of the descriptors is ready. */
+int waiter_wait(struct waiter *waiter, struct pollfd *descriptors, nfds_t count);
+
+#endif
