@@ -178,6 +178,7 @@ static int wait_for_work(struct destination *pump) {
 
 void demand_run(void *argument) {
     struct destination *pump = argument;
+    thread_prefer();
     while (!atomic_load_explicit(&pump->stopping, memory_order_acquire)) {
         int faults = read_faults(pump);
         int requests = faults < 0 ? STEP_FAILED : send_requests(pump);

@@ -42,7 +42,25 @@ void resident_add(struct destination *pump, uint64_t pages) {
         signal_fd(pump->event_fd);
 }
 
-/* After END every page is resident, or a demand page is still on its way on the other connection. */
+/*
+ * After END a page is resident, being placed, or was asked for and is still on its way on the other connection. One
+ * that is absent was never sent and never will be: better a clear end than a guest that waits for ever.
+ */
+static void check_complete(struct destination *pump) {
+    for (uint32_t i = 0; i < pump->count; i++) {
+        const struct memory *memory = &pump->memory[i];
+        for (uint64_t page = 0; page < memory->pages; page++) {
+            if (page_load(&memory->map[page]) != PAGE_ABSENT)
+                continue;
+            struct pump_status failure = {.failure = FAILURE_INCOMPLETE, .role = ROLE_PUSH, .region = i,
+                                          .offset = page * memory->region.page_size,
+                                          .length = memory->region.page_size};
+            fail(pump, &failure);
+            return;
+        }
+    }
+}
+
 static void push_run(void *argument) {
     struct destination *pump = argument;
     struct pollfd descriptors[2] = {
@@ -51,6 +69,8 @@ static void push_run(void *argument) {
     };
     while (!atomic_load_explicit(&pump->stopping, memory_order_acquire)) {
         int step = receiver_step(pump, &pump->push);
+        if (step == STEP_ENDED)
+            check_complete(pump);
         if (step == STEP_ENDED || step == STEP_FAILED)
             break;
         if (step == STEP_PROGRESS)
@@ -119,6 +139,7 @@ struct destination *destination_create(int uffd, const struct pump_region *regio
     pump->uffd = uffd;
     pump->count = count;
     pump->waiter.window_ns = poll_max_ns;
+    pump->waiter.busy = &pump->counters.push.bytes_received;
     pump->urgent.socket = pump->push.socket = -1;
     pump->news_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     pump->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -192,6 +192,7 @@ static int send_answers(struct source *pump) {
 
 static void urgent_run(void *argument) {
     struct source *pump = argument;
+    thread_prefer();
     while (!atomic_load_explicit(&pump->stopping, memory_order_acquire)) {
         int requests = read_requests(pump);
         int answers = requests < 0 ? -1 : send_answers(pump);
@@ -293,11 +294,11 @@ static int wait_for_orders(struct source *pump) {
     struct pollfd descriptors[3] = {
         {.fd = pump->stop_fd, .events = POLLIN},
         {.fd = pump->work_fd, .events = POLLIN},
-        {.fd = pump->push_socket, .events = 0}, /* only its end is news: nothing is sent to us there */
+        {.fd = pump->push_socket, .events = POLLRDHUP}, /* nothing but its end comes there */
     };
     if (poll(descriptors, 3, -1) < 0 && errno != EINTR)
         return fail_socket(pump, ROLE_PUSH, errno);
-    if (descriptors[2].revents & (POLLERR | POLLHUP))
+    if (descriptors[2].revents & (POLLERR | POLLHUP | POLLRDHUP))
         return fail_socket(pump, ROLE_PUSH, 0);
     uint64_t count;
     if (descriptors[1].revents & POLLIN && read(pump->work_fd, &count, sizeof count) < 0 && errno != EAGAIN)
@@ -356,6 +357,7 @@ struct source *source_create(const struct pump_region *regions, uint32_t count, 
     pump->count = count;
     pump->frame_bytes = frame_bytes;
     pump->waiter.window_ns = poll_max_ns;
+    pump->waiter.busy = &pump->counters.push.bytes_sent;
     pump->urgent_socket = pump->push_socket = -1;
     pump->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     pump->work_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

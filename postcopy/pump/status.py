@@ -52,7 +52,7 @@ def _explain(status: Any, other_agent: str) -> str:
         reason = FrameRefusal(status.number).name.lower()
         return f"the {other_agent} sent a frame on {connection} that is refused ({reason}): {where}"
     if status.failure == lib.FAILURE_INCOMPLETE:
-        return f"the {other_agent} says that everything was sent, and pages are still absent"
+        return f"the {other_agent} says that everything was sent, and a page never came: {where}"
     operation = _OPERATIONS.get(status.operation, f"operation {status.operation:#x}")
     return f"{operation} failed with {_errno(status.number)} at {where}"
 

@@ -17,6 +17,11 @@ struct thread {
 
 /* Start a thread that calls `run(argument)`; the struct must outlive it. Returns 0 or -errno. */
 int thread_start(struct thread *thread, const char *name, void (*run)(void *), void *argument);
+/*
+ * Ask the scheduler to let the calling thread in quickly when it wakes: a short slice, and a better nice value where
+ * that is allowed. It asks for no more CPU time, and kernels that know nothing of it are no error.
+ */
+void thread_prefer(void);
 /* Wait for its end. Idempotent, and nothing for a thread that was never started. */
 void thread_join(struct thread *thread);
 /* Nanoseconds of CPU so far; may be called at any time by the thread's owner. */

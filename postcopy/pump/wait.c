@@ -5,11 +5,13 @@
 #include <sched.h>
 #include <time.h>
 
-/* Giving the CPU away to nobody takes well below this; longer means that another thread had work for it. */
-#define YIELD_ALONE_NS 4000u
-/* How long the window stays closed after that: doubled each time, up to the second figure. */
+/* Giving the CPU away to nobody takes below one microsecond; this long means that another thread worked. */
+#define CONTENDED_NS 30000u
+/* How long that closes the window: doubled each time it happens again, up to the second figure. */
 #define CLOSED_MIN_NS 1000000u
-#define CLOSED_MAX_NS 16000000u
+#define CLOSED_MAX_NS 256000000u
+/* How long the push closes it each time it is seen to move. */
+#define BUSY_CLOSED_NS 2000000u
 
 uint64_t now_ns(void) {
     struct timespec now;
@@ -20,7 +22,12 @@ uint64_t now_ns(void) {
 static bool window_open(struct waiter *waiter) {
     if (!waiter->window_ns)
         return false;
-    uint64_t before = now_ns();
+    uint64_t before = now_ns(), busy = atomic_load_explicit(waiter->busy, memory_order_relaxed);
+    if (busy != waiter->busy_seen) {
+        waiter->busy_seen = busy;
+        if (waiter->closed_until_ns < before + BUSY_CLOSED_NS)
+            waiter->closed_until_ns = before + BUSY_CLOSED_NS;
+    }
     if (before < waiter->closed_until_ns)
         return false;
     if (!waiter->since_ns)
@@ -28,16 +35,16 @@ static bool window_open(struct waiter *waiter) {
     if (before - waiter->since_ns >= waiter->window_ns)
         return false;
     sched_yield();
-    uint64_t after = now_ns();
-    if (after - before < YIELD_ALONE_NS) {
-        waiter->closed_ns = waiter->closed_ns > CLOSED_MIN_NS ? waiter->closed_ns - waiter->closed_ns / 1024 : 0;
-        return true;
+    uint64_t took = now_ns() - before;
+    if (took >= CONTENDED_NS) {
+        waiter->closed_ns = waiter->closed_ns ? 2 * waiter->closed_ns : CLOSED_MIN_NS;
+        if (waiter->closed_ns > CLOSED_MAX_NS)
+            waiter->closed_ns = CLOSED_MAX_NS;
+        waiter->closed_until_ns = before + took + waiter->closed_ns;
+    } else if (waiter->closed_ns && before - waiter->closed_until_ns > waiter->closed_ns) {
+        waiter->closed_ns = 0; /* left alone for as long as it was closed: that is over */
     }
-    waiter->closed_ns = waiter->closed_ns ? 2 * waiter->closed_ns : CLOSED_MIN_NS;
-    if (waiter->closed_ns > CLOSED_MAX_NS)
-        waiter->closed_ns = CLOSED_MAX_NS;
-    waiter->closed_until_ns = after + waiter->closed_ns;
-    return true; /* time has passed: look once more before blocking */
+    return true;
 }
 
 int waiter_wait(struct waiter *waiter, struct pollfd *descriptors, nfds_t count) {

@@ -2,22 +2,26 @@
  * Waiting: poll a while, then block.
  *
  * Waking an idle CPU costs tens of microseconds, several times what serving a page costs; a thread that looks again
- * and again instead is there at once. But looking takes the CPU from whoever has work. So the window is a setting
- * (0 blocks at once), each look gives the CPU away to any other runnable thread, and a look that shows that another
- * thread ran ends the window at once and keeps it closed for a while.
+ * and again instead is there at once. But looking takes the CPU from whoever has work, and against a busy push it is
+ * ten times worse than blocking. So the window is a setting (0 always blocks), each look offers the CPU to any other
+ * runnable thread, and the window is closed for a while as soon as there is work for the CPUs: when the push beside
+ * us has moved bytes, or when a look took so long that another thread must have run meanwhile.
  */
 #ifndef POSTCOPY_WAIT_H
 #define POSTCOPY_WAIT_H
 
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 struct waiter {
-    uint64_t window_ns;  /* how long to look before blocking */
-    uint64_t since_ns;   /* when the looking began, 0 if there was progress since */
+    uint64_t window_ns;            /* how long to look before blocking */
+    const _Atomic uint64_t *busy;  /* moves while the push beside us has work */
+    uint64_t busy_seen;
+    uint64_t since_ns;             /* when the looking began, 0 if there was progress since */
     uint64_t closed_until_ns;
-    uint64_t closed_ns;  /* how long it was closed the last time */
+    uint64_t closed_ns;            /* how long contention closed it the last time */
 };
 
 uint64_t now_ns(void);

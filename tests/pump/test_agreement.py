@@ -1,0 +1,96 @@
+"""Facts that C and Python both know: layouts, limits, frame checks, the page map. Here they are held together."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from postcopy.errors import ProtocolError
+from postcopy.pages.ledger import Ledger, PageState
+from postcopy.pages.regions import Layout, Region
+from postcopy.pump._pump import ffi, lib
+from postcopy.wire import frame, limits
+
+LAYOUT = Layout((Region(0, "shmem", 4096, 64 * 4096), Region(1, "hugetlb-2M", 2 << 20, 4 << 20)))
+
+
+def test_constants_are_the_same() -> None:
+    assert lib.FRAME_MAGIC == frame.FRAME_MAGIC
+    assert lib.FRAME_BYTES_MAX == limits.FRAME_BYTES_MAX
+    assert limits.REGIONS_MAX == lib.PUMP_REGIONS_MAX
+    for state in PageState:
+        assert getattr(lib, f"PAGE_{state.name}") == state
+    for kind in frame.FrameType:
+        assert getattr(lib, f"FRAME_{kind.name}") == kind
+    assert lib.FRAMES_TO_SOURCE == frame.Direction.TO_SOURCE.allowed
+    assert lib.FRAMES_URGENT == frame.Direction.URGENT.allowed
+    assert lib.FRAMES_PUSH == frame.Direction.PUSH.allowed
+
+
+def refusal_in_c(header: bytes, allowed: int) -> int:
+    bounds = ffi.new("struct frame_bounds[]", [{"size": r.size, "page_size": r.page_size} for r in LAYOUT.regions])
+    return int(lib.frame_check_bytes(header, allowed, bounds, len(LAYOUT.regions)))
+
+
+U64 = st.one_of(
+    st.sampled_from([0, 1, 4095, 4096, 8192, 2 << 20, 4 << 20, 64 * 4096, 2**63, 2**64 - 4096, 2**64 - 1]),
+    st.integers(0, 64).map(lambda pages: pages * 4096),
+    st.integers(0, 2**64 - 1),
+)
+HEADERS = st.builds(
+    frame.Header,
+    type=st.integers(0, 6),
+    region=st.integers(0, 3),
+    offset=U64,
+    length=U64,
+    magic=st.sampled_from([frame.FRAME_MAGIC] * 7 + [0, 0x4350]),
+    flags=st.sampled_from([0] * 7 + [1]),
+    reserved=st.sampled_from([0] * 7 + [1]),
+)
+
+
+@settings(max_examples=2000)
+@given(HEADERS, st.sampled_from(frame.Direction))
+def test_both_parsers_judge_alike(header: frame.Header, direction: frame.Direction) -> None:
+    assert refusal_in_c(frame.pack(header), direction.allowed) == frame.refusal(header, LAYOUT, direction)
+
+
+@given(HEADERS, st.sampled_from(frame.Direction))
+def test_what_c_accepts_python_accepts(header: frame.Header, direction: frame.Direction) -> None:
+    if refusal_in_c(frame.pack(header), direction.allowed):
+        with pytest.raises(ProtocolError):
+            frame.validate(header, LAYOUT, direction)
+    else:
+        frame.validate(header, LAYOUT, direction)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_the_page_map_follows_the_ledger(data: st.DataObject) -> None:
+    pages = data.draw(st.integers(1, 40), "pages")
+    ledger = Ledger(pages)
+    # Eight bytes more on either side: nothing outside may change, however the run lies to the words.
+    states = ffi.new("uint8_t[]", pages + 16)
+    ours = states + 8
+    for _ in range(data.draw(st.integers(0, 60), "steps")):
+        page = data.draw(st.integers(0, pages - 1))
+        match data.draw(st.sampled_from(["fault", "claim", "place", "zero"])):
+            case "fault":
+                before = ledger[page]
+                ledger.fault(page)
+                # Faults are the demand thread's; its moves are played here, the claims are C's.
+                if before in {PageState.ABSENT, PageState.PLACING, PageState.ZERO}:
+                    ours[page] = ledger[page]
+            case "claim":
+                assert lib.page_map_claim(ours, page) == ledger.claim(page)
+            case "place" if ledger[page] in {PageState.PLACING, PageState.WATCHED}:
+                assert lib.page_map_placed(ours, page, 1) == ledger.place(page)
+            case "zero":
+                stop = data.draw(st.integers(page + 1, pages))
+                reached = lib.page_map_zero(ours, page, stop)
+                assert reached == next((p for p in range(page, stop) if ledger[p] != PageState.ABSENT), stop)
+                for p in range(page, reached):
+                    assert ledger.zero(p)
+        assert bytes(ffi.buffer(ours, pages)) == ledger.to_bytes()
+    assert bytes(ffi.buffer(states, 8)) == bytes(ffi.buffer(ours + pages, 8)) == bytes(8)

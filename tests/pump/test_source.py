@@ -1,0 +1,222 @@
+"""The source's pump, with the test in the destination's place: what it answers, what it pushes, what it never reads."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from postcopy.pages.regions import Layout, Region
+from postcopy.plan.push import PushExtent
+from postcopy.pump._pump import ffi
+from postcopy.pump.source import RING_EXTENTS, SourcePump
+from postcopy.wire.frame import FrameType, Header, pack, unpack
+from tests.pump.stage import connection, until
+
+PAGE = 4096
+
+
+class Source:
+    """`pages` of a memfd: those in `data` hold their number + 1 in every byte, `zeroed` ones zeros, others are holes."""
+
+    def __init__(
+        self, pages: int, data: set[int], zeroed: set[int] = frozenset(), page_size: int = PAGE, **options: Any
+    ) -> None:
+        self.page_size = page_size
+        self.fd = os.memfd_create("source", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, pages * page_size)
+        for page in data | zeroed:
+            os.pwrite(self.fd, self.content(page) if page in data else bytes(page_size), page * page_size)
+        self.map = mmap.mmap(self.fd, pages * page_size)
+        region = Region(0, "shmem", page_size, pages * page_size)
+        address = int(ffi.cast("uintptr_t", ffi.from_buffer(self.map)))
+        mapping = SimpleNamespace(region=region, address=address, alias=0, fd=self.fd)
+        self.pump = SourcePump(Layout((region,)), [mapping], poll_max_ns=0, **options)
+        self.urgent, urgent = connection()
+        self.push, push = connection()
+        self.pump.attach("urgent", urgent.detach())
+        self.pump.attach("push", push.detach())
+        self.pump.start()
+
+    def content(self, page: int) -> bytes:
+        return bytes([page % 255 + 1]) * self.page_size
+
+    def ask(self, *pages: int) -> None:
+        requests = [Header(FrameType.REQUEST, 0, page * self.page_size, self.page_size) for page in pages]
+        self.urgent.sendall(b"".join(map(pack, requests)))
+
+    def order(self, page: int, count: int, zero: bool = False) -> None:
+        extent = PushExtent(0, page * self.page_size, count * self.page_size, zero)
+        assert self.pump.push([extent]) == 1
+
+    def close(self) -> None:
+        self.pump.close()
+        self.urgent.close()
+        self.push.close()
+
+
+@pytest.fixture
+def make() -> Iterator[Any]:
+    made: list[Source] = []
+
+    def source(*args: Any, **options: Any) -> Source:
+        made.append(Source(*args, **options))
+        return made[-1]
+
+    yield source
+    for one in made:
+        one.close()
+
+
+def receive(end: socket.socket, count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        part = end.recv(count - len(data))
+        assert part, "the connection ended"
+        data += part
+    return bytes(data)
+
+
+def frame_from(end: socket.socket) -> tuple[Header, bytes]:
+    header = unpack(receive(end, 24))
+    return header, receive(end, header.payload_bytes)
+
+
+def test_a_request_is_answered_with_the_page_or_the_news_that_it_is_zero(make: Any) -> None:
+    source = make(8, data={0, 3}, zeroed={4})
+    source.ask(3, 4, 5)
+    assert frame_from(source.urgent) == (Header(FrameType.PAGES, 0, 3 * PAGE, PAGE), source.content(3))
+    assert frame_from(source.urgent) == (Header(FrameType.ZERO, 0, 4 * PAGE, PAGE), b"")
+    assert frame_from(source.urgent) == (Header(FrameType.ZERO, 0, 5 * PAGE, PAGE), b"")
+    stats = source.pump.snapshot()
+    assert (stats.requests, stats.pages_demand, stats.pages_zero) == (3, 1, 2)
+    assert os.fstat(source.fd).st_blocks * 512 == 3 * PAGE, "a hole was read and so allocated"
+
+
+def test_a_page_asked_for_twice_is_sent_once(make: Any) -> None:
+    source = make(4, data={0, 1})
+    source.ask(1, 1, 0)
+    assert frame_from(source.urgent)[0].offset == PAGE
+    assert frame_from(source.urgent)[0].offset == 0
+    assert source.pump.snapshot().requests_ignored == 1
+
+
+def test_requests_in_pieces(make: Any) -> None:
+    source = make(4, data={2})
+    request = pack(Header(FrameType.REQUEST, 0, 2 * PAGE, PAGE))
+    for byte in request:
+        source.urgent.sendall(bytes([byte]))
+    assert frame_from(source.urgent)[1] == source.content(2)
+
+
+def test_more_requests_than_are_answered_at_a_time(make: Any) -> None:
+    count = 500
+    source = make(count, data=set(range(count)))
+    source.ask(*range(count))
+    for page in range(count):
+        header, content = frame_from(source.urgent)
+        assert (header.offset, content) == (page * PAGE, source.content(page))
+
+
+def test_the_push_sends_runs_once_and_skips_what_was_asked_for(make: Any) -> None:
+    source = make(16, data=set(range(10)), zeroed={10, 11}, frame_bytes=4 * PAGE)
+    source.ask(2)
+    frame_from(source.urgent)
+    source.order(0, 12)
+    source.order(0, 12)  # again: nothing is left of it
+    source.order(12, 4, zero=True)
+    source.pump.push_end()
+    frames = []
+    while not frames or frames[-1][0].type != FrameType.END:
+        frames.append(frame_from(source.push))
+    told = [(header.type, header.offset // PAGE, header.length // PAGE) for header, _ in frames[:-1]]
+    assert told == [(2, 0, 2), (2, 3, 4), (2, 7, 3), (3, 10, 2), (3, 12, 4)]
+    for header, content in frames[:3]:
+        first = header.offset // PAGE
+        assert content == b"".join(source.content(page) for page in range(first, first + header.length // PAGE))
+    stats = source.pump.snapshot()
+    assert (stats.pages_push, stats.pages_zero, stats.pages_demand) == (9, 6, 1)
+
+
+def test_a_request_for_a_pushed_page_overtakes_the_push_once(make: Any) -> None:
+    source = make(4, data={0, 1})
+    source.order(0, 2)
+    frame_from(source.push)
+    source.ask(0, 0)
+    assert frame_from(source.urgent)[1] == source.content(0)
+    until(lambda: source.pump.snapshot().requests == 2)
+    stats = source.pump.snapshot()
+    assert (stats.pages_again, stats.requests_ignored) == (1, 1)
+
+
+def test_a_large_page_is_not_worth_sending_twice(make: Any) -> None:
+    source = make(2, data={0, 1}, page_size=2 << 20)
+    source.order(0, 1)
+    assert frame_from(source.push)[1] == source.content(0)
+    source.ask(0, 1)
+    header, content = frame_from(source.urgent)
+    assert (header.offset, content) == (2 << 20, source.content(1))
+    assert source.pump.snapshot().requests_ignored == 1
+
+
+def test_the_ring_says_when_it_runs_low_and_when_it_is_full(make: Any) -> None:
+    source = make(64, data=set(range(64)))
+    extents = [PushExtent(0, (i % 64) * PAGE, PAGE, True) for i in range(RING_EXTENTS + 100)]
+    total = source.pump.push(extents)
+    assert RING_EXTENTS <= total <= RING_EXTENTS + 100
+    assert select.select([source.pump.low_fd], [], [], 10)[0]
+    os.read(source.pump.low_fd, 8)
+    assert not select.select([source.pump.low_fd], [], [], 0)[0]
+    while total < 2 * RING_EXTENTS:
+        total += source.pump.push(extents)
+    assert select.select([source.pump.low_fd], [], [], 10)[0]
+
+
+@pytest.mark.parametrize("extent", [(1, 0, PAGE), (0, 1, PAGE), (0, 0, 0), (0, 3 * PAGE, 2 * PAGE)])
+def test_an_order_that_is_no_page_run_is_a_mistake_of_ours(make: Any, extent: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="no run of pages"):
+        make(4, data={0}).pump.push([PushExtent(*extent, False)])
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (Header(FrameType.REQUEST, 0, 4 * PAGE, PAGE), "range"),
+        (Header(FrameType.REQUEST, 1, 0, PAGE), "region"),
+        (Header(FrameType.REQUEST, 0, 1, PAGE), "alignment"),
+        (Header(FrameType.REQUEST, 0, 0, 2 * PAGE), "limit"),
+        (Header(FrameType.PAGES, 0, 0, PAGE), "type"),
+        (Header(FrameType.REQUEST, 0, 0, PAGE, magic=0x4745), "magic"),
+    ],
+)
+def test_a_bad_request_ends_it_with_the_reason(make: Any, header: Header, reason: str) -> None:
+    source = make(4, data={0})
+    source.urgent.sendall(pack(header))
+    assert select.select([source.pump.event_fd], [], [], 10)[0]
+    status = source.pump.status()
+    assert status.state == "failed"
+    assert f"refused ({reason})" in str(status.error)
+
+
+@pytest.mark.parametrize("role", ["urgent", "push"])
+def test_a_connection_that_ends_is_told(make: Any, role: str) -> None:
+    source = make(4, data={0})
+    getattr(source, role).close()
+    assert select.select([source.pump.event_fd], [], [], 10)[0]
+    assert f"the {role} connection was closed by the destination" in str(source.pump.status().error)
+
+
+def test_it_stops_while_the_other_side_reads_nothing(make: Any) -> None:
+    pages = 16384
+    source = make(pages, data=set(range(pages)))
+    source.order(0, pages)
+    source.ask(*range(400))
+    until(lambda: source.pump.snapshot().bytes_sent_push > 0)
+    source.pump.stop()
+    assert source.pump.status().state == "running"
