@@ -16,8 +16,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from postcopy.kernel.types import memory_type
-from postcopy.kernel.userfaultfd import Mode, Userfaultfd
+from postcopy.kernel import memory_type
+from postcopy.kernel import Feature, Mode, Userfaultfd
 from postcopy.pages.regions import Layout, Region
 from postcopy.pump._pump import ffi
 from postcopy.pump.destination import DestinationPump
@@ -86,8 +86,8 @@ class Stage:
         self.region = Region(0, type_name, self.page_size, pages * self.page_size)
         self.layout = Layout((self.region,))
         self.mapping = self.type.allocate(self.region, alias=True)
-        self.uffd = Userfaultfd.open()
         modes = Mode.MISSING | Mode.MINOR if placement is Placement.CONTINUE else Mode.MISSING
+        self.uffd = Userfaultfd.open(self.type.features_for(modes) | Feature.THREAD_ID)
         self.uffd.register(self.mapping.address, self.region.size, modes)
         self.pump = DestinationPump(
             self.layout,

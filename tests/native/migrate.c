@@ -1,0 +1,185 @@
+/*
+ * A whole migration in one process without Python, for the sanitizers: both pumps over TCP, vCPU threads that fault
+ * while the push runs, duplicates sent on purpose, every byte checked.
+ *
+ * usage: migrate copy|continue PAGES STEPS
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "guest.h"
+#include "pump.h"
+#include "wait.h"
+
+#define PAGE 4096ull
+#define DEADLINE_NS 60000000000ull
+#define VCPUS 3u
+
+static void require(bool truth, const char *what) {
+    if (truth)
+        return;
+    fprintf(stderr, "migrate: %s (%s)\n", what, strerror(errno));
+    exit(1);
+}
+
+static void *map(int fd, uint64_t size) {
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    require(memory != MAP_FAILED, "mmap");
+    return memory;
+}
+
+static int memory_file(uint64_t size) {
+    int fd = memfd_create("guest", MFD_CLOEXEC);
+    require(fd >= 0 && ftruncate(fd, (off_t)size) == 0, "memfd");
+    return fd;
+}
+
+static void connection(int ends[2]) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof address;
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    require(listener >= 0 && !bind(listener, (struct sockaddr *)&address, length) && !listen(listener, 1) &&
+                !getsockname(listener, (struct sockaddr *)&address, &length),
+            "listen");
+    ends[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    require(ends[0] >= 0 && !connect(ends[0], (struct sockaddr *)&address, length), "connect");
+    ends[1] = accept(listener, NULL, NULL);
+    require(ends[1] >= 0, "accept");
+    close(listener);
+}
+
+static int userfaultfd_for(void *memory, uint64_t size, bool minor) {
+    int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+    require(device >= 0, "/dev/userfaultfd");
+    int uffd = ioctl(device, 0xAA00, O_NONBLOCK | O_CLOEXEC);
+    require(uffd >= 0, "USERFAULTFD_IOC_NEW");
+    close(device);
+    /* MISSING_SHMEM, THREAD_ID, MINOR_SHMEM */
+    uint64_t api[3] = {0xAA, 1u << 5 | 1u << 8 | 1u << 10, 0};
+    require(!ioctl(uffd, 0xC018AA3F, api), "UFFDIO_API");
+    uint64_t range[4] = {(uint64_t)(uintptr_t)memory, size, minor ? 5 : 1, 0};
+    require(!ioctl(uffd, 0xC020AA00, range), "UFFDIO_REGISTER");
+    return uffd;
+}
+
+static struct guest *guest_on(void *memory, int fd, uint64_t pages) {
+    struct guest_setup setup = {.workload = 2, .vcpus = VCPUS, .seed = 7, .nonce = 11, .blank_pages = pages / 8,
+                                .stride = 1};
+    struct guest_segment segment = {.address = memory, .pages = pages, .fd = fd};
+    struct guest *guest;
+    require(!(errno = guest_create(&setup, &segment, 1, NULL, &guest)), "guest_create");
+    return guest;
+}
+
+static void run(struct guest *guest, uint64_t steps) {
+    require(!(errno = guest_limit(guest, steps)), "guest_limit");
+    require(!(errno = guest_start(guest)), "guest_start");
+}
+
+static void await(struct guest *guest) {
+    require(!(errno = guest_wait(guest, now_ns() + DEADLINE_NS)), "guest_wait");
+    require(!(errno = guest_stop(guest, now_ns() + DEADLINE_NS)), "guest_stop");
+}
+
+static void hand_over(struct guest *from, struct guest *to) {
+    for (uint32_t vcpu = 0; vcpu < VCPUS; vcpu++) {
+        uint64_t pass, position;
+        require(!(errno = guest_read(from, vcpu, &pass, &position)), "guest_read");
+        require(!(errno = guest_seek(to, vcpu, pass, position)), "guest_seek");
+    }
+}
+
+static void check(struct guest *guest, uint64_t pages) {
+    struct check *expected;
+    struct check_result result;
+    require(!(errno = guest_check(guest, &expected)), "guest_check");
+    require(!(errno = check_range(expected, 0, pages, NULL, &result)), "check_range");
+    check_destroy(expected);
+    printf("%llu pages checked, %llu mismatched\n", (unsigned long long)result.pages_checked,
+           (unsigned long long)result.pages_mismatched);
+    require(result.pages_checked == pages && !result.pages_mismatched, "the memory is not what the guest wrote");
+}
+
+static void push_everything(struct source *source, uint64_t size) {
+    /* Backwards, so that the push meets the vCPUs, in extents of some pages each. */
+    uint64_t piece = 37 * PAGE;
+    for (uint64_t end = size; end;) {
+        uint64_t offset = end > piece ? end - piece : 0;
+        struct push_extent extent = {.offset = offset, .length = end - offset};
+        int accepted = source_push(source, &extent, 1);
+        require(accepted >= 0, "source_push");
+        if (accepted)
+            end = offset;
+        else
+            sched_yield();
+    }
+    source_push_end(source);
+}
+
+int main(int argc, char **argv) {
+    require(argc == 4, "usage: migrate copy|continue PAGES STEPS");
+    bool minor = !strcmp(argv[1], "continue");
+    uint64_t pages = strtoull(argv[2], NULL, 10), steps = strtoull(argv[3], NULL, 10), size = pages * PAGE;
+    int from_fd = memory_file(size), to_fd = memory_file(size);
+    void *from = map(from_fd, size), *to = map(to_fd, size), *alias = map(to_fd, size);
+    int uffd = userfaultfd_for(to, size, minor);
+
+    struct guest *before = guest_on(from, from_fd, pages);
+    require(!(errno = guest_fill(before)), "guest_fill");
+    run(before, steps);
+    await(before);
+
+    uint32_t way = minor ? PLACE_CONTINUE : PLACE_COPY;
+    struct pump_region region = {.guest = (uint64_t)(uintptr_t)from, .size = size, .page_size = PAGE, .fd = from_fd};
+    struct source *source = source_create(&region, 1, 50000, 64 * PAGE);
+    require(source, "source_create");
+    region = (struct pump_region){.guest = (uint64_t)(uintptr_t)to, .alias = (uint64_t)(uintptr_t)alias, .size = size,
+                                  .page_size = PAGE, .demand = way, .push = way, .fd = -1, .zeropage = 1};
+    struct destination *destination = destination_create(uffd, &region, 1, 50000);
+    require(destination, "destination_create");
+    for (uint32_t role = ROLE_URGENT; role <= ROLE_PUSH; role++) {
+        int ends[2];
+        connection(ends);
+        require(!source_attach(source, role, ends[0]) && !destination_attach(destination, role, ends[1]), "attach");
+    }
+    struct guest *after = guest_on(to, -1, pages);
+    hand_over(before, after);
+    require(!source_start(source) && !destination_start(destination), "start");
+    run(after, 2 * steps);
+    push_everything(source, size);
+
+    struct pollfd event = {.fd = destination_event_fd(destination), .events = POLLIN};
+    require(poll(&event, 1, 60000) == 1, "no end of the migration");
+    require(destination_status(destination)->state == PUMP_COMPLETE, "the migration failed");
+    await(after);
+    const struct destination_counters *counters = destination_counters(destination);
+    uint64_t placed = counters->urgent.pages + counters->push.pages + counters->urgent.zero + counters->push.zero;
+    printf("demand %llu, push %llu, duplicate %llu\n", (unsigned long long)counters->urgent.pages,
+           (unsigned long long)counters->push.pages,
+           (unsigned long long)(counters->urgent.duplicate + counters->push.duplicate));
+    require(placed == pages && counters->resident == pages, "the pages do not add up");
+    /* Read through the registered mapping: what is known to be zero is placed by the pump when it is touched. */
+    check(after, pages);
+    require(!guest_destroy(before, now_ns() + DEADLINE_NS) && !guest_destroy(after, now_ns() + DEADLINE_NS), "destroy");
+    destination_destroy(destination);
+    source_destroy(source);
+    close(uffd);
+    munmap(from, size);
+    munmap(to, size);
+    munmap(alias, size);
+    close(from_fd);
+    close(to_fd);
+    return 0;
+}
