@@ -47,7 +47,9 @@ postcopy_make_venv() {
     postcopy_wheel=$(ls /usr/share/python-wheels/pip-*.whl 2>/dev/null | tail -n 1)
     if [ -z "$postcopy_wheel" ]; then
         mkdir -p "$postcopy_venv/pip" && (
-            cd "$postcopy_venv/pip" && apt-get download python3-pip-whl && dpkg -x python3-pip-whl_*.deb .
+            cd "$postcopy_venv/pip" || exit
+            apt-get download python3-pip-whl || { apt-get update && apt-get download python3-pip-whl; } || exit
+            dpkg -x python3-pip-whl_*.deb .
         ) >/dev/null 2>&1
         postcopy_wheel=$(ls "$postcopy_venv"/pip/usr/share/python-wheels/pip-*.whl 2>/dev/null | tail -n 1)
     fi

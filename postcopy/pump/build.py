@@ -5,8 +5,18 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path("postcopy/pump")
-SOURCES = ["demand.c", "destination.c", "place.c", "receive.c", "source.c", "thread.c", "wait.c"]
-HEADERS = ["destination.h", "frame.h", "histogram.h", "page_map.h", "place.h", "pump.h", "thread.h", "wait.h"]
+SOURCES = ["answer.c", "demand.c", "destination.c", "order.c", "place.c", "receive.c", "source.c", "thread.c", "wait.c"]
+HEADERS = [
+    "destination.h",
+    "frame.h",
+    "histogram.h",
+    "page_map.h",
+    "place.h",
+    "pump.h",
+    "source.h",
+    "thread.h",
+    "wait.h",
+]
 
 # Static inline functions of the headers, made callable so that tests can compare them with their Python models.
 GLUE = """

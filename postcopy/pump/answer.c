@@ -1,0 +1,115 @@
+/* The source's urgent thread: requests come in, pages go out on the same connection, in the order of the requests. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "source.h"
+
+/*
+ * A request for a page that the push has sent already: up to this size it is sent once more, ahead of whatever the
+ * push connection still holds; the destination drops the copy that comes second. A larger page is not worth twice
+ * its time on the wire.
+ */
+#define AGAIN_BYTES_MAX 65536u
+
+/* A hole in the file is known without reading it, which would allocate it. */
+static bool is_hole(const struct pump_region *region, uint64_t offset) {
+    if (region->fd < 0)
+        return false;
+    off_t data = lseek(region->fd, (off_t)offset, SEEK_DATA);
+    return data < 0 ? errno == ENXIO : (uint64_t)data >= offset + region->page_size;
+}
+
+static void answer(struct source *pump, const struct frame *request) {
+    struct source_memory *memory = &pump->memory[request->region];
+    struct source_channel *counters = &pump->counters.urgent;
+    uint64_t page = request->offset / memory->region.page_size;
+    uint8_t before = atomic_exchange(&memory->sent[page], SENT_DEMAND);
+    if (before == SENT_DEMAND || (before == SENT_PUSH && request->length > AGAIN_BYTES_MAX)) {
+        hist_add(&counters->ignored, 1);
+        return;
+    }
+    hist_add(&counters->again, before == SENT_PUSH);
+    struct frame *header = &pump->headers[pump->headers_used++];
+    *header = *request;
+    pump->answers[pump->answers_end++] = (struct iovec){.iov_base = header, .iov_len = sizeof *header};
+    hist_add(&counters->frames, 1);
+    uint8_t *content = bytes_at(memory, request->offset);
+    if (is_hole(&memory->region, request->offset) || is_zero(content, request->length)) {
+        header->type = FRAME_ZERO;
+        hist_add(&counters->zero, 1);
+        return;
+    }
+    header->type = FRAME_PAGES;
+    pump->answers[pump->answers_end++] = (struct iovec){.iov_base = content, .iov_len = request->length};
+    hist_add(&counters->pages, 1);
+}
+
+/* Read requests and prepare their answers; only while no answer waits, so the destination sets the pace. */
+static int read_requests(struct source *pump) {
+    if (pump->answers_begin != pump->answers_end)
+        return 0;
+    pump->answers_begin = pump->answers_end = pump->headers_used = 0;
+    ssize_t got = recv(pump->urgent_socket, pump->requests + pump->requests_end,
+                       sizeof pump->requests - pump->requests_end, MSG_DONTWAIT);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR))
+        return 0;
+    if (got <= 0)
+        return source_fail_socket(pump, ROLE_URGENT, got ? errno : 0);
+    pump->requests_end += (uint64_t)got;
+    uint64_t begin = 0;
+    for (; pump->requests_end - begin >= sizeof(struct frame); begin += sizeof(struct frame)) {
+        struct frame request;
+        memcpy(&request, pump->requests + begin, sizeof request);
+        int refusal = frame_check(&request, FRAMES_TO_SOURCE, pump->bounds, pump->count);
+        if (refusal) {
+            struct pump_status failure = {.failure = FAILURE_FRAME, .role = ROLE_URGENT, .number = refusal,
+                                          .region = request.region, .offset = request.offset,
+                                          .length = request.length};
+            return source_fail(pump, &failure);
+        }
+        hist_add(&pump->counters.urgent.requests, 1);
+        answer(pump, &request);
+    }
+    pump->requests_end -= begin;
+    memmove(pump->requests, pump->requests + begin, pump->requests_end);
+    return 1;
+}
+
+static int send_answers(struct source *pump) {
+    uint32_t count = pump->answers_end - pump->answers_begin;
+    if (!count)
+        return 0;
+    struct msghdr message = {.msg_iov = &pump->answers[pump->answers_begin], .msg_iovlen = count};
+    ssize_t sent = sendmsg(pump->urgent_socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent < 0)
+        return errno == EAGAIN || errno == EINTR ? 0 : source_fail_socket(pump, ROLE_URGENT, errno);
+    hist_add(&pump->counters.urgent.bytes_sent, (uint64_t)sent);
+    pump->answers_begin = parts_advance(pump->answers, pump->answers_begin, (uint64_t)sent);
+    return 1;
+}
+
+void urgent_run(void *argument) {
+    struct source *pump = argument;
+    thread_prefer();
+    while (!atomic_load_explicit(&pump->stopping, memory_order_acquire)) {
+        int requests = read_requests(pump);
+        int answers = requests < 0 ? -1 : send_answers(pump);
+        if (answers < 0)
+            break;
+        if (requests || answers) {
+            waiter_progress(&pump->waiter);
+            continue;
+        }
+        bool unsent = pump->answers_begin != pump->answers_end;
+        struct pollfd descriptors[2] = {
+            {.fd = pump->stop_fd, .events = POLLIN},
+            {.fd = pump->urgent_socket, .events = unsent ? POLLOUT : POLLIN},
+        };
+        int result = waiter_wait(&pump->waiter, descriptors, 2);
+        if (result && source_fail_socket(pump, ROLE_URGENT, -result))
+            break;
+    }
+}

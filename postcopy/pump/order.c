@@ -1,0 +1,120 @@
+/* The source's push thread: orders come out of the ring, frames go out on the push connection. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "source.h"
+
+static int send_frame(struct source *pump, uint8_t type, uint32_t region, uint64_t offset, uint64_t length) {
+    struct source_channel *counters = &pump->counters.push;
+    struct frame header = {.magic = FRAME_MAGIC, .type = type, .region = (uint16_t)region, .offset = offset,
+                           .length = length};
+    struct iovec parts[2] = {
+        {.iov_base = &header, .iov_len = sizeof header},
+        {.iov_base = type == FRAME_PAGES ? bytes_at(&pump->memory[region], offset) : NULL,
+         .iov_len = type == FRAME_PAGES ? length : 0},
+    };
+    uint32_t begin = 0, count = type == FRAME_PAGES ? 2 : 1;
+    struct pollfd descriptors[2] = {
+        {.fd = pump->stop_fd, .events = POLLIN},
+        {.fd = pump->push_socket, .events = POLLOUT},
+    };
+    hist_add(&counters->frames, 1);
+    while (begin < count) {
+        struct msghdr message = {.msg_iov = &parts[begin], .msg_iovlen = count - begin};
+        ssize_t sent = sendmsg(pump->push_socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (sent >= 0) {
+            hist_add(&counters->bytes_sent, (uint64_t)sent);
+            begin = parts_advance(parts, begin, (uint64_t)sent);
+        } else if (errno != EAGAIN && errno != EINTR) {
+            return source_fail_socket(pump, ROLE_PUSH, errno);
+        } else if (poll(descriptors, 2, -1) < 0 && errno != EINTR) {
+            return source_fail_socket(pump, ROLE_PUSH, errno);
+        }
+        if (atomic_load_explicit(&pump->stopping, memory_order_acquire))
+            return -1;
+    }
+    return 0;
+}
+
+static bool claim(struct source_memory *memory, uint64_t page) {
+    uint8_t unsent = UNSENT;
+    return atomic_compare_exchange_strong(&memory->sent[page], &unsent, SENT_PUSH);
+}
+
+enum kind { KIND_NONE, KIND_PAGES, KIND_ZERO };
+
+static int send_run(struct source *pump, enum kind kind, uint32_t region, uint64_t begin, uint64_t end) {
+    if (kind == KIND_NONE || begin == end)
+        return 0;
+    uint64_t pages = (end - begin) / pump->memory[region].region.page_size;
+    hist_add(kind == KIND_ZERO ? &pump->counters.push.zero : &pump->counters.push.pages, pages);
+    return send_frame(pump, kind == KIND_ZERO ? FRAME_ZERO : FRAME_PAGES, region, begin, end - begin);
+}
+
+/* Send an extent in frames: each a run of claimed pages that are all zero or all not. */
+static int push_extent(struct source *pump, const struct push_extent *extent) {
+    struct source_memory *memory = &pump->memory[extent->region];
+    uint64_t size = memory->region.page_size, end = extent->offset + extent->length;
+    if (extent->zero)
+        return send_run(pump, KIND_ZERO, extent->region, extent->offset, end);
+    enum kind kind = KIND_NONE;
+    uint64_t begin = extent->offset;
+    for (uint64_t offset = extent->offset; offset < end; offset += size) {
+        enum kind next = KIND_NONE;
+        if (claim(memory, offset / size))
+            next = is_zero(bytes_at(memory, offset), size) ? KIND_ZERO : KIND_PAGES;
+        bool full = kind == KIND_PAGES && offset + size - begin > pump->frame_bytes;
+        if (next != kind || full) {
+            if (send_run(pump, kind, extent->region, begin, offset))
+                return -1;
+            kind = next;
+            begin = offset;
+        }
+    }
+    return send_run(pump, kind, extent->region, begin, end);
+}
+
+static void tell_low(struct source *pump, uint32_t queued) {
+    if (queued < PUMP_RING_EXTENTS / 4 && !atomic_exchange(&pump->low_told, true))
+        signal_fd(pump->low_fd);
+}
+
+static int wait_for_orders(struct source *pump) {
+    struct pollfd descriptors[3] = {
+        {.fd = pump->stop_fd, .events = POLLIN},
+        {.fd = pump->work_fd, .events = POLLIN},
+        {.fd = pump->push_socket, .events = POLLRDHUP}, /* nothing but its end comes there */
+    };
+    if (poll(descriptors, 3, -1) < 0 && errno != EINTR)
+        return source_fail_socket(pump, ROLE_PUSH, errno);
+    if (descriptors[2].revents & (POLLERR | POLLHUP | POLLRDHUP))
+        return source_fail_socket(pump, ROLE_PUSH, 0);
+    uint64_t count;
+    if (descriptors[1].revents & POLLIN && read(pump->work_fd, &count, sizeof count) < 0 && errno != EAGAIN)
+        return source_fail_socket(pump, ROLE_PUSH, errno);
+    return 0;
+}
+
+void orders_run(void *argument) {
+    struct source *pump = argument;
+    while (!atomic_load_explicit(&pump->stopping, memory_order_acquire)) {
+        uint32_t head = atomic_load_explicit(&pump->head, memory_order_relaxed);
+        bool ended = atomic_load_explicit(&pump->ended, memory_order_acquire);
+        uint32_t queued = atomic_load_explicit(&pump->tail, memory_order_acquire) - head;
+        if (queued) {
+            struct push_extent extent = pump->ring[head % PUMP_RING_EXTENTS];
+            atomic_store_explicit(&pump->head, head + 1, memory_order_release);
+            tell_low(pump, queued - 1);
+            if (push_extent(pump, &extent))
+                break;
+        } else if (ended) {
+            send_frame(pump, FRAME_END, 0, 0, 0);
+            break;
+        } else if (wait_for_orders(pump)) {
+            break;
+        }
+    }
+}

@@ -1,0 +1,82 @@
+/*
+ * Inside of the source's pump, shared by answer.c (requests become pages), order.c (orders become a push) and source.c
+ * (life and death). Everything is owned by struct source and freed with it.
+ *
+ * The guest is stopped and its memory does not change any more, so pages are sent right out of it. A page is claimed
+ * in the `sent` map before it is sent, so that the push does not repeat what was asked for.
+ */
+#ifndef POSTCOPY_SOURCE_H
+#define POSTCOPY_SOURCE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/uio.h>
+
+#include "pump.h"
+#include "thread.h"
+#include "wait.h"
+
+/* Requests answered with one system call. */
+#define ANSWERS_MAX 64u
+enum sent { UNSENT = 0, SENT_PUSH = 1, SENT_DEMAND = 2 };
+
+struct source_memory {
+    struct pump_region region;
+    _Atomic uint8_t *sent; /* one enum sent for each page */
+};
+
+struct source {
+    struct source_memory memory[PUMP_REGIONS_MAX];
+    struct frame_bounds bounds[PUMP_REGIONS_MAX];
+    uint32_t count;
+    uint64_t frame_bytes; /* payload of a pushed frame at most, unless a page is larger */
+
+    int urgent_socket, push_socket;
+    /* Owned by the urgent thread: requests read, answers not yet sent. */
+    uint8_t requests[ANSWERS_MAX * sizeof(struct frame)];
+    uint64_t requests_end;
+    struct frame headers[ANSWERS_MAX];
+    struct iovec answers[2 * ANSWERS_MAX];
+    uint32_t answers_begin, answers_end, headers_used;
+    struct waiter waiter;
+
+    /* Orders for the push: the owner writes at `tail`, the push thread reads at `head`. */
+    struct push_extent ring[PUMP_RING_EXTENTS];
+    _Atomic uint32_t head, tail;
+    _Atomic bool ended;
+    _Atomic bool low_told;
+
+    int stop_fd;  /* never read: once readable it ends both threads' waits for good */
+    int work_fd;  /* orders came */
+    int low_fd;   /* the ring runs low, for the owner */
+    int event_fd; /* failed, for the owner */
+    _Atomic bool stopping;
+    struct thread urgent_thread, push_thread;
+    struct pump_status status;
+    struct source_counters counters;
+};
+
+/* answer.c and order.c: the two threads. */
+void urgent_run(void *pump);
+void orders_run(void *pump);
+
+/* source.c: record the first failure and tell the owner; later ones are kept out. Always returns -1. */
+int source_fail(struct source *pump, const struct pump_status *failure);
+/* The same for a connection that ended (number 0) or broke. */
+int source_fail_socket(struct source *pump, uint32_t role, int number);
+/* source.c: drop what was sent from the front of a vector; returns the index of its first part not sent whole. */
+uint32_t parts_advance(struct iovec *parts, uint32_t begin, uint64_t sent);
+
+/* Zero all over? Almost every page that is not says so in its first bytes. */
+static inline bool is_zero(const uint8_t *memory, uint64_t length) {
+    uint64_t first[2];
+    memcpy(first, memory, sizeof first);
+    return !(first[0] | first[1]) && !memcmp(memory, memory + sizeof first, length - sizeof first);
+}
+
+static inline uint8_t *bytes_at(const struct source_memory *memory, uint64_t offset) {
+    return (uint8_t *)(uintptr_t)(memory->region.guest + offset);
+}
+
+#endif
