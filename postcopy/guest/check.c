@@ -1,0 +1,189 @@
+/* Filling the guest's memory and checking it. In: visits of each vCPU. Out: pages that are not what they must be. */
+#define _GNU_SOURCE
+#include "check.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Where one vCPU stands, and how often it visited each page in its pass under way. */
+struct visits {
+    uint64_t pass;
+    uint32_t *partial; /* [active_pages] */
+};
+
+struct check {
+    const struct memory *memory;
+    const struct content *content;
+    const struct order *order;
+    uint32_t *weights; /* [active_pages], visits of a whole pass */
+    struct visits vcpu[];
+};
+
+/* The increment workload's property, kept while pages go by in order, for one vCPU. */
+struct descent {
+    bool begun;
+    bool stepped;
+    uint8_t byte;
+};
+
+static void page_pattern(const struct content *content, uint64_t page, uint64_t *words) {
+    uint64_t base = content_base(content, page);
+    for (uint32_t i = 0; i < GUEST_PAGE_WORDS; i++)
+        words[i] = stream(base, i);
+    for (uint32_t v = 0; content->bytes && v < content->vcpus; v++)
+        *(uint8_t *)&words[content_lane(base, v)] = content_first_byte(content, v);
+}
+
+void memory_fill(const struct memory *memory, const struct content *content) {
+    uint64_t words[GUEST_PAGE_WORDS];
+    for (uint64_t page = 0; page < memory->active_pages; page++) {
+        page_pattern(content, page, words);
+        memcpy(memory_at(memory, page), words, sizeof words);
+    }
+    for (uint64_t page = memory->active_pages + memory->hole_pages; page < memory->pages; page++)
+        memset(memory_at(memory, page), 0, GUEST_PAGE_BYTES);
+}
+
+int check_create(const struct memory *memory, const struct content *content, const struct order *order,
+                 struct check **out) {
+    struct check *check = calloc(1, sizeof *check + content->vcpus * sizeof check->vcpu[0]);
+    if (check == NULL)
+        return ENOMEM;
+    check->memory = memory;
+    check->content = content;
+    check->order = order;
+    check->weights = calloc(memory->active_pages, sizeof *check->weights);
+    bool whole = check->weights != NULL;
+    for (uint32_t v = 0; v < content->vcpus; v++) {
+        check->vcpu[v].partial = calloc(memory->active_pages, sizeof *check->vcpu[v].partial);
+        whole = whole && check->vcpu[v].partial != NULL;
+    }
+    if (!whole) {
+        check_destroy(check);
+        return ENOMEM;
+    }
+    order_weights(order, check->weights);
+    *out = check;
+    return 0;
+}
+
+int check_vcpu(struct check *check, uint32_t vcpu, uint64_t pass, uint64_t position) {
+    if (vcpu >= check->content->vcpus)
+        return EINVAL;
+    struct visits *visits = &check->vcpu[vcpu];
+    visits->pass = pass;
+    memset(visits->partial, 0, check->memory->active_pages * sizeof *visits->partial);
+    return order_visits(check->order, vcpu, pass, position, visits->partial) ? 0 : EINVAL;
+}
+
+void check_destroy(struct check *check) {
+    for (uint32_t v = 0; v < check->content->vcpus; v++)
+        free(check->vcpu[v].partial);
+    free(check->weights);
+    free(check);
+}
+
+static void page_expected(const struct check *check, uint64_t page, uint64_t *words) {
+    const struct content *content = check->content;
+    uint64_t base = content_base(content, page);
+    page_pattern(content, page, words);
+    for (uint32_t v = 0; v < content->vcpus; v++) {
+        uint64_t visits = check->vcpu[v].pass * check->weights[page] + check->vcpu[v].partial[page];
+        uint64_t *word = &words[content_lane(base, v)];
+        if (content->bytes)
+            *(uint8_t *)word = (uint8_t)(*(uint8_t *)word + visits);
+        else
+            *word += visits * content_addend(base, v);
+    }
+}
+
+/* Reads a hole through its descriptor: a read through the mapping would allocate the page, for shmem and hugetlb.
+ * Both show the same page cache. Without a descriptor the memory is private, and a read maps the shared zero page. */
+static int hole_read(const struct memory *memory, uint64_t page, void *words) {
+    const struct guest_segment *segment = memory->segments;
+    uint64_t inside = page;
+    for (; inside >= segment->pages; segment++)
+        inside -= segment->pages;
+    if (segment->fd < 0) {
+        memcpy(words, memory_at(memory, page), GUEST_PAGE_BYTES);
+        return 0;
+    }
+    size_t done = 0;
+    while (done < GUEST_PAGE_BYTES) {
+        ssize_t got = pread(segment->fd, (char *)words + done, GUEST_PAGE_BYTES - done,
+                            (off_t)(inside * GUEST_PAGE_BYTES + done));
+        if (got < 0 && errno != EINTR)
+            return errno;
+        if (got == 0)
+            return EIO; /* the file ends before the mapping does */
+        if (got > 0)
+            done += (size_t)got;
+    }
+    return 0;
+}
+
+/* Looks at the lanes of a page that has the right content otherwise: this knows nothing of visits. */
+static bool page_descends(const struct check *check, uint64_t page, struct descent *descents) {
+    uint64_t base = content_base(check->content, page);
+    const uint8_t *memory = memory_at(check->memory, page);
+    bool holds = true;
+    for (uint32_t v = 0; v < check->content->vcpus; v++) {
+        struct descent *descent = &descents[v];
+        uint8_t byte = memory[content_lane(base, v) * 8u];
+        if (descent->begun && byte != descent->byte) {
+            holds = holds && !descent->stepped && byte == (uint8_t)(descent->byte - 1);
+            descent->stepped = true;
+        }
+        descent->begun = true;
+        descent->byte = byte;
+    }
+    return holds;
+}
+
+static int page_matches(const struct check *check, uint64_t page, struct descent *descents, bool *matches) {
+    const struct memory *memory = check->memory;
+    uint64_t words[GUEST_PAGE_WORDS];
+    if (page < memory->active_pages) {
+        page_expected(check, page, words);
+        *matches = memcmp(memory_at(memory, page), words, sizeof words) == 0;
+        if (*matches && check->content->bytes)
+            *matches = page_descends(check, page, descents);
+        return 0;
+    }
+    if (page < memory->active_pages + memory->hole_pages) {
+        int problem = hole_read(memory, page, words);
+        if (problem != 0)
+            return problem;
+    } else {
+        memcpy(words, memory_at(memory, page), sizeof words);
+    }
+    uint64_t any = 0;
+    for (uint32_t i = 0; i < GUEST_PAGE_WORDS; i++)
+        any |= words[i];
+    *matches = any == 0;
+    return 0;
+}
+
+int check_range(const struct check *check, uint64_t first, uint64_t stop, const uint8_t *filter,
+                struct check_result *result) {
+    struct descent descents[GUEST_VCPUS_MAX] = {0};
+    *result = (struct check_result){.first_mismatch = UINT64_MAX};
+    if (stop > check->memory->pages)
+        return EINVAL;
+    for (uint64_t page = first; page < stop; page++) {
+        if (filter != NULL && (filter[page / 8] >> (page % 8) & 1) == 0)
+            continue;
+        bool matches = false;
+        int problem = page_matches(check, page, descents, &matches);
+        if (problem != 0)
+            return problem;
+        result->pages_checked++;
+        if (matches)
+            continue;
+        if (result->pages_mismatched++ == 0)
+            result->first_mismatch = page;
+    }
+    return 0;
+}

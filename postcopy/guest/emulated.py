@@ -1,0 +1,315 @@
+"""The emulated guest: vCPU threads in C that write to the regions' memory and clock their own accesses.
+
+In: the mappings of all regions, a workload (or the saved state of a guest that ran elsewhere). Out: device state, stall
+histograms, step counts, and a check of every byte. The threads never hold the GIL, and every call here that waits for
+them or touches guest memory releases it, so a fault can always be served by this same process.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
+
+from postcopy.errors import HostError, PostcopyError, ProtocolError, UsageError
+from postcopy.guest._guest import ffi, lib
+from postcopy.guest.state import (
+    GUEST_PAGE_BYTES,
+    KIND,
+    STEPS_MAX,
+    VCPUS_MAX,
+    WORKLOADS,
+    GuestState,
+    Position,
+    stride_near,
+)
+from postcopy.guest.verdict import CheckResult, check_memory, raise_for
+from postcopy.pages import Region
+from postcopy.pump.histogram import Histogram
+
+_NONE = (1 << 64) - 1  # C's "no limit" and "no page"
+_STRIDE_PAGES = 67  # further than any read-ahead of 64 pages reaches
+_AT_EXIT_SECONDS = 1.0
+
+
+class GuestMemory(Protocol):
+    """One region's memory in this process, as `postcopy.kernel` maps it; the guest borrows it until it is closed."""
+
+    @property
+    def region(self) -> Region:
+        """The region mapped here; its size is a multiple of 4096 bytes."""
+
+    @property
+    def address(self) -> int:
+        """Where the guest's mapping begins."""
+
+    @property
+    def fd(self) -> int:
+        """The memory's descriptor, mapped from its offset 0 on; -1 where there is none."""
+
+
+class GuestStuckError(PostcopyError):
+    """A vCPU thread did not come out of its access before the deadline: it waits in a page fault nobody serves."""
+
+
+class Guest:
+    """A guest of `vcpus` threads on the given mappings, parked until `start()`.
+
+    `nonce` (default: drawn from the system) is part of the pattern in memory and exists nowhere else, so that no one
+    else can make up a page. `blank` is the fraction of pages that stay unvisited: half holes, half zeroed. `steps_max`
+    and `steps_per_second` limit each vCPU. `cpus` pins vCPU v to cpus[v % len(cpus)]; it does not travel.
+
+    A guest is used by one thread at a time, but for the readings (steps, accesses, stall, first_step_at, last_step_at).
+    Close it before the mappings are. Raises UsageError, HostError (no room for threads), KernelError.
+    """
+
+    kind = KIND
+
+    def __init__(
+        self,
+        mappings: Sequence[GuestMemory],
+        *,
+        workload: str = "random",
+        vcpus: int = 2,
+        seed: int = 0,
+        nonce: int | None = None,
+        blank: float = 0.125,
+        stride: int = _STRIDE_PAGES,
+        random_start: bool = False,
+        steps_max: int | None = None,
+        steps_per_second: int = 0,
+        cpus: Sequence[int] = (),
+    ) -> None:
+        pages = _guest_pages(mappings)
+        if not 0 <= blank < 1:
+            raise UsageError(f"guest: the blank fraction {blank} is not in 0 to 1")
+        if not 1 <= vcpus <= VCPUS_MAX:
+            raise UsageError(f"guest: {vcpus} vCPUs are not in 1 to {VCPUS_MAX}")
+        blank_pages = int(pages * blank)
+        state = GuestState(
+            workload=workload,
+            seed=seed,
+            nonce=int.from_bytes(os.urandom(8), "little") if nonce is None else nonce,
+            guest_pages=pages,
+            blank_pages=blank_pages,
+            stride=stride_near(stride, pages - blank_pages) if workload == "stride" else 1,
+            random_start=random_start,
+            steps_max=steps_max,
+            steps_per_second=steps_per_second,
+            vcpus=(Position(0, 0, 0),) * vcpus,
+        )
+        self._open(mappings, state.checked_for_user(), cpus)
+
+    @classmethod
+    def restore(cls, mappings: Sequence[GuestMemory], state: object, *, cpus: Sequence[int] = ()) -> Self:
+        """Make the guest that `save()` described, its vCPUs parked before their next step; memory is not touched.
+
+        Raises ProtocolError if the state is not sound or belongs to a guest of another size.
+        """
+        parsed = GuestState.from_map(state)
+        pages = _guest_pages(mappings)
+        if parsed.guest_pages != pages:
+            raise ProtocolError(f"guest state: it is of {parsed.guest_pages} guest pages, the memory here has {pages}")
+        guest = cls.__new__(cls)
+        guest._open(mappings, parsed, cpus)  # noqa: SLF001 - its own
+        return guest
+
+    def _open(self, mappings: Sequence[GuestMemory], state: GuestState, cpus: Sequence[int]) -> None:
+        self._mappings = tuple(mappings)  # borrowed memory is kept alive
+        self._state = state
+        pinned = [cpus[v % len(cpus)] for v in range(len(state.vcpus))] if cpus else None
+        out = ffi.new("struct guest **")
+        number = lib.guest_create(
+            _setup(state), _segments(mappings), len(mappings), ffi.NULL if pinned is None else pinned, out
+        )
+        if number == errno.EINVAL and pinned is not None:
+            raise UsageError(f"guest: vCPUs cannot run on CPUs {', '.join(map(str, cpus))}")
+        if number in {errno.ENOMEM, errno.EAGAIN}:
+            raise HostError(f"guest: no room for {len(state.vcpus)} vCPU threads ({os.strerror(number)})")
+        raise_for("guest_create", number)
+        self._guest = out[0]
+        # A program that ends without close() must not tear memory away under running threads.
+        self._finalizer = weakref.finalize(self, _end, self._guest)
+        for v, vcpu in enumerate(state.vcpus):
+            raise_for("guest_seek", lib.guest_seek(self._guest, v, vcpu.passes, vcpu.position))
+        self._limit(state.steps_max)
+
+    @property
+    def vcpus(self) -> int:
+        """Number of vCPUs."""
+        return len(self._state.vcpus)
+
+    def fill(self) -> None:
+        """Write the pattern to all active pages and zeros behind the holes; only before the first step."""
+        if any(self.steps()):
+            raise RuntimeError("the guest has run: filling its memory would undo that")
+        raise_for("guest_fill", lib.guest_fill(self._handle))
+
+    def start(self) -> None:
+        """Let the vCPUs go on; costs microseconds."""
+        raise_for("guest_start", lib.guest_start(self._handle))
+
+    def stop(self, deadline: float = 10.0) -> None:
+        """Return when every vCPU is parked between two steps.
+
+        Raises GuestStuckError after `deadline` seconds; the vCPUs named in it will park when their access ends, unless
+        `start()` is called again.
+        """
+        number = lib.guest_stop(self._handle, _deadline_ns(deadline))
+        _raise_if_late(number, self._moving(), "did not stop", deadline)
+
+    def limit(self, steps_max: int | None) -> None:
+        """Set the number of steps, counted from the first ever, at which each vCPU parks; only while stopped."""
+        if steps_max is not None and not 0 <= steps_max <= STEPS_MAX:
+            raise UsageError(f"guest: steps_max {steps_max} is not in 0 to {STEPS_MAX}")
+        self._limit(steps_max)
+
+    def wait(self, deadline: float = 10.0) -> None:
+        """Return when every vCPU has parked at its limit; GuestStuckError after `deadline` seconds."""
+        number = lib.guest_wait(self._handle, _deadline_ns(deadline))
+        limit = _NONE if self._steps_max is None else self._steps_max
+        below = [v for v, steps in enumerate(self.steps()) if steps < limit]
+        _raise_if_late(number, below, "did not reach its limit", deadline)
+
+    def save(self) -> dict[str, Any]:
+        """Return the device state, made of what msgpack carries; the guest must be stopped (RuntimeError)."""
+        positions = []
+        for v in range(self.vcpus):
+            passes, position = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+            raise_for("guest_read", lib.guest_read(self._handle, v, passes, position))
+            positions.append(Position(passes[0], position[0], lib.guest_steps(self._handle, v)))
+        return self._state.at(tuple(positions), self._steps_max).to_map()
+
+    def check(self, pages: bytes | None = None, *, threads: int = 1) -> CheckResult:
+        """Compare every byte with what the seed and the step counts say it must be; the guest must be stopped.
+
+        `pages` has bit p % 8 of byte p // 8 set for each guest page p (4096 bytes, numbered through all regions) to be
+        checked; None: all. A page that is missing is touched, so somebody must serve its fault; a hole is not (it is
+        read through the descriptor). `threads` share the work, but for increment, whose own property (the bytes are
+        equal but for one step of -1) is checked as well.
+        """
+        # Increment's own property is about pages in order.
+        threads = 1 if self._state.workload == "increment" else threads
+        return check_memory(self._handle, self._state.guest_pages, pages, threads)
+
+    def steps(self) -> list[int]:
+        """Return how many steps each vCPU has made, here and before; live."""
+        return [lib.guest_steps(self._handle, v) for v in range(self.vcpus)]
+
+    @property
+    def accesses(self) -> int:
+        """Steps made by this guest in this process, all of them clocked; live."""
+        return sum(lib.guest_accesses(self._handle, v) for v in range(self.vcpus))
+
+    @property
+    def stall_per_vcpu(self) -> list[Histogram]:
+        """Accesses of each vCPU that took STALL_MIN_NS or longer; live."""
+        return [self._stall(v) for v in range(self.vcpus)]
+
+    @property
+    def stall(self) -> Histogram:
+        """Accesses of all vCPUs that took 1 microsecond or longer: less is the memory's own business; live."""
+        total = Histogram()
+        for one in self.stall_per_vcpu:
+            total = total.merge(one)
+        return total
+
+    def _stall(self, vcpu: int) -> Histogram:
+        words = memoryview(ffi.buffer(lib.guest_stall(self._handle, vcpu), lib.GUEST_STALL_BYTES)).cast("Q")
+        return Histogram.from_words(words)
+
+    @property
+    def first_step_at(self) -> float | None:
+        """End of the first step that any vCPU completed since the last start, in seconds of CLOCK_MONOTONIC."""
+        times = [lib.guest_first_step_at(self._handle, v) for v in range(self.vcpus)]
+        return min((at / 1e9 for at in times if at), default=None)
+
+    @property
+    def last_step_at(self) -> float | None:
+        """End of the latest step of any vCPU in this process, in seconds of CLOCK_MONOTONIC."""
+        times = [lib.guest_last_step_at(self._handle, v) for v in range(self.vcpus)]
+        return max((at / 1e9 for at in times if at), default=None)
+
+    @property
+    def tids(self) -> list[int]:
+        """Thread ids of the vCPUs."""
+        return [lib.guest_tid(self._handle, v) for v in range(self.vcpus)]
+
+    def close(self, deadline: float = 10.0) -> None:
+        """End the threads and free everything but the memory, which is the caller's; again: nothing.
+
+        Raises GuestStuckError after `deadline` seconds: nothing is freed then, the memory must stay mapped, and the
+        call may be repeated when the fault has been served.
+        """
+        if not self._finalizer.alive:
+            return
+        number = lib.guest_destroy(self._handle, _deadline_ns(deadline))
+        if number != errno.ETIMEDOUT:
+            self._finalizer.detach()
+        else:
+            _raise_if_late(number, self._moving(), "did not end", deadline)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _handle(self) -> Any:
+        if not self._finalizer.alive:
+            raise RuntimeError("the guest is closed")
+        return self._guest
+
+    def _limit(self, steps_max: int | None) -> None:
+        raise_for("guest_limit", lib.guest_limit(self._handle, _NONE if steps_max is None else steps_max))
+        self._steps_max = steps_max
+
+    def _moving(self) -> list[int]:
+        return [v for v in range(self.vcpus) if not lib.guest_parked(self._handle, v)]
+
+
+def _guest_pages(mappings: Sequence[GuestMemory]) -> int:
+    if not mappings:
+        raise UsageError("guest: it has no memory")
+    for mapping in mappings:
+        if mapping.region.size % GUEST_PAGE_BYTES:
+            raise UsageError(f"guest: region size {mapping.region.size} is not a multiple of {GUEST_PAGE_BYTES}")
+    return sum(mapping.region.size for mapping in mappings) // GUEST_PAGE_BYTES
+
+
+def _setup(state: GuestState) -> Any:
+    setup = {
+        "workload": WORKLOADS[state.workload],
+        "vcpus": len(state.vcpus),
+        "seed": state.seed,
+        "nonce": state.nonce,
+        "blank_pages": state.blank_pages,
+        "stride": state.stride,
+        "random_start": state.random_start,
+        "steps_per_second": state.steps_per_second,
+    }
+    return ffi.new("struct guest_setup *", setup)
+
+
+def _segments(mappings: Sequence[GuestMemory]) -> Any:
+    parts = [(ffi.cast("void *", m.address), m.region.size // GUEST_PAGE_BYTES, m.fd) for m in mappings]
+    return ffi.new("struct guest_segment[]", parts)
+
+
+def _raise_if_late(number: int, late: list[int], what: str, deadline: float) -> None:
+    if number == errno.ETIMEDOUT:
+        raise GuestStuckError(f"guest: vCPU {', '.join(map(str, late))} {what} within {deadline:g} s")
+    raise_for("waiting for vCPUs", number)
+
+
+def _end(guest: Any) -> None:
+    # If a vCPU is stuck nothing was freed, and the process that ends takes it along.
+    lib.guest_destroy(guest, _deadline_ns(_AT_EXIT_SECONDS))
+
+
+def _deadline_ns(seconds: float) -> int:
+    return time.monotonic_ns() + int(seconds * 1e9)

@@ -1,0 +1,86 @@
+/* A vCPU's thread: parks, runs step by step, parks again. In: commands, through struct guest. Out: visits to memory. */
+#define _GNU_SOURCE
+#include "vcpu.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "guest.h"
+
+/* A paced vCPU that fell behind (a stall, a coarse timer) catches up at most this much in one go. */
+#define CATCH_UP_NS 10000000u
+
+/* Waits until the next step is due, or the guest is stopped. The mutex is not held. */
+static uint64_t vcpu_pace(struct guest *guest, uint64_t now, uint64_t *due_ns) {
+    if (now > *due_ns + CATCH_UP_NS)
+        *due_ns = now - CATCH_UP_NS;
+    if (now < *due_ns) {
+        struct timespec due = timespec_of(*due_ns);
+        must(pthread_mutex_lock(&guest->mutex));
+        int problem = 0;
+        while (command_now(guest) == COMMAND_RUN && problem == 0)
+            problem = pthread_cond_timedwait(&guest->commanded, &guest->mutex, &due);
+        must(problem == ETIMEDOUT ? 0 : problem);
+        must(pthread_mutex_unlock(&guest->mutex));
+        now = clock_ns();
+    }
+    *due_ns += guest->period_ns;
+    return now;
+}
+
+/* Steps until the command changes or the limit is reached. One reading of the clock a step: the end of a step is the
+ * beginning of the next, so nothing that happens to this thread between two steps goes unmeasured. */
+static void vcpu_run(struct guest *guest, struct vcpu *vcpu) {
+    struct cursor cursor = vcpu->cursor;
+    uint64_t steps = atomic_load_explicit(&vcpu->steps, memory_order_relaxed);
+    uint64_t began = clock_ns();
+    uint64_t due = began;
+    while (command_now(guest) == COMMAND_RUN && steps < guest->steps_max) {
+        if (guest->period_ns != 0) {
+            began = vcpu_pace(guest, began, &due);
+            if (command_now(guest) != COMMAND_RUN)
+                break;
+        }
+        content_visit(&guest->content, &guest->memory, order_next(&guest->order, &cursor), vcpu->index);
+        uint64_t ended = clock_ns();
+        if (__builtin_expect(ended - began >= STALL_MIN_NS, 0))
+            hist_record(&vcpu->stall, ended - began);
+        if (__builtin_expect(atomic_load_explicit(&vcpu->first_step_at, memory_order_relaxed) == 0, 0))
+            atomic_store_explicit(&vcpu->first_step_at, ended, memory_order_relaxed);
+        atomic_store_explicit(&vcpu->last_step_at, ended, memory_order_relaxed);
+        atomic_store_explicit(&vcpu->steps, ++steps, memory_order_relaxed);
+        began = ended;
+    }
+    vcpu->cursor = cursor;
+}
+
+/* Parks; false when the thread is to end. */
+static bool vcpu_park(struct guest *guest, struct vcpu *vcpu) {
+    must(pthread_mutex_lock(&guest->mutex));
+    vcpu->parked = true;
+    guest->parked_count++;
+    must(pthread_cond_signal(&guest->arrived));
+    while (command_now(guest) == COMMAND_PARK || (command_now(guest) == COMMAND_RUN && vcpu_at_limit(guest, vcpu)))
+        must(pthread_cond_wait(&guest->commanded, &guest->mutex));
+    bool runs = command_now(guest) == COMMAND_RUN;
+    vcpu->parked = false;
+    guest->parked_count--;
+    if (!runs) {
+        guest->ended_count++;
+        must(pthread_cond_signal(&guest->arrived));
+    }
+    must(pthread_mutex_unlock(&guest->mutex));
+    return runs;
+}
+
+void *vcpu_main(void *argument) {
+    struct vcpu *vcpu = argument;
+    char name[16];
+    must(snprintf(name, sizeof name, "vcpu-%u", vcpu->index) < 0);
+    must(pthread_setname_np(pthread_self(), name));
+    atomic_store_explicit(&vcpu->tid, gettid(), memory_order_relaxed);
+    while (vcpu_park(vcpu->guest, vcpu))
+        vcpu_run(vcpu->guest, vcpu);
+    return NULL;
+}

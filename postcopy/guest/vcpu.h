@@ -1,0 +1,84 @@
+/*
+ * Inside the emulated guest: what guest.c and the vCPU threads share.
+ *
+ * guest.c owns both structs. A vCPU's thread is the only writer of its steps, times and histogram while it runs;
+ * `mutex` guards what is said to be guarded, and whoever parks hands its cursor over through it.
+ */
+#ifndef POSTCOPY_GUEST_VCPU_H
+#define POSTCOPY_GUEST_VCPU_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "content.h"
+#include "histogram.h"
+
+#define CACHE_LINE 64
+
+enum command { COMMAND_PARK, COMMAND_RUN, COMMAND_END };
+
+struct vcpu {
+    /* Set before the thread begins; `parked` belongs to guest.mutex. */
+    struct guest *guest;
+    uint32_t index;
+    pthread_t thread;
+    bool parked;
+    struct cursor cursor; /* the thread's while it runs, the caller's while it is parked */
+    _Atomic uint64_t steps_seeked; /* steps made before this guest was told of them */
+    /* Written by the thread in every step, read by anybody. */
+    _Alignas(CACHE_LINE) _Atomic uint64_t steps;
+    _Atomic uint64_t first_step_at;
+    _Atomic uint64_t last_step_at;
+    _Atomic int tid;
+    _Alignas(CACHE_LINE) struct hist stall;
+};
+
+struct guest {
+    struct order order;
+    struct content content;
+    struct memory memory;
+    uint64_t period_ns; /* between two steps of a vCPU, 0: none */
+    uint64_t steps_max; /* changed only while all are parked */
+    struct guest_segment *segments;
+    uint32_t threads; /* those that were created: 0..order.vcpus */
+    pthread_mutex_t mutex;
+    pthread_cond_t commanded; /* command changed */
+    pthread_cond_t arrived;   /* some vCPU parked or ended */
+    uint32_t parked_count;
+    uint32_t ended_count;
+    /* On a line of its own that all vCPUs read in each step and that is written when the guest starts or stops. */
+    _Alignas(CACHE_LINE) _Atomic uint32_t command;
+    _Alignas(CACHE_LINE) struct vcpu vcpu[];
+};
+
+/* Only calls that cannot fail in a program without a bug go through this. */
+static inline void must(int problem) {
+    if (problem != 0)
+        abort();
+}
+
+static inline uint64_t clock_ns(void) {
+    struct timespec now;
+    must(clock_gettime(CLOCK_MONOTONIC, &now));
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static inline struct timespec timespec_of(uint64_t ns) {
+    return (struct timespec){.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+}
+
+static inline enum command command_now(const struct guest *guest) {
+    return atomic_load_explicit(&guest->command, memory_order_relaxed);
+}
+
+static inline bool vcpu_at_limit(const struct guest *guest, const struct vcpu *vcpu) {
+    return atomic_load_explicit(&vcpu->steps, memory_order_relaxed) >= guest->steps_max;
+}
+
+/* A vCPU's thread, from parked to ended; `argument` is its struct vcpu, of which guest and index are set. */
+void *vcpu_main(void *argument);
+
+#endif
