@@ -1,0 +1,143 @@
+"""The ledger: what is known of each page of a region at the destination, and who may do what to it next.
+
+What enters: faults of the guest, pages and zero extents that arrive, placements that succeeded. What
+leaves: what to do about a fault, and whether the caller won the right to write a page. It is written to be
+read: the page map of the C pump does the same with atomic operations on the same byte values, and is tested
+against this one.
+
+    ABSENT ── fault ──▶ REQUESTED ── claim, zero ──▶ WATCHED ── place ──▶ PLACED
+    ABSENT ── claim ──────────────▶ PLACING ── place ──▶ PLACED
+                                    PLACING ── fault ──▶ WATCHED
+    ABSENT ── zero ───▶ ZERO ── fault ──▶ PLACING
+
+Whoever moves a page to PLACING or WATCHED holds its claim: that one alone writes the page, once, and then
+calls `place`. A second copy that arrives meanwhile or later finds no claim to win and is dropped, so that
+it can never overwrite what the guest has written since.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from postcopy.pages.bitmap import Bitmap
+
+
+class PageState(IntEnum):
+    """State of one page; the values are the bytes of the C page map."""
+
+    ABSENT = 0  # nothing known, nobody asked
+    REQUESTED = 1  # a vCPU waits, the page was asked for
+    PLACING = 2  # claimed: one side is writing it
+    PLACED = 3  # present in the guest's memory, its waiters woken
+    ZERO = 4  # known to hold zeros only, not placed: it costs nothing until it is touched
+    WATCHED = 5  # claimed as PLACING is, and a fault is accounted for it: its placement is news
+
+
+class Action(IntEnum):
+    """What the one that reads a fault has to do about it."""
+
+    REQUEST = 0  # ask the source for the page
+    WAIT = 1  # nothing: it is on its way, and whoever places it wakes every waiter
+    WAKE = 2  # the page is here: the fault crossed its placement, wake the thread
+    PLACE_ZERO = 3  # the caller has the claim: place zeros, then `place`
+
+
+class Ledger:
+    """All pages of one region, ABSENT at first. Page numbers outside are an IndexError."""
+
+    def __init__(self, pages: int) -> None:
+        if pages < 1:
+            raise ValueError(f"a ledger of {pages} pages")
+        self.pages = pages
+        self._states = bytearray(pages)
+
+    def __getitem__(self, page: int) -> PageState:
+        if not 0 <= page < self.pages:
+            raise IndexError(f"page {page} of {self.pages}")
+        return PageState(self._states[page])
+
+    def fault(self, page: int) -> Action:
+        """Take note that a thread waits for `page`, and say what to do.
+
+        ABSENT becomes REQUESTED: REQUEST, for the first fault only. REQUESTED and WATCHED stay, PLACING
+        becomes WATCHED: WAIT. ZERO becomes PLACING: PLACE_ZERO, and the caller has the claim. PLACED stays:
+        WAKE.
+        """
+        match self[page]:
+            case PageState.ABSENT:
+                self._states[page] = PageState.REQUESTED
+                return Action.REQUEST
+            case PageState.REQUESTED | PageState.WATCHED:
+                return Action.WAIT
+            case PageState.PLACING:
+                self._states[page] = PageState.WATCHED
+                return Action.WAIT
+            case PageState.ZERO:
+                self._states[page] = PageState.PLACING
+                return Action.PLACE_ZERO
+            case PageState.PLACED:
+                return Action.WAKE
+
+    def claim(self, page: int) -> bool:
+        """Ask for the right to write `page`, a copy of which has arrived; False means: drop that copy.
+
+        ABSENT becomes PLACING, REQUESTED becomes WATCHED: True. All others stay: False, their content is
+        settled.
+        """
+        match self[page]:
+            case PageState.ABSENT:
+                self._states[page] = PageState.PLACING
+            case PageState.REQUESTED:
+                self._states[page] = PageState.WATCHED
+            case _:
+                return False
+        return True
+
+    def place(self, page: int) -> bool:
+        """Take note that the holder of the claim has made `page` present and woken its waiters.
+
+        PLACING becomes PLACED: False. WATCHED becomes PLACED: True, a fault waits for this news. Any other
+        state is a mistake in the program: ValueError.
+        """
+        before = self[page]
+        if before not in {PageState.PLACING, PageState.WATCHED}:
+            raise ValueError(f"page {page} is placed without a claim: it is {before.name}")
+        self._states[page] = PageState.PLACED
+        return before is PageState.WATCHED
+
+    def zero(self, page: int) -> bool:
+        """Take note that `page` holds zeros only; False means: its content was settled before, drop the news.
+
+        ABSENT becomes ZERO: True, and nothing more to do. REQUESTED becomes WATCHED: True, and the caller,
+        who has the claim now, places zeros and then calls `place`, for a vCPU waits. All others stay:
+        False.
+        """
+        match self[page]:
+            case PageState.ABSENT:
+                self._states[page] = PageState.ZERO
+            case PageState.REQUESTED:
+                self._states[page] = PageState.WATCHED
+            case _:
+                return False
+        return True
+
+    @property
+    def complete(self) -> bool:
+        """True once the content of every page is here: each is PLACED or ZERO."""
+        return self.count(PageState.PLACED) + self.count(PageState.ZERO) == self.pages
+
+    def count(self, state: PageState) -> int:
+        """Return the number of pages in `state`."""
+        return self._states.count(state)
+
+    def bitmap(self, *states: PageState) -> Bitmap:
+        """Return the pages that are in one of `states`."""
+        bitmap = Bitmap(self.pages)
+        for page, state in enumerate(self._states):
+            if state in states:
+                bitmap.set(page)
+        return bitmap
+
+    def to_bytes(self) -> bytes:
+        """Return one byte a page, as the C page map holds them."""
+        return bytes(self._states)

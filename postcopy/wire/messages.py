@@ -1,0 +1,210 @@
+"""The control messages: what agents say to each other, as values.
+
+What enters and leaves: the fields of each message, typed; the limits of each type are in fields.py. Who may
+say what when is drawn in README.md. In the bytes, a message is a map of its fields and of "t", its name in
+MESSAGES.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from postcopy.errors import ProtocolError, UsageError
+from postcopy.pages.regions import Layout, Region
+from postcopy.wire.fields import (
+    Count,
+    Instant,
+    LineText,
+    MigrationId,
+    NameText,
+    Octets,
+    OneOf,
+    ReportMap,
+    Token,
+    Version,
+    Versions,
+    Whole,
+)
+from postcopy.wire.limits import (
+    CONTROL_BYTES_MAX,
+    PAGE_SIZE_MAX,
+    PAGE_SIZE_MIN,
+    REGIONS_MAX,
+    VCPUS_MAX,
+)
+from postcopy.wire.records import Record, Records
+
+# Why an agent refuses, in one word for programs; the text beside it is for people.
+REFUSE_CODES = ("version", "layout", "host", "busy", "memory", "guest", "protocol", "internal")
+
+# What the other fields of STATE take is less than this.
+_STATE_REST = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Source to destination, first: the versions it speaks (lowest, highest) and what it is."""
+
+    versions: Versions
+    software: NameText
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Destination to source: the version agreed on, and what data connections have to present."""
+
+    version: Version
+    migration_id: MigrationId
+    token: Token = field(repr=False)  # a secret: never in a log
+    software: NameText
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Either way before RUN: this cannot be, and why. The sender closes behind it."""
+
+    code: Annotated[str, OneOf(REFUSE_CODES)]
+    text: LineText
+
+
+@dataclass(frozen=True, slots=True)
+class RegionOffer:
+    """One region of a LAYOUT_OFFER; its index is its place in the array. Sizes in bytes."""
+
+    type: NameText
+    page_size: Annotated[int, Whole(PAGE_SIZE_MIN, PAGE_SIZE_MAX)]
+    size: Annotated[int, Whole(PAGE_SIZE_MIN, (1 << 63) - 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class GuestOffer:
+    """What kind of guest comes, and with how many vCPUs."""
+
+    kind: NameText
+    vcpus: Annotated[int, Whole(1, VCPUS_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutOffer:
+    """Source to destination: the memory and the guest to make room for."""
+
+    regions: Annotated[tuple[RegionOffer, ...], Records(Record(RegionOffer), REGIONS_MAX)]
+    guest: Annotated[GuestOffer, Record(GuestOffer)]
+
+    @classmethod
+    def of(cls, layout: Layout, guest: GuestOffer) -> LayoutOffer:
+        """Return the offer of this layout."""
+        regions = (RegionOffer(region.type, region.page_size, region.size) for region in layout.regions)
+        return cls(tuple(regions), guest)
+
+    def layout(self) -> Layout:
+        """Return the layout that is offered; ProtocolError where its numbers make no sense together."""
+        try:
+            return Layout(
+                tuple(
+                    Region(index, region.type, region.page_size, region.size)
+                    for index, region in enumerate(self.regions)
+                )
+            )
+        except UsageError as error:
+            raise ProtocolError(f"message layout_offer: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Destination to source: everything that can fail was checked; the guest may be stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Source to destination, with the guest stopped: its device state, which only its kind of guest reads.
+
+    `stopped_at` is the source's monotonic clock in seconds. It says something to a destination on the same
+    boot of the same machine only, which `boot_id` tells.
+    """
+
+    guest: Annotated[bytes, Octets(0, CONTROL_BYTES_MAX - _STATE_REST)] = field(repr=False)
+    stopped_at: Instant
+    boot_id: NameText
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Destination to source: the state is restored, the vCPUs are ready and do not run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Source to destination: the right to run the guest passes with the sending of this message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Destination to source: the guest runs, since this many seconds on the destination's monotonic clock."""
+
+    first_instruction_at: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Destination to source, about twice a second while pages travel. Since version 2."""
+
+    placed_pages: Count
+    total_pages: Count
+    faults: Count
+
+
+@dataclass(frozen=True, slots=True)
+class AllPlaced:
+    """Destination to source: the content of every page is here, and the destination's part of the report."""
+
+    report: ReportMap
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Source to destination: it has let go of the guest's memory. The last message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Either way before RUN: stop here. The source keeps the guest, and the sender closes behind it."""
+
+    text: LineText
+
+
+Message = (
+    Hello
+    | Welcome
+    | Refuse
+    | LayoutOffer
+    | Ready
+    | State
+    | Loaded
+    | Run
+    | Running
+    | Progress
+    | AllPlaced
+    | Released
+    | Cancel
+)
+
+MESSAGES: dict[str, type[Message]] = {
+    "hello": Hello,
+    "welcome": Welcome,
+    "refuse": Refuse,
+    "layout_offer": LayoutOffer,
+    "ready": Ready,
+    "state": State,
+    "loaded": Loaded,
+    "run": Run,
+    "running": Running,
+    "progress": Progress,
+    "all_placed": AllPlaced,
+    "released": Released,
+    "cancel": Cancel,
+}
+
+# Messages that were not there from the first version on.
+SINCE: dict[str, int] = {"progress": 2}

@@ -1,0 +1,105 @@
+"""The preamble: the first 64 bytes of every connection, which say what it is for.
+
+What enters: the first bytes of a connection that anybody may have opened. What leaves: its role, and for a
+data connection the migration that it belongs to and its proof; or the reason to close it.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+from postcopy.errors import ProtocolError
+from postcopy.wire.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
+from postcopy.wire.version import VERSION, VERSION_MIN, check_version
+
+PREAMBLE_MAGIC = b"POSTCOPY"
+_LAYOUT = struct.Struct(f"<8sHHI{MIGRATION_ID_BYTES}s{TOKEN_BYTES}s")
+PREAMBLE_BYTES = _LAYOUT.size
+
+# What the destination sends on a data connection once it is attached.
+ACCEPTED = b"\x06"
+
+_NO_ID = bytes(MIGRATION_ID_BYTES)
+_NO_TOKEN = bytes(TOKEN_BYTES)
+
+
+class Role(IntEnum):
+    """What a connection is for. Zero means nothing."""
+
+    INVALID = 0
+    CONTROL = 1
+    URGENT = 2
+    PUSH = 3
+
+
+class Preamble(NamedTuple):
+    """What a preamble says.
+
+    `version` is the version agreed on; on the control connection, where none is yet, the lowest that the
+    source speaks. `migration_id` (16 bytes) and `token` (32 bytes) are the ones of WELCOME, and all zero on
+    control.
+    """
+
+    role: Role
+    version: int = VERSION_MIN
+    migration_id: bytes = _NO_ID
+    token: bytes = _NO_TOKEN
+
+    def __repr__(self) -> str:
+        # A token in a log would let its reader join the migration.
+        return f"Preamble({self.role.name}, version {self.version}, migration {self.migration_id.hex()})"
+
+
+def pack(preamble: Preamble) -> bytes:
+    """Return the 64 bytes of a preamble."""
+    if len(preamble.migration_id) != MIGRATION_ID_BYTES or len(preamble.token) != TOKEN_BYTES:
+        raise ValueError(f"a migration id has {MIGRATION_ID_BYTES} bytes, a token {TOKEN_BYTES}")
+    return _LAYOUT.pack(PREAMBLE_MAGIC, preamble.version, preamble.role, 0, preamble.migration_id, preamble.token)
+
+
+def check_start(data: bytes) -> None:
+    """Raise ProtocolError as soon as `data`, the bytes so far, cannot become a preamble.
+
+    A stranger that sends less than 64 bytes and then waits is known by its first eight.
+    """
+    start = data[: len(PREAMBLE_MAGIC)]
+    if not PREAMBLE_MAGIC.startswith(start):
+        raise ProtocolError(f"not a postcopy connection: it begins with {_readable(start)}")
+
+
+def unpack(data: bytes) -> Preamble:
+    """Return what a preamble says; ProtocolError with the reason if it is none, or none that is spoken here.
+
+    Fewer than 64 bytes are a connection that ended too early. The token is compared by whoever knows the
+    right one.
+    """
+    check_start(data)
+    if len(data) != PREAMBLE_BYTES:
+        raise ProtocolError(f"the connection ended inside its preamble, after {len(data)} of {PREAMBLE_BYTES} bytes")
+    _, version, number, reserved, migration_id, token = _LAYOUT.unpack(data)
+    # The lowest version of a source that is older than this agent may lie below; HELLO settles it.
+    if version == 0 or version > VERSION:
+        check_version(version)
+    try:
+        role = Role(number)
+    except ValueError:
+        role = Role.INVALID
+    if role is Role.INVALID:
+        raise ProtocolError(f"preamble refused: unknown role {number}")
+    if reserved:
+        raise ProtocolError("preamble refused: reserved bits are set")
+    if role is Role.CONTROL:
+        if (migration_id, token) != (_NO_ID, _NO_TOKEN):
+            raise ProtocolError("preamble refused: a control connection has no migration id and no token")
+    else:
+        check_version(version)
+        if migration_id == _NO_ID or token == _NO_TOKEN:
+            raise ProtocolError("preamble refused: a data connection needs a migration id and a token")
+    return Preamble(role, version, migration_id, token)
+
+
+def _readable(data: bytes) -> str:
+    """Quote bytes for a log line: what is no printable ASCII is escaped."""
+    return repr(data)[1:]

@@ -1,0 +1,37 @@
+"""Versions of the protocol, and how two agents agree on one.
+
+What enters: the range of versions that the other agent speaks. What leaves: the highest that both do, or a
+ProtocolError that names both ranges. Each agent speaks the current version and the one before.
+
+    2  PROGRESS messages
+    1  the first
+"""
+
+from __future__ import annotations
+
+from postcopy.errors import ProtocolError
+
+VERSION = 2
+VERSION_MIN = 1
+
+
+def spoken() -> str:
+    """Return the range of versions that this agent speaks, for messages: "1 to 2"."""
+    return f"{VERSION_MIN} to {VERSION}"
+
+
+def negotiate(offered: tuple[int, int]) -> int:
+    """Return the highest version in `offered` (lowest, highest) that is spoken here; or ProtocolError."""
+    lowest, highest = offered
+    if highest < VERSION_MIN or lowest > VERSION:
+        raise ProtocolError(
+            f"no version in common: the other agent speaks {lowest} to {highest}, this agent {spoken()}"
+        )
+    return min(highest, VERSION)
+
+
+def check_version(version: int) -> int:
+    """Return `version` if it is spoken here; else ProtocolError."""
+    if not VERSION_MIN <= version <= VERSION:
+        raise ProtocolError(f"version {version} is not supported: this agent speaks {spoken()}")
+    return version

@@ -1,0 +1,89 @@
+"""One example of each control message, and a strategy for all of them."""
+
+from __future__ import annotations
+
+import msgpack
+from hypothesis import strategies as st
+
+from postcopy.wire import control, limits
+from postcopy.wire.control import Message
+from postcopy.wire.messages import REFUSE_CODES
+
+EXAMPLES: list[Message] = [
+    control.Hello((1, 2), "postcopy 0.1.0"),
+    control.Welcome(2, bytes(range(16)), bytes(range(32)), "postcopy 0.1.0"),
+    control.Refuse("memory", "the pool of 2 MiB pages has 3, 128 are needed"),
+    control.LayoutOffer(
+        (control.RegionOffer("shmem", 4096, 8192), control.RegionOffer("hugetlb-2M", 2 << 20, 4 << 20)),
+        control.GuestOffer("emulated", 2),
+    ),
+    control.Ready(),
+    control.State(b"\x00\x01\xff", 12.5, "3c5b"),
+    control.Loaded(),
+    control.Run(),
+    control.Running(13.0),
+    control.Progress(1, 2, 3),
+    control.AllPlaced({"pages": {"total": 3, "list": [1, None, True, "x", 2.5]}}),
+    control.Released(),
+    control.Cancel("the user said so"),
+]
+
+_COUNT = st.integers(0, (1 << 64) - 1)
+_FLOAT = st.floats(allow_nan=False, allow_infinity=False)
+_CHARACTERS = st.characters(exclude_categories=["C", "Z"])
+_NAME = st.text(_CHARACTERS, min_size=1, max_size=limits.NAME_CHARS_MAX)
+_LINE = st.text(_CHARACTERS, max_size=100)
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | _FLOAT | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=12,
+)
+_REGION = st.builds(
+    control.RegionOffer,
+    _NAME,
+    st.integers(limits.PAGE_SIZE_MIN, limits.PAGE_SIZE_MAX),
+    st.integers(limits.PAGE_SIZE_MIN, (1 << 63) - 1),
+)
+
+MESSAGES = st.one_of(
+    st.builds(
+        control.Hello,
+        st.tuples(st.integers(1, 65535), st.integers(1, 65535)).map(lambda pair: (min(pair), max(pair))),
+        _NAME,
+    ),
+    st.builds(
+        control.Welcome,
+        st.integers(1, 65535),
+        st.binary(min_size=16, max_size=16),
+        st.binary(min_size=32, max_size=32),
+        _NAME,
+    ),
+    st.builds(control.Refuse, st.sampled_from(REFUSE_CODES), _LINE),
+    st.builds(
+        control.LayoutOffer,
+        st.lists(_REGION, min_size=1, max_size=4).map(tuple),
+        st.builds(control.GuestOffer, _NAME, st.integers(1, limits.VCPUS_MAX)),
+    ),
+    st.builds(control.State, st.binary(max_size=200), _FLOAT, _NAME),
+    st.builds(control.Running, _FLOAT),
+    st.builds(control.Progress, _COUNT, _COUNT, _COUNT),
+    st.builds(control.AllPlaced, st.dictionaries(st.text(max_size=8), _JSON, max_size=4)),
+    st.builds(control.Cancel, _LINE),
+    st.sampled_from([control.Ready(), control.Loaded(), control.Run(), control.Released()]),
+)
+
+
+def wire(values: object) -> bytes:
+    """Put any value of msgpack on the wire, as an agent that knows no rules does."""
+    return prefixed(msgpack.packb(values))
+
+
+def prefixed(payload: bytes) -> bytes:
+    """Put a length in front."""
+    return len(payload).to_bytes(4, "little") + payload
+
+
+def read(data: bytes) -> dict[str, object]:
+    """Return the map of one encoded message."""
+    values: dict[str, object] = msgpack.unpackb(data[4:])
+    return values
