@@ -1,0 +1,155 @@
+"""The admin socket of a daemon: a Unix socket that only its owner and root may use.
+
+Requests {"command", "arguments"} enter; any number of {"progress": map}, then one {"result": map} or {"error": map}
+leave. One request a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from agent.frames import read_map, write_map
+from postcopy.errors import MigrationLost, PostcopyError, ProtocolError, UsageError
+from postcopy.link.address import TcpAddress, UnixAddress, parse_address
+from postcopy.link.listen import bind
+
+log = logging.getLogger("postcopy.admin")
+
+# A command line sends its request at once.
+REQUEST_SECONDS = 5.0
+# Answers that are on their way when a daemon ends.
+FLUSH_SECONDS = 2.0
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+Tell = Callable[[dict[str, Any]], None]
+Handler = Callable[[dict[str, Any], Tell], Awaitable[dict[str, Any]]]
+
+
+class RemoteError(PostcopyError):
+    """What a daemon answered instead of a result; it brings the daemon's exit status along."""
+
+    def __init__(self, text: str, exit_status: int) -> None:
+        super().__init__(text)
+        self.exit_status = exit_status
+
+
+def admin_address(text: str) -> UnixAddress:
+    """Return the address of an admin socket; UsageError for one that others could reach."""
+    address = parse_address(text)
+    if isinstance(address, TcpAddress):
+        raise UsageError(f"admin address {text!r}: it has to be unix:PATH")
+    return address
+
+
+class AdminServer:
+    """Serves `commands`, each a coroutine function (arguments, tell) -> result."""
+
+    def __init__(self, address: UnixAddress, commands: dict[str, Handler]) -> None:
+        self._address = address
+        self._commands = commands
+        self._server: asyncio.Server | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Listen, with mode 0600 from the first moment; UsageError where the path cannot be had."""
+        before = os.umask(0o177)
+        try:
+            listening = bind(self._address)
+        finally:
+            os.umask(before)
+        self._server = await asyncio.start_unix_server(self._accept, sock=listening)
+
+    async def close(self) -> None:
+        """Listen no more and give answers that are due a moment."""
+        if self._server is None:
+            return
+        self._server.close()
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=FLUSH_SECONDS)
+        Path(self._address.path).unlink(missing_ok=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
+        try:
+            check_owner(writer.get_extra_info("socket"))
+            async with asyncio.timeout(REQUEST_SECONDS):
+                request = await read_map(reader)
+            if request is not None:
+                await self._answer(request, writer)
+        except (PostcopyError, OSError, TimeoutError) as error:
+            log.warning("closed an admin connection: %s", str(error) or "no request in time")
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _answer(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        def tell(progress: dict[str, Any]) -> None:
+            if not writer.is_closing():
+                write_map(writer, {"progress": progress})
+
+        try:
+            command = self._commands.get(str(request.get("command")), unknown)
+            answer = {"result": await command(request.get("arguments") or {}, tell)}
+        except PostcopyError as error:
+            answer = {"error": {"text": str(error), "exit_status": error.exit_status, "owner": error.owner}}
+        except Exception as error:
+            log.exception("internal error")
+            answer = {"error": {"text": f"internal error: {error!r}", "exit_status": 1, "owner": None}}
+        if not writer.is_closing():
+            write_map(writer, answer)
+            await writer.drain()
+
+
+async def unknown(_arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+    """Answer a command that this daemon does not have."""
+    raise UsageError("this agent has no such command")
+
+
+def check_owner(connection: socket.socket) -> None:
+    """Raise ProtocolError unless the other end is root or the user this daemon runs as (SO_PEERCRED, unix(7))."""
+    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(packed)
+    if uid not in {0, os.geteuid()}:
+        raise ProtocolError(f"process {pid} of user {uid} may not administrate this agent")
+
+
+async def ask(
+    address: UnixAddress, command: str, arguments: dict[str, Any] | None = None, tell: Tell | None = None
+) -> dict[str, Any]:
+    """Send one request to a daemon and return its result.
+
+    Raises UsageError where nobody listens, RemoteError for what the daemon refuses, MigrationLost where it vanishes.
+    """
+    try:
+        reader, writer = await asyncio.open_unix_connection(address.path)
+    except OSError as error:
+        raise UsageError(f"no agent answers at {address}: {error.strerror or error}") from error
+    try:
+        write_map(writer, {"command": command, "arguments": arguments or {}})
+        await writer.drain()
+        while (answer := await read_map(reader)) is not None:
+            if "progress" in answer:
+                if tell is not None:
+                    tell(answer["progress"])
+            elif "error" in answer:
+                raise RemoteError(str(answer["error"]["text"]), int(answer["error"]["exit_status"]))
+            else:
+                result: dict[str, Any] = answer["result"]
+                return result
+    except OSError as error:
+        raise MigrationLost(f"the agent at {address} is gone: {error.strerror or error}") from error
+    finally:
+        writer.close()
+    raise MigrationLost(f"the agent at {address} ended before it answered")

@@ -1,0 +1,113 @@
+"""Daemons as child processes of a command: started, waited for until they are ready, and always reaped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from postcopy.errors import PostcopyError
+
+READY_SECONDS = 60.0
+END_SECONDS = 10.0
+
+
+class ChildError(PostcopyError):
+    """A daemon ended although it should not have; brings its exit status along where it says something."""
+
+    def __init__(self, text: str, exit_status: int) -> None:
+        super().__init__(text)
+        self.exit_status = exit_status
+
+
+class Daemon:
+    """One daemon: `name` is its command, `arguments` follow. Its log goes to `log`. Leaving the block ends it."""
+
+    def __init__(self, name: str, arguments: list[str], log: Path) -> None:
+        self.name = name
+        self._arguments = arguments
+        self._log = log
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start it and wait until it says that it is ready; ChildError with its last words if it ends before."""
+        read_fd, write_fd = os.pipe()
+        try:
+            with self._log.open("wb") as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "agent",
+                    self.name,
+                    *self._arguments,
+                    "--ready-fd",
+                    str(write_fd),
+                    pass_fds=[write_fd],
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C is for the command; it ends its children in its own order
+                )
+            os.close(write_fd)
+            write_fd = -1
+            await self._ready(read_fd)
+        except BaseException:
+            await self.end()
+            raise
+        finally:
+            os.close(read_fd)
+            if write_fd >= 0:
+                os.close(write_fd)
+        return self
+
+    async def _ready(self, read_fd: int) -> None:
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(read_fd, readable.set)
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await readable.wait()
+        except TimeoutError:
+            raise ChildError(f"the {self.name} was not ready within {READY_SECONDS:g} s", 1) from None
+        finally:
+            loop.remove_reader(read_fd)
+        if not os.read(read_fd, 4096):
+            status = await self.wait()
+            raise ChildError(self.last_words() or f"the {self.name} ended with status {status}", status or 1)
+
+    async def wait(self) -> int:
+        """Wait for its end; return its exit status, 128 + n for signal n."""
+        assert self._process is not None  # noqa: S101 - only called once it was started
+        status = await self._process.wait()
+        return status if status >= 0 else 128 - status
+
+    def last_words(self) -> str:
+        """Return the last line of its log, without the name of the program."""
+        with contextlib.suppress(OSError):
+            lines = self._log.read_text(errors="replace").splitlines()
+            return lines[-1].removeprefix("postcopy: ") if lines else ""
+        return ""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.end()
+
+    async def end(self) -> None:
+        """Ask it to end, then make it; never leave it behind."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
+            try:
+                await asyncio.wait_for(asyncio.shield(process.wait()), END_SECONDS)
+            except TimeoutError:
+                continue
+            return

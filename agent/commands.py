@@ -1,0 +1,259 @@
+"""The commands, as click sees them. Each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.parameters import ADDRESS, CPUS, HOST_PORT, RATE, SIZE
+
+if TYPE_CHECKING:
+    from postcopy.link.address import Address
+
+POLL_MAX_NS = 200_000
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
+admin_option = click.option("--admin", required=True, metavar="unix:PATH", help="The agent's admin socket.")
+
+
+def guest_options(command: Any) -> Any:
+    """Add the options that say which guest runs."""
+    for option in reversed(
+        (
+            click.option("--memory", default="shmem", show_default=True, help="shmem, hugetlb-2M or hugetlb-1G."),
+            click.option("--size", type=SIZE, default="256MiB", show_default=True, help="Size of the guest's memory."),
+            click.option("--vcpus", type=int, default=2, show_default=True, help="Threads that use the memory."),
+            click.option(
+                "--workload",
+                default="random",
+                show_default=True,
+                help="sequential, random, zipf, stride or increment.",
+            ),
+            click.option(
+                "--seed", type=int, default=1, show_default=True, help="What the guest writes follows from it."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def daemon_options(command: Any) -> Any:
+    """Add the options that both daemons have."""
+    for option in reversed(
+        (
+            click.option("--admin", metavar="unix:PATH", help="Where commands reach this agent (mode 0600)."),
+            click.option("--metrics", type=HOST_PORT, metavar="HOST:PORT", help="Serve Prometheus metrics there."),
+            click.option("--ready-fd", type=int, metavar="N", help="Write READY=1 there once it is."),
+            click.option(
+                "--poll-max-ns",
+                type=int,
+                default=POLL_MAX_NS,
+                show_default=True,
+                help="How long the pump polls before it blocks.",
+            ),
+            click.option(
+                "--pin", type=CPUS, default=(), metavar="CPUS", help="CPUs for the guest's vCPUs, like 0,2-3."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@guest_options
+@daemon_options
+@click.option("--steps-per-second", type=int, default=0, help="How fast each vCPU goes; 0: as fast as it can.")
+def source(memory: str, size: int, vcpus: int, workload: str, seed: int, **rest: Any) -> None:
+    """Run a guest, and send it away when `migrate` asks for it."""
+    from agent.admin import admin_address  # noqa: PLC0415 - see the module's docstring, here and below
+    from agent.daemon import run  # noqa: PLC0415
+    from agent.source_daemon import SourceOptions, serve_source  # noqa: PLC0415
+
+    options = SourceOptions(
+        memory=memory,
+        size=size,
+        vcpus=vcpus,
+        workload=workload,
+        seed=seed,
+        cpus=rest["pin"],
+        admin=admin_address(rest["admin"]) if rest["admin"] else None,
+        metrics=rest["metrics"],
+        ready_fd=rest["ready_fd"],
+        poll_max_ns=rest["poll_max_ns"],
+        steps_per_second=rest["steps_per_second"],
+    )
+    run(serve_source(options))
+
+
+@click.command()
+@click.option("--listen", type=ADDRESS, default="tcp:127.0.0.1:0", show_default=True, help="Where guests come in.")
+@click.option("--mode", default="auto", show_default=True, help="How pages are placed: auto, minor or missing.")
+@click.option("--once", is_flag=True, help="End after one migration, whatever came of it.")
+@click.option("--insecure", is_flag=True, help="Allow plain TCP beyond this host.")
+@daemon_options
+def destination(listen: Address, mode: str, once: bool, insecure: bool, **rest: Any) -> None:
+    """Wait for a guest, run it while its memory arrives, and keep it."""
+    from agent.admin import admin_address  # noqa: PLC0415
+    from agent.daemon import run  # noqa: PLC0415
+    from agent.destination_daemon import DestinationOptions, serve_destination  # noqa: PLC0415
+
+    check_plain(listen, insecure=insecure)
+    options = DestinationOptions(
+        listen=listen,
+        mode=mode,
+        cpus=rest["pin"],
+        once=once,
+        admin=admin_address(rest["admin"]) if rest["admin"] else None,
+        metrics=rest["metrics"],
+        ready_fd=rest["ready_fd"],
+        poll_max_ns=rest["poll_max_ns"],
+    )
+    run(serve_destination(options))
+
+
+def check_plain(address: Address, *, insecure: bool) -> None:
+    """Raise UsageError where memory would leave this host in plain without anybody having asked for it."""
+    from postcopy.errors import UsageError  # noqa: PLC0415
+
+    if not address.loopback and not insecure:
+        raise UsageError(f"{address} is beyond this host, and plain TCP is neither secret nor safe: add --insecure")
+
+
+@click.command()
+@click.argument("to", type=ADDRESS, metavar="tcp:HOST:PORT")
+@admin_option
+@click.option("--timeout", type=float, metavar="SECONDS", help="Cancel unless the switchover came by then.")
+@click.option("--no-push", is_flag=True, help="Send no page that was not asked for.")
+@click.option("--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help="Limit the push, like 100MiB/s.")
+@click.option("--insecure", is_flag=True, help="Allow plain TCP beyond this host.")
+@json_option
+def migrate(to: Address, admin: str, as_json: bool, insecure: bool, **rest: Any) -> None:
+    """Move the guest of a source agent to a destination, wait for its last page, print the report."""
+    import uvloop  # noqa: PLC0415
+
+    from agent.client import run_migrate  # noqa: PLC0415
+    from agent.output import print_json, print_rows, progress  # noqa: PLC0415
+    from agent.summary import rows  # noqa: PLC0415
+
+    check_plain(to, insecure=insecure)
+    arguments = {"to": str(to), "timeout": rest["timeout"], "push": not rest["no_push"], "rate": rest["rate"]}
+    with progress("migration") as tell:
+        report = uvloop.run(run_migrate(admin, arguments, tell))
+    if as_json:
+        print_json(report)
+    else:
+        print_rows(rows(report))
+
+
+@click.command()
+@admin_option
+@json_option
+def status(admin: str, as_json: bool) -> None:
+    """Say what an agent is doing and who owns the guest."""
+    from agent.client import ask_now  # noqa: PLC0415
+    from agent.output import print_json, print_rows  # noqa: PLC0415
+    from agent.summary import status_rows  # noqa: PLC0415
+
+    found = ask_now(admin, "status")
+    if as_json:
+        print_json(found)
+    else:
+        print_rows(status_rows(found))
+
+
+@click.command()
+@admin_option
+@json_option
+def cancel(admin: str, as_json: bool) -> None:
+    """Cancel a migration that has not reached its switchover; the source runs the guest on."""
+    from agent.client import ask_now  # noqa: PLC0415
+    from agent.output import print_json, print_rows  # noqa: PLC0415
+
+    found = ask_now(admin, "cancel")
+    if as_json:
+        print_json(found)
+    else:
+        print_rows([("migration", "asked to cancel")])
+
+
+@click.command()
+@admin_option
+@json_option
+def check(admin: str, as_json: bool) -> None:
+    """Stop the guest, compare every byte of its memory, let it go on."""
+    from agent.client import ask_now  # noqa: PLC0415
+    from agent.output import print_json, print_rows  # noqa: PLC0415
+    from agent.summary import verdict  # noqa: PLC0415
+
+    found = ask_now(admin, "check")
+    if as_json:
+        print_json(found)
+    else:
+        print_rows([("check", verdict(found))])
+    if found["pages_mismatched"]:
+        raise SystemExit(1)
+
+
+@click.command("set")
+@admin_option
+@click.option(
+    "--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help="Limit the push, like 100MiB/s; 0: no limit."
+)
+@click.option("--push", is_flag=True, help="Begin the push of a migration that was started with --no-push.")
+@json_option
+def set_(admin: str, rate: int | None, push: bool, as_json: bool) -> None:
+    """Change the running migration of a source agent."""
+    from agent.client import ask_now  # noqa: PLC0415
+    from agent.output import print_json, print_rows  # noqa: PLC0415
+    from postcopy.errors import UsageError  # noqa: PLC0415
+
+    arguments: dict[str, Any] = {"push": True} if push else {}
+    if rate is not None:
+        arguments["rate"] = rate or None
+    if not arguments:
+        raise UsageError("set: nothing to set: --max-postcopy-bandwidth or --push")
+    found = ask_now(admin, "set", arguments)
+    if as_json:
+        print_json(found)
+    else:
+        print_rows([("state", found["state"])])
+
+
+@click.command()
+@guest_options
+@click.option("--mode", default="auto", show_default=True, help="How pages are placed: auto, minor or missing.")
+@click.option("--no-push", is_flag=True, help="Let the guest fetch its pages by touching them, then push the rest.")
+@click.option("--seconds", type=float, default=2.0, show_default=True, help="With --no-push: how long it may.")
+@click.option("--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help="Limit the push, like 100MiB/s.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Cancel unless the switchover came by then.")
+@click.option("--logs", type=click.Path(file_okay=False, path_type=Path), help="Keep both daemons' logs there.")
+@json_option
+def demo(as_json: bool, no_push: bool, logs: Path | None, **rest: Any) -> None:
+    """Migrate a guest between two daemons on this host, check every byte of it, print the report."""
+    import uvloop  # noqa: PLC0415
+
+    from agent.demo import DemoOptions, run_demo  # noqa: PLC0415
+    from agent.output import print_json, print_rows, progress  # noqa: PLC0415
+    from agent.summary import rows  # noqa: PLC0415
+
+    if logs is not None:
+        logs.mkdir(parents=True, exist_ok=True)
+    options = DemoOptions(push=not no_push, keep_logs=logs, **rest)
+    with progress("migration") as tell:
+        report = uvloop.run(run_demo(options, tell))
+    if as_json:
+        print_json(report)
+    else:
+        print_rows(rows(report))
+    if report["integrity"]["pages_mismatched"]:
+        raise SystemExit(1)
+
+
+def register(group: click.Group) -> None:
+    """Add every command to the program."""
+    for command in (demo, source, destination, migrate, status, cancel, check, set_):
+        group.add_command(command)

@@ -1,0 +1,133 @@
+"""`postcopy demo`: the main job from end to end, with both daemons as real processes on this host.
+
+Options enter; the report of one migration leaves, with the verdict of a check of every byte in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.admin import Tell, ask
+from agent.children import ChildError, Daemon
+from agent.output import say
+from postcopy.errors import PostcopyError
+from postcopy.link.address import UnixAddress
+from postcopy.link.report import with_check
+from postcopy.pages.units import format_size
+
+# The guest has to be seen running at the source before it leaves.
+WARM_SECONDS_MAX = 30.0
+WARM_STEPS = 10_000
+LOOK_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the command line of `postcopy demo` says; `size` in bytes, `rate` in bytes a second."""
+
+    memory: str
+    size: int
+    vcpus: int
+    workload: str
+    seed: int
+    mode: str
+    push: bool
+    seconds: float
+    rate: int | None
+    timeout: float | None
+    keep_logs: Path | None
+
+
+async def run_demo(options: DemoOptions, tell: Tell) -> dict[str, Any]:
+    """Migrate a guest from one daemon to another and check it; return the report. Children are always reaped."""
+    async with AsyncExitStack() as stack:
+        folder = options.keep_logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="postcopy-demo-")))
+        sockets = {role: UnixAddress(str(folder / f"{role}.sock")) for role in ("source", "destination")}
+        destination = await stack.enter_async_context(
+            Daemon("destination", _destination_arguments(options, sockets), folder / "destination.log")
+        )
+        source = await stack.enter_async_context(
+            Daemon("source", _source_arguments(options, sockets), folder / "source.log")
+        )
+        try:
+            return await _migrate_and_check(options, sockets, tell)
+        except PostcopyError as error:
+            words = [f"{daemon.name}: {daemon.last_words()}" for daemon in (source, destination)]
+            raise ChildError(f"{error} ({'; '.join(words)})", error.exit_status) from error
+
+
+def _destination_arguments(options: DemoOptions, sockets: dict[str, UnixAddress]) -> list[str]:
+    return ["--listen", "tcp:127.0.0.1:0", "--mode", options.mode, "--admin", str(sockets["destination"])]
+
+
+def _source_arguments(options: DemoOptions, sockets: dict[str, UnixAddress]) -> list[str]:
+    return [
+        *("--memory", options.memory, "--size", str(options.size), "--vcpus", str(options.vcpus)),
+        *("--workload", options.workload, "--seed", str(options.seed), "--admin", str(sockets["source"])),
+    ]
+
+
+async def _migrate_and_check(options: DemoOptions, sockets: dict[str, UnixAddress], tell: Tell) -> dict[str, Any]:
+    source, destination = sockets["source"], sockets["destination"]
+    address = (await ask(destination, "status"))["address"]
+    await _wait_for(source, _has_run, "the guest does not run at the source", WARM_SECONDS_MAX)
+    say(f"the guest runs at the source ({format_size(options.size)} {options.memory}); it migrates to {address}")
+    arguments = {"to": address, "push": options.push, "rate": options.rate, "timeout": options.timeout}
+    migration = asyncio.create_task(ask(source, "migrate", arguments, tell))
+    details: dict[str, Any] = {}
+    try:
+        if not options.push:
+            details["resident_pages_before_push"] = await _run_without_push(options, destination, migration)
+            await ask(source, "set", {"push": True})
+        report = await migration
+    finally:
+        migration.cancel()
+        with contextlib.suppress(asyncio.CancelledError, PostcopyError):
+            await migration
+    await _wait_for(destination, _is_whole, "the destination does not complete", WARM_SECONDS_MAX)
+    say("every page is at the destination; comparing every byte")
+    found = await ask(destination, "check")
+    report["details"] = {**report.get("details", {}), **details, "guest_steps": found["steps"]}
+    return with_check(report, found["pages_checked"], found["pages_mismatched"])
+
+
+async def _run_without_push(
+    options: DemoOptions, destination: UnixAddress, migration: asyncio.Task[dict[str, Any]]
+) -> int:
+    """Let the guest fetch its pages by touching them, for as long as was asked; return how many came."""
+    end = time.monotonic() + options.seconds
+    status: dict[str, Any] = {"pages": {"placed": 0}}
+    while not migration.done():
+        status = await ask(destination, "status")
+        if time.monotonic() >= end and status["state"] == "postcopy-active":
+            break
+        await asyncio.sleep(LOOK_SECONDS)
+    return int(status["pages"]["placed"])
+
+
+async def _wait_for(
+    agent: UnixAddress, wanted: Callable[[dict[str, Any]], bool], complaint: str, seconds: float
+) -> None:
+    status: Callable[[], Awaitable[dict[str, Any]]] = lambda: ask(agent, "status")  # noqa: E731
+    try:
+        async with asyncio.timeout(seconds):
+            while not wanted(await status()):
+                await asyncio.sleep(LOOK_SECONDS)
+    except TimeoutError:
+        raise ChildError(f"{complaint} after {seconds:g} s", 1) from None
+
+
+def _has_run(status: dict[str, Any]) -> bool:
+    return bool(min(status["guest"]["steps"]) >= WARM_STEPS)
+
+
+def _is_whole(status: dict[str, Any]) -> bool:
+    return bool(status["state"] == "completed")

@@ -1,0 +1,202 @@
+"""`postcopy destination`: waits for a guest, runs it while its memory arrives, and keeps it.
+
+Options enter; guests come through the listening port. Ends with the status that says who owns the guest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from agent import metrics
+from agent.admin import AdminServer, Tell
+from agent.daemon import Stop, end_without_cleaning, first_of, tell_ready
+from agent.running_guest import check_guest, describe_guest, describe_memory
+from postcopy import __version__
+from postcopy.errors import UsageError
+from postcopy.guest import Guest
+from postcopy.link.address import Address, TcpAddress, UnixAddress
+from postcopy.link.destination import Destination
+from postcopy.session.commands import Finish
+from postcopy.session.states import Owner, State
+
+log = logging.getLogger("postcopy.agent")
+
+
+@dataclass(frozen=True)
+class DestinationOptions:
+    """What the command line of `postcopy destination` says."""
+
+    listen: Address
+    mode: str
+    cpus: tuple[int, ...]
+    once: bool
+    admin: UnixAddress | None
+    metrics: TcpAddress | None
+    ready_fd: int | None
+    poll_max_ns: int
+
+
+async def serve_destination(options: DestinationOptions) -> int:
+    """Run the daemon; return its exit status. A guest that is not whole ends the process without returning."""
+    stop = Stop()
+    daemon = DestinationDaemon(options)
+    async with AsyncExitStack() as stack:
+        if options.metrics is not None:
+            log.info("metrics: %s", metrics.serve(options.metrics, daemon.figures))
+        destination = await stack.enter_async_context(daemon.destination)
+        admin = AdminServer(options.admin, daemon.commands()) if options.admin is not None else None
+        if admin is not None:
+            await admin.open()
+            stack.push_async_callback(admin.close)
+        watching = asyncio.create_task(daemon.watch())
+        stack.callback(watching.cancel)
+        log.info("destination: listening on %s", destination.address)
+        tell_ready(options.ready_fd, str(destination.address))
+        await first_of(stop.asked, daemon.lost, daemon.over)
+        if daemon.lost.is_set() or destination.state is State.POSTCOPY_ACTIVE:
+            daemon.end_lost()
+        return daemon.verdict()
+
+
+class DestinationDaemon:
+    """One place for a guest, and the commands of its admin socket."""
+
+    def __init__(self, options: DestinationOptions) -> None:
+        self.options = options
+        self.lost = asyncio.Event()
+        self.over = asyncio.Event()
+        restore = partial(Guest.restore, cpus=options.cpus)
+        kinds = frozenset({Guest.kind})
+        self.destination = Destination(
+            options.listen, restore, kinds, mode=options.mode, poll_max_ns=options.poll_max_ns
+        )
+        self._latest: Finish | None = None
+        self._checking = False
+        self._migrations: dict[tuple[str, str, str], int] = {}
+
+    async def watch(self) -> None:
+        """Take note of every migration's end."""
+        while True:
+            finish = await self.destination.migrated()
+            self._latest = finish
+            key = ("destination", self.options.mode, finish.state.value)
+            self._migrations[key] = self._migrations.get(key, 0) + 1
+            if finish.owner is Owner.LOST:
+                self.lost.set()
+            elif self.options.once:
+                self.over.set()
+
+    def end_lost(self) -> None:
+        """End the process with the guest's threads still waiting: none of them ever sees zeros."""
+        log.error("destination: the guest is lost: pages that were still at the source are gone")
+        if self.options.admin is not None:
+            Path(self.options.admin.path).unlink(missing_ok=True)
+        end_without_cleaning(6)
+
+    def verdict(self) -> int:
+        """Say who owns the guest now, and return the exit status that says the same."""
+        if self.destination.owner is Owner.DESTINATION:
+            log.info("destination: this agent owns the guest, which ends with it")
+        elif self.over.is_set() and self._latest is not None:
+            log.info("destination: no guest came; the source owns it")
+            return self._latest.exit_status
+        else:
+            log.info("destination: no guest is here")
+        return 0
+
+    # --- the admin socket's commands ------------------------------------------------------------------------------
+
+    def commands(self) -> dict[str, Any]:
+        """Return the commands of the admin socket."""
+        return {"status": self.status, "cancel": self.cancel, "check": self.check}
+
+    def _guest(self) -> Guest | None:
+        """Return the guest once it runs here."""
+        running = self.destination.state in {State.POSTCOPY_ACTIVE, State.COMPLETED, State.LOST}
+        guest = self.destination.guest
+        return guest if running and isinstance(guest, Guest) else None
+
+    async def status(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Say where the guest and the latest migration are."""
+        destination = self.destination
+        guest, layout, stats, ended = self._guest(), destination.layout, destination.snapshot(), self._latest
+        return {
+            "schema_version": 1,
+            "role": "destination",
+            "version": __version__,
+            "pid": os.getpid(),
+            "state": destination.state.value,
+            "owner": "destination" if guest is not None else "source",
+            "address": str(destination.address),
+            "mode": self.options.mode,
+            "guest": describe_guest(guest) if guest is not None else None,
+            "memory": describe_memory(layout) if layout is not None else [],
+            "pages": {
+                "total": stats.pages_total if stats is not None else 0,
+                "placed": stats.pages_resident if stats is not None else 0,
+            },
+            "ended": None if ended is None else {"text": ended.text, "exit_status": ended.exit_status},
+            "report": destination.report,
+        }
+
+    async def cancel(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Cancel a migration that has not reached its switchover."""
+        if not self.destination.cancel():
+            text = "the guest runs here" if self._guest() is not None else "there is none"
+            raise UsageError(f"no migration can be cancelled: {text}")
+        return {"schema_version": 1, "cancelled": True}
+
+    async def check(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Compare every byte of the guest's memory while it stands still, and let it go on."""
+        guest = self._guest()
+        if guest is None:
+            raise UsageError("there is no guest here to check")
+        if self.destination.state is not State.COMPLETED or self._checking:
+            raise UsageError("the guest cannot be checked now: pages are still at the source, or a check is running")
+        self._checking = True
+        try:
+            return {"schema_version": 1, "role": "destination", **await check_guest(guest)}
+        finally:
+            self._checking = False
+
+    # --- metrics --------------------------------------------------------------------------------------------------
+
+    def figures(self) -> metrics.Figures:
+        """Return what a scrape shows."""
+        destination = self.destination
+        figures = metrics.Figures(state=destination.state, migrations=dict(self._migrations))
+        guest, stats, layout = self._guest(), destination.snapshot(), destination.layout
+        if guest is not None:
+            figures.stall = guest.stall
+        if destination.report is not None:
+            figures.duration_seconds = destination.report["total_seconds"]
+            figures.downtime_seconds = destination.report["downtime_seconds"]
+        if stats is None:
+            return figures
+        figures.faults = {"missing": stats.faults_missing, "minor": stats.faults_minor, "wp": stats.faults_wp}
+        figures.placements = stats.outcomes
+        figures.retries = stats.outcomes["retry"]
+        figures.fault_latency = stats.fault_latency
+        figures.queue_depth = stats.pending
+        figures.pages = {
+            "demand": stats.pages_demand,
+            "push": stats.pages_push,
+            "zero": stats.pages_zero,
+            "duplicate": stats.pages_duplicate,
+        }
+        figures.transferred = {
+            ("received", "urgent"): stats.bytes_received_urgent,
+            ("received", "push"): stats.bytes_received_push,
+            ("sent", "urgent"): stats.bytes_sent_urgent,
+        }
+        if layout is not None:
+            left = stats.pages_total - stats.pages_resident
+            figures.remaining_bytes = layout.size * left // stats.pages_total
+        return figures

@@ -1,0 +1,40 @@
+"""Maps over a stream, for the admin socket: a length of 4 bytes, little endian, then that many bytes of msgpack."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Any
+
+import msgpack
+
+from postcopy.errors import ProtocolError
+
+_LENGTH = struct.Struct("<I")
+
+# A report is a few KiB; whoever sends more is no `postcopy` command.
+FRAME_BYTES_MAX = 1 << 20
+
+
+async def read_map(reader: asyncio.StreamReader) -> dict[str, Any] | None:
+    """Return the next map, None at the end of the stream; ProtocolError for anything else."""
+    try:
+        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+        if length > FRAME_BYTES_MAX:
+            raise ProtocolError(f"admin frame of {length} bytes: the limit is {FRAME_BYTES_MAX}")
+        value = msgpack.unpackb(await reader.readexactly(length))
+    except asyncio.IncompleteReadError as error:
+        if error.partial:
+            raise ProtocolError("the admin connection ended inside a frame") from error
+        return None
+    except (ValueError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"an admin frame is not msgpack: {error}") from error
+    if not isinstance(value, dict):
+        raise ProtocolError("an admin frame is not a map")
+    return value
+
+
+def write_map(writer: asyncio.StreamWriter, value: dict[str, Any]) -> None:
+    """Queue a map."""
+    payload = msgpack.packb(value)
+    writer.write(_LENGTH.pack(len(payload)) + payload)

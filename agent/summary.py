@@ -1,0 +1,79 @@
+"""Reports for people: a report of a migration enters, lines of text leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from postcopy.pages.units import format_rate, format_seconds, format_size
+
+PERCENTILES = (("p50", "p50"), ("p90", "p90"), ("p99", "p99"), ("p999", "p99.9"), ("max", "max"))
+
+
+def rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what the report says, as pairs of name and value."""
+    memory = ", ".join(f"{format_size(one['size_bytes'])} {one['type']}" for one in report["memory"])
+    yield "memory", f"{memory}, mode {report['mode']}"
+    yield "downtime", _downtime(report)
+    yield "total time", f"{format_seconds(report['total_seconds'])}, of it {_residence(report)}"
+    yield "fault latency", _times(report["fault_latency_seconds"], "faults")
+    yield "guest's stall", _times(report["stall_seconds"], "accesses of 1 µs or more")
+    pages = report["pages"]
+    by_path = ", ".join(f"{pages[path]} {path}" for path in ("demand", "push", "zero"))
+    yield "pages", f"{pages['total']}: {by_path}; {pages['duplicate']} came twice and were dropped"
+    sizes = report["bytes"]
+    rate = format_rate(report["throughput_bytes_per_second"])
+    yield "bytes", f"{format_size(sizes['wire'])} on the wire, {format_size(sizes['placed'])} placed, {rate}"
+    cpu = report["cpu_seconds"]
+    yield "CPU", f"source {format_seconds(cpu['source'])}, destination {format_seconds(cpu['destination'])}"
+    before = report.get("details", {}).get("resident_pages_before_push")
+    if before is not None:
+        yield "before the push", f"{before} of {pages['total']} pages came by the guest's own touch"
+    if report["integrity"]["pages_checked"]:
+        yield "check", verdict(report["integrity"])
+
+
+def verdict(integrity: dict[str, Any]) -> str:
+    """Say what a check found; it counts pages of 4 KiB whatever the memory's own are."""
+    checked, wrong = integrity["pages_checked"], integrity["pages_mismatched"]
+    if wrong:
+        return f"WRONG: {wrong} of {checked} pages (4 KiB each) differ"
+    return f"every byte of {checked} pages (4 KiB each) is right"
+
+
+def _downtime(report: dict[str, Any]) -> str:
+    details = report.get("details", {})
+    parts = details.get("downtime_parts_seconds") or {}
+    words = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in parts.items())
+    exact = "" if details.get("downtime_is_exact", True) else ", at most: the hosts share no clock"
+    return format_seconds(report["downtime_seconds"]) + (f" ({words}{exact})" if words else "")
+
+
+def _residence(report: dict[str, Any]) -> str:
+    return f"{format_seconds(report['resident_seconds'])} until every page was at the destination"
+
+
+def _times(times: dict[str, Any], what: str) -> str:
+    if not times["count"]:
+        return f"no {what}"
+    words = ", ".join(f"{label} {format_seconds(times[key])}" for key, label in PERCENTILES)
+    return f"{words} ({times['count']} {what})"
+
+
+def status_rows(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what an agent answered to `status`, as pairs of name and value."""
+    yield "agent", f"{status['role']}, pid {status['pid']}, version {status['version']}"
+    if "address" in status:
+        yield "listens on", f"{status['address']}, mode {status['mode']}"
+    yield "state", status["state"]
+    yield "guest's owner", status["owner"]
+    guest = status["guest"]
+    if guest is not None:
+        workload = f", {guest['workload']}" if "workload" in guest else ""
+        yield "guest", f"{guest['kind']}{workload}, {guest['vcpus']} vCPUs, steps {', '.join(map(str, guest['steps']))}"
+    for region in status["memory"]:
+        yield "memory", f"{format_size(region['size_bytes'])} {region['type']}"
+    if status["pages"]["placed"]:
+        yield "pages", f"{status['pages']['placed']} of {status['pages']['total']} are at the destination"
+    if status["ended"] is not None:
+        yield "latest migration", status["ended"]["text"]

@@ -1,0 +1,196 @@
+"""The destination as a library: `async with Destination(...) as destination: await destination.migrated()`.
+
+Connections enter through one port; a running guest on complete memory leaves. One migration at a time; after one that
+failed before its switchover the destination listens as before, after one that came through it refuses others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import secrets
+import socket
+from typing import Self
+
+from postcopy.errors import PostcopyError, ProtocolError
+from postcopy.link.address import Address, parse_address
+from postcopy.link.control import ControlChannel
+from postcopy.link.destination_interpreter import DestinationInterpreter
+from postcopy.link.guest import MigratingGuest, Restore
+from postcopy.link.interpreter import boot_id
+from postcopy.link.listen import PREAMBLE_SECONDS, Listener
+from postcopy.link.placement import known_mode
+from postcopy.link.report import Report
+from postcopy.link.source import POLL_MAX_NS, SOFTWARE
+from postcopy.pages.regions import Layout
+from postcopy.pump.destination import DestinationStats
+from postcopy.session.commands import Finish
+from postcopy.session.destination import DestinationMachine
+from postcopy.session.events import CancelAsked, Received
+from postcopy.session.states import Owner, State
+from postcopy.wire.control import Refuse
+from postcopy.wire.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
+from postcopy.wire.preamble import ACCEPTED, Preamble, Role
+from postcopy.wire.version import VERSION, VERSION_MIN
+
+log = logging.getLogger("postcopy.destination")
+
+
+class Destination:
+    """A host that a guest may come to.
+
+    `restore` makes the guest of its memory and its state, `kinds` are the kinds of guest it can make.
+    `mode` is "auto", "minor" or "missing". `finished` holds how each migration ended, the latest last.
+    """
+
+    def __init__(
+        self,
+        listen: Address | str,
+        restore: Restore,
+        kinds: frozenset[str],
+        *,
+        mode: str = "auto",
+        poll_max_ns: int = POLL_MAX_NS,
+        versions: tuple[int, int] = (VERSION_MIN, VERSION),
+    ) -> None:
+        address = parse_address(listen) if isinstance(listen, str) else listen
+        self.mode = known_mode(mode)
+        self.owner = Owner.SOURCE
+        self.finish: Finish | None = None
+        self._listener = Listener(address, self._on_control, self._on_data)
+        self._restore = restore
+        self._kinds = kinds
+        self._poll_max_ns = poll_max_ns
+        self._versions = versions
+        self._current: DestinationInterpreter | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._ended: asyncio.Queue[Finish] = asyncio.Queue()
+
+    @property
+    def address(self) -> Address:
+        """Where it listens, with the real port."""
+        return self._listener.address
+
+    async def __aenter__(self) -> Self:
+        await self._listener.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def migrated(self) -> Finish:
+        """Wait for the next end of a migration, whichever it is."""
+        return await self._ended.get()
+
+    # --- who comes in -------------------------------------------------------------------------------------
+
+    async def _on_control(self, connection: socket.socket, name: str) -> None:
+        """Hear the first message, then give the connection to a migration of its own, or refuse it."""
+        channel = await ControlChannel.over(connection, name)
+        try:
+            async with asyncio.timeout(PREAMBLE_SECONDS):
+                first = await channel.receive()
+        except (PostcopyError, TimeoutError) as error:
+            log.warning("closed %s: %s", name, str(error) or f"no message within {PREAMBLE_SECONDS:g} s")
+            channel.abort()
+            return
+        busy = self._busy()
+        if busy is not None:
+            log.warning("closed %s: %s", name, busy)
+            channel.send(Refuse("busy", busy))
+            await channel.close()
+            return
+        interpreter = self._begin()
+        interpreter.listen(channel)
+        interpreter.post(Received(interpreter.now(), first))
+        self._running = asyncio.create_task(self._drive(interpreter))
+
+    def _busy(self) -> str | None:
+        if self.owner is not Owner.SOURCE:
+            return "this destination has a guest already"
+        if self._running is not None and not self._running.done():
+            return "this destination is in the middle of a migration"
+        return None
+
+    def _begin(self) -> DestinationInterpreter:
+        identity = (secrets.token_bytes(MIGRATION_ID_BYTES), secrets.token_bytes(TOKEN_BYTES))
+        machine = DestinationMachine(self._versions, identity, SOFTWARE, boot_id(), DestinationInterpreter.now())
+        self._current = DestinationInterpreter(
+            machine, self._restore, self._kinds, mode=self.mode, poll_max_ns=self._poll_max_ns
+        )
+        return self._current
+
+    async def _drive(self, interpreter: DestinationInterpreter) -> None:
+        finish = await interpreter.run()
+        self.finish = finish
+        if finish.owner is not Owner.SOURCE:
+            self.owner = finish.owner
+        self._ended.put_nowait(finish)
+
+    def _on_data(self, preamble: Preamble, connection: socket.socket) -> None:
+        """Attach a data connection that knows the migration's id and token; ProtocolError otherwise."""
+        current = self._current
+        if current is None or current.finish is not None:
+            raise ProtocolError("a data connection, and no migration is running")
+        machine = current.machine
+        known = hmac.compare_digest(preamble.migration_id, machine.migration_id)
+        if not hmac.compare_digest(preamble.token, machine.token) or not known:
+            raise ProtocolError("a data connection that does not prove itself: unknown migration or wrong token")
+        connection.setblocking(True)
+        current.attach("urgent" if preamble.role is Role.URGENT else "push", connection.fileno())
+        connection.send(ACCEPTED)
+        connection.close()
+
+    # --- for whoever watches and steers -------------------------------------------------------------------
+
+    def cancel(self, text: str = "cancelled by the user") -> bool:
+        """Ask the running migration to end; False where there is none, or the guest runs here already."""
+        current = self._current
+        if current is None or current.finish is not None or current.machine.state is State.POSTCOPY_ACTIVE:
+            return False
+        current.post(CancelAsked(current.now(), text))
+        return True
+
+    @property
+    def state(self) -> State:
+        """Where the latest migration stands."""
+        return State.NONE if self._current is None else self._current.machine.state
+
+    @property
+    def guest(self) -> MigratingGuest | None:
+        """The guest, from the moment its state is loaded."""
+        return None if self._current is None else self._current.guest
+
+    @property
+    def layout(self) -> Layout | None:
+        """The layout of the guest's memory, from the moment it is allocated."""
+        memory = None if self._current is None else self._current.memory
+        return None if memory is None else memory.layout
+
+    @property
+    def report(self) -> Report | None:
+        """What this side knows of the latest migration that came through."""
+        return None if self._current is None else self._current.report
+
+    def snapshot(self) -> DestinationStats | None:
+        """Return the counters of the latest migration's pump, None where there was none."""
+        return None if self._current is None else self._current.snapshot()
+
+    async def close(self) -> None:
+        """Listen no more, cancel what has not switched over, end the guest if it is whole.
+
+        A guest that is not whole is left as it is: its threads wait for pages, and closing what they wait
+        on would let them go on, on zeros. Only the end of the process ends them.
+        """
+        await self._listener.close()
+        current = self._current
+        if current is None:
+            return
+        if self._running is not None and not self._running.done():
+            if current.machine.state is State.POSTCOPY_ACTIVE:
+                return
+            self.cancel("the destination ends")
+            await asyncio.wait({self._running})
+        if not current.held and self.owner is Owner.DESTINATION:
+            await asyncio.to_thread(current.end_guest)

@@ -1,0 +1,228 @@
+"""Performs the commands of the destination's machine: memory, pump and guest come to life and go. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import msgpack
+
+from postcopy.errors import ProtocolError
+from postcopy.link.guest import MigratingGuest, Restore
+from postcopy.link.interpreter import Interpreter
+from postcopy.link.prepare import Memory, prepare
+from postcopy.link.report import Report, arrived
+from postcopy.pump.destination import DestinationPump, DestinationStats
+from postcopy.session.commands import (
+    Command,
+    Discard,
+    HoldMemory,
+    Load,
+    Prepare,
+    Settle,
+    StartGuest,
+    StartPump,
+    StopPump,
+)
+from postcopy.session.destination import DestinationMachine
+from postcopy.session.events import (
+    AllResident,
+    DataAttached,
+    GuestLoaded,
+    GuestRunning,
+    Prepared,
+    Progressed,
+    PumpFailed,
+)
+from postcopy.session.limits import PROGRESS_SECONDS
+
+# How often the guest's first step is looked for; its time is the guest's own, only the telling waits for
+# this.
+FIRST_STEP_LOOK_SECONDS = 0.001
+
+# After the last page a first step is due at once; a guest that makes none is told of without it.
+FIRST_STEP_SECONDS = 1.0
+
+
+class DestinationInterpreter(Interpreter):
+    """One migration at its destination. Memory and guest belong to it until somebody takes them over after the end."""
+
+    machine: DestinationMachine
+
+    def __init__(
+        self, machine: DestinationMachine, restore: Restore, kinds: frozenset[str], *, mode: str, poll_max_ns: int
+    ) -> None:
+        super().__init__("destination", machine)
+        self.mode = mode
+        self.memory: Memory | None = None
+        self.guest: MigratingGuest | None = None
+        self.stats: DestinationStats | None = None
+        self.report: Report | None = None
+        self.held = False
+        self.stopped_at = 0.0
+        self.run_at = 0.0
+        self._restore = restore
+        self._kinds = kinds
+        self._poll_max_ns = poll_max_ns
+        self._pump: DestinationPump | None = None
+        self._watched = False
+        self._working: asyncio.Task[None] | None = None
+        self._told_running = False
+
+    def performers(self) -> dict[type[Command], Callable[[Any], Awaitable[None]]]:
+        """Return how the destination performs its own commands."""
+        return {
+            Prepare: self._prepare,
+            StartPump: self._start_pump,
+            Load: self._load,
+            StartGuest: self._start_guest,
+            Settle: self._settle,
+            StopPump: self._stop_pump,
+            Discard: self._discard,
+            HoldMemory: self._hold_memory,
+        }
+
+    # --- in the order in which a migration needs them -----------------------------------------------------
+
+    async def _prepare(self, command: Prepare) -> None:
+        self._working = self.spawn(self._make_room(command))
+
+    async def _make_room(self, command: Prepare) -> None:
+        self.memory = await asyncio.to_thread(prepare, command.offer, self.mode, self._kinds)
+        self._pump = self.memory.pump(self._poll_max_ns)
+        self.post(Prepared(self.now()))
+
+    def attach(self, role: Literal["urgent", "push"], connection: int) -> None:
+        """Give the pump a proven connection; ProtocolError if none is wanted. The descriptor stays the caller's."""
+        if self._pump is None or self.machine.ended:
+            raise ProtocolError("no migration waits for a data connection")
+        try:
+            self._pump.attach(role, os.dup(connection))
+        except ValueError as error:
+            raise ProtocolError(f"a second connection: {error}") from error
+        self.post(DataAttached(self.now(), role))
+
+    async def _start_pump(self, _command: StartPump) -> None:
+        if self._pump is None:
+            return
+        self._pump.start()
+        asyncio.get_running_loop().add_reader(self._pump.event_fd, self._pump_ended)
+        self._watched = True
+
+    async def _load(self, command: Load) -> None:
+        self.stopped_at = command.stopped_at
+        self._working = self.spawn(self._restore_guest(command.state))
+
+    async def _restore_guest(self, state: bytes) -> None:
+        if self.memory is not None:
+            self.guest = await asyncio.to_thread(self._unpack_guest, self.memory, state)
+            self.post(GuestLoaded(self.now()))
+
+    def _unpack_guest(self, memory: Memory, state: bytes) -> MigratingGuest:
+        try:
+            unpacked = msgpack.unpackb(state)
+        except (ValueError, msgpack.UnpackException) as error:
+            raise ProtocolError(f"the guest's state is not msgpack: {error}") from error
+        return self._restore(memory.mappings, unpacked)
+
+    async def _start_guest(self, _command: StartGuest) -> None:
+        if self.guest is None:
+            return
+        self.guest.start()  # microseconds, and part of the downtime: not worth a thread
+        self.run_at = self.now()
+        self.spawn(self._watch_first_step(self.guest))
+        self.spawn(self._watch_progress())
+
+    async def _watch_first_step(self, guest: MigratingGuest) -> None:
+        while not self._tell_running(guest):
+            await asyncio.sleep(FIRST_STEP_LOOK_SECONDS)
+
+    def _tell_running(self, guest: MigratingGuest) -> bool:
+        """Post GuestRunning once the first step is made, and only once."""
+        if not self._told_running and (first := guest.first_step_at) is not None:
+            self._told_running = True
+            self.post(GuestRunning(self.now(), first))
+        return self._told_running
+
+    async def _watch_progress(self) -> None:
+        while self._pump is not None:
+            stats = self._pump.snapshot()
+            received = stats.bytes_received_urgent + stats.bytes_received_push
+            faults = stats.faults_missing + stats.faults_minor
+            pages = (stats.pages_resident, stats.pages_total)
+            self.post(Progressed(self.now(), *pages, faults, stats.pending, received))
+            await asyncio.sleep(PROGRESS_SECONDS)
+
+    def _pump_ended(self) -> None:
+        pump = self._pump
+        if pump is None:
+            return
+        self._unwatch(pump)
+        status = pump.status()
+        if status.state == "complete" and self.guest is not None:
+            self.spawn(self._tell_resident(pump, self.guest))
+        else:
+            self.post(PumpFailed(self.now(), status.error or "the pump ended"))
+
+    async def _tell_resident(self, pump: DestinationPump, guest: MigratingGuest) -> None:
+        resident_at = self.now()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_STEP_SECONDS):
+                await self._watch_first_step(guest)
+        if self.memory is not None:
+            timing = self.timing(resident_at)
+            self.report = arrived(self.mode, self.memory.layout, pump.snapshot(), guest, timing)
+            self.post(AllResident(self.now(), self.report))
+
+    def timing(self, resident_at: float) -> dict[str, float]:
+        """Return what this side's clock says: downtime where both ends share a clock, time to full residency."""
+        first = self.guest.first_step_at if self.guest is not None else None
+        comparable = first is not None and self.machine.comparable
+        return {
+            "downtime_seconds": first - self.stopped_at if comparable and first is not None else 0.0,
+            "resident_seconds": resident_at - self.run_at,
+        }
+
+    async def _settle(self, _command: Settle) -> None:
+        if self.memory is not None:
+            await asyncio.to_thread(self.memory.trap_no_more)
+
+    async def _stop_pump(self, _command: StopPump) -> None:
+        pump, self._pump = self._pump, None
+        if pump is not None:
+            self._unwatch(pump)
+            await asyncio.to_thread(pump.stop)
+            self.stats = pump.snapshot()
+            pump.close()
+
+    async def _discard(self, _command: Discard) -> None:
+        if self._working is not None:
+            await asyncio.wait({self._working})  # the thread in it cannot be called back
+        await self._stop_pump(StopPump())
+        await asyncio.to_thread(self.end_guest)
+
+    async def _hold_memory(self, _command: HoldMemory) -> None:
+        self.held = True
+
+    def _unwatch(self, pump: DestinationPump) -> None:
+        if self._watched:
+            asyncio.get_running_loop().remove_reader(pump.event_fd)
+            self._watched = False
+
+    # --- for whoever watches ------------------------------------------------------------------------------
+
+    def snapshot(self) -> DestinationStats | None:
+        """Return the pump's counters, the last ones once it has ended, None before it began."""
+        return self.stats if self._pump is None else self._pump.snapshot()
+
+    def end_guest(self) -> None:
+        """End the whole guest and give its memory back; in a thread, after the migration."""
+        guest, self.guest = self.guest, None
+        memory, self.memory = self.memory, None
+        if guest is not None:
+            guest.close()
+        if memory is not None:
+            memory.close()

@@ -1,0 +1,197 @@
+"""The loop that both sides share: events in their order to the machine, its commands performed in theirs.
+
+Messages, the ends of tasks and timers enter as events; each goes to the machine alone, and what the machine answers is
+done before the next one is looked at. Nothing here decides anything: a command that nobody knows how to perform raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from postcopy.errors import HostError, KernelError, PostcopyError, ProtocolError, UsageError
+from postcopy.link.control import ControlChannel
+from postcopy.session.commands import CloseLinks, Command, Finish, Note, Send
+from postcopy.session.events import Broken, ControlLost, Elapsed, Event, NotSent, Received, WorkFailed
+from postcopy.session.machine import Machine
+
+# Messages that are read ahead of the machine: the other side may not fill this one's memory with them.
+MESSAGES_AHEAD_MAX = 64
+
+log = logging.getLogger("postcopy.session")
+
+
+def boot_id() -> str:
+    """Return the name of this boot of this host: two agents that share it share CLOCK_MONOTONIC."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+class Interpreter:
+    """Performs one machine's commands; subclasses add a side's own by `performers()`.
+
+    `role` is "source" or "destination", for the log. `run()` returns the Finish with which the machine ended.
+    """
+
+    def __init__(self, role: str, machine: Machine[Any]) -> None:
+        self.role = role
+        self.machine = machine
+        self.channel: ControlChannel | None = None
+        self.finish: Finish | None = None
+        self._events: deque[Event] = deque()
+        self._arrived = asyncio.Event()
+        self._ahead = asyncio.Semaphore(MESSAGES_AHEAD_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._performers: dict[type[Command], Callable[[Any], Awaitable[None]]] = {
+            Send: self._send,
+            Note: self._note,
+            CloseLinks: self._close_links,
+            Finish: self._finish,
+            **self.performers(),
+        }
+
+    def performers(self) -> dict[type[Command], Callable[[Any], Awaitable[None]]]:
+        """Return how this side performs its own commands."""
+        raise NotImplementedError
+
+    # --- events in ----------------------------------------------------------------------------------------
+
+    def post(self, event: Event) -> None:
+        """Queue an event; from the loop's thread only."""
+        self._events.append(event)
+        self._arrived.set()
+
+    @staticmethod
+    def now() -> float:
+        """Return the time that events carry: CLOCK_MONOTONIC in seconds."""
+        return time.monotonic()
+
+    def listen(self, channel: ControlChannel) -> None:
+        """Turn what comes over the control channel into events."""
+        self.channel = channel
+        self.spawn(self._read(channel))
+
+    async def _read(self, channel: ControlChannel) -> None:
+        while True:
+            await self._ahead.acquire()
+            try:
+                message = await channel.receive()
+            except ProtocolError as error:
+                return self.post(Broken(self.now(), str(error)))
+            except PostcopyError as error:
+                return self.post(ControlLost(self.now(), str(error)))
+            self.post(Received(self.now(), message))
+
+    # --- the loop -----------------------------------------------------------------------------------------
+
+    async def run(self) -> Finish:
+        """Drive the machine to its end."""
+        try:
+            while self.finish is None:
+                event = await self._next()
+                if isinstance(event, Received):
+                    self._ahead.release()
+                await self._step(event)
+            return self.finish
+        finally:
+            await self._end_tasks()
+
+    async def _next(self) -> Event:
+        """Return the next event, which is Elapsed if none comes before the machine's deadline."""
+        while not self._events:
+            self._arrived.clear()
+            deadline = self.machine.deadline
+            try:
+                async with asyncio.timeout(None if deadline is None else max(0.0, deadline - self.now())):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return Elapsed(self.now())
+        return self._events.popleft()
+
+    async def _step(self, event: Event) -> None:
+        before = self.machine.state
+        try:
+            commands = self.machine.handle(event)
+        except ProtocolError as error:
+            log.warning("%s: closed %s: %s", self.role, self.channel and self.channel.name, error)
+            commands = self.machine.handle(Broken(self.now(), str(error)))
+        if self.channel is not None and self.machine.version:
+            self.channel.version = self.machine.version
+        if self.machine.state is not before:
+            log.info("%s: %s -> %s", self.role, before, self.machine.state)
+        for command in commands:
+            await self._perform(command)
+
+    async def _perform(self, command: Command) -> None:
+        """Do one command. What goes wrong becomes an event: the commands behind it are still owed."""
+        try:
+            await self._performers[type(command)](command)
+        except (PostcopyError, OSError) as error:
+            log.error("%s: %s: %s", self.role, type(command).__name__, error)  # noqa: TRY400 - one line is enough
+            self.post(failure_of(error, self.now()))
+
+    # --- work beside the loop -----------------------------------------------------------------------------
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Let a coroutine run beside the machine; what it raises becomes WorkFailed."""
+        task = asyncio.create_task(self._guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # whatever it was, the guest must not hang on it
+            if not isinstance(error, PostcopyError | OSError):
+                log.exception("%s: internal error", self.role)
+            self.post(failure_of(error, self.now()))
+
+    async def _end_tasks(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- commands of both sides ---------------------------------------------------------------------------
+
+    async def _send(self, command: Send) -> None:
+        try:
+            if self.channel is None:
+                raise HostError("there is no control connection")
+            self.channel.send(command.message)
+        except PostcopyError as error:
+            self.post(NotSent(self.now(), command.message, str(error)))
+
+    async def _note(self, command: Note) -> None:
+        log.info("%s: %s", self.role, command.text)
+
+    async def _close_links(self, _command: CloseLinks) -> None:
+        if self.channel is not None:
+            await self.channel.close()
+
+    async def _finish(self, command: Finish) -> None:
+        level = logging.INFO if command.exit_status == 0 else logging.WARNING
+        log.log(level, "%s: %s: %s", self.role, command.state, command.text)
+        self.finish = command
+
+
+def failure_of(error: BaseException, now: float) -> WorkFailed:
+    """Say a failure of this side's own work in the words of the protocol; an error may bring its own code."""
+    match error:
+        case HostError() | KernelError():
+            code, text, status = "host", str(error), 3
+        case UsageError():
+            code, text, status = "layout", str(error), error.exit_status
+        case PostcopyError():
+            code, text, status = "guest", str(error), 4
+        case OSError():
+            code, text, status = "host", str(error), 3
+        case _:
+            code, text, status = "internal", f"internal error: {error!r}", 1
+    return WorkFailed(now, getattr(error, "code", code), text, status)

@@ -1,0 +1,53 @@
+"""How pages are placed, for each mode and kind of memory: the one table of it.
+
+`auto` takes what was measured to be cheapest: a run of 4 KiB pages is placed faster by COPY out of a staging buffer
+that is hot in the cache than through the alias, whose every first touch is a fault of its own; a huge page is large
+enough for the copy itself to be what costs, so it is received where it stays. MINOR is registered beside MISSING even
+where nothing is placed by CONTINUE: a page that is in the file and not mapped would otherwise come without a message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from postcopy.errors import UsageError
+from postcopy.pump.regions import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Handling:
+    """How one kind of memory is handled: what is trapped, whether there is an alias, and what places which page."""
+
+    minor: bool
+    alias: bool
+    demand: Placement
+    push: Placement
+
+
+_COPY = Handling(minor=True, alias=True, demand=Placement.COPY, push=Placement.COPY)
+_CONTINUE = Handling(minor=True, alias=True, demand=Placement.CONTINUE, push=Placement.CONTINUE)
+_MISSING = Handling(minor=False, alias=False, demand=Placement.COPY, push=Placement.COPY)
+
+HANDLINGS: dict[str, dict[str, Handling]] = {
+    "auto": {"shmem": _COPY, "hugetlb": _CONTINUE},
+    "minor": {"shmem": _CONTINUE, "hugetlb": _CONTINUE},
+    "missing": {"shmem": _MISSING, "hugetlb": _MISSING},
+}
+
+MODES = tuple(HANDLINGS)
+
+
+def known_mode(mode: str) -> str:
+    """Return the mode if there is one of this name; UsageError names those that there are."""
+    if mode not in HANDLINGS:
+        raise UsageError(f"unknown mode {mode!r}: known are {', '.join(MODES)}")
+    return mode
+
+
+def handling(mode: str, memory_type: str) -> Handling:
+    """Return how memory of this type ("shmem", "hugetlb-2M") is handled in a mode; UsageError if it is not."""
+    kind = memory_type.partition("-")[0]
+    kinds = HANDLINGS[known_mode(mode)]
+    if kind not in kinds:
+        raise UsageError(f"memory type {memory_type!r} cannot be migrated in mode {mode}")
+    return kinds[kind]

@@ -1,0 +1,107 @@
+"""The report of one migration: the destination's part, which travels in AllPlaced, and the whole, made at the source.
+
+Counters of both pumps and the source's timeline enter; the one object that `demo`, `migrate` and `status` print leaves.
+All values are in SI base units.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+from postcopy import __version__
+from postcopy.errors import PostcopyError
+from postcopy.link.guest import MigratingGuest
+from postcopy.pages.regions import Layout
+from postcopy.pump.destination import DestinationStats
+from postcopy.pump.source import SourceStats
+from postcopy.session.timeline import Timeline
+
+SCHEMA_VERSION = 1
+PERCENTILES = ("count", "p50", "p90", "p99", "p999", "max", "mean")
+
+Report = dict[str, Any]
+
+
+def arrived(
+    mode: str, layout: Layout, stats: DestinationStats, guest: MigratingGuest, timing: dict[str, float]
+) -> Report:
+    """Build what the destination knows: everything but the source's clock and CPU time."""
+    latency = stats.fault_latency.summary()
+    pages = {
+        "total": stats.pages_total,
+        "demand": stats.pages_demand,
+        "push": stats.pages_push,
+        "zero": stats.pages_zero,
+        "duplicate": stats.pages_duplicate,
+    }
+    report: Report = {
+        "schema_version": SCHEMA_VERSION,
+        "outcome": "completed",
+        "mode": mode,
+        "memory": [
+            {"type": region.type, "page_size": region.page_size, "size_bytes": region.size} for region in layout.regions
+        ],
+        "downtime_seconds": timing["downtime_seconds"],
+        "total_seconds": timing["resident_seconds"],
+        "resident_seconds": timing["resident_seconds"],
+        "fault_latency_seconds": {key: latency[key] for key in PERCENTILES},
+        "stall_seconds": guest.stall.summary(),
+        "pages": pages,
+        "bytes": {"wire": stats.bytes_received_urgent + stats.bytes_received_push, "placed": stats.bytes_placed},
+        "throughput_bytes_per_second": _rate(stats, timing["resident_seconds"]),
+        "cpu_seconds": {"source": 0.0, "destination": stats.cpu_seconds},
+        "integrity": {"pages_checked": 0, "pages_mismatched": 0},
+        "environment": environment(),
+    }
+    return checked(report)
+
+
+def completed(report: Report, timeline: Timeline, stats: SourceStats | None) -> Report:
+    """Add what the source knows to what the destination reported."""
+    whole = dict(report)
+    whole["downtime_seconds"] = timeline.downtime
+    whole["total_seconds"] = timeline.total
+    cpu = dict(report.get("cpu_seconds", {}))
+    cpu["source"] = stats.cpu_seconds if stats is not None else 0.0
+    whole["cpu_seconds"] = cpu
+    whole["details"] = {
+        **report.get("details", {}),
+        "downtime_parts_seconds": timeline.parts(),
+        "downtime_is_exact": timeline.exact,
+    }
+    return checked(whole)
+
+
+def with_check(report: Report, pages_checked: int, pages_mismatched: int) -> Report:
+    """Add the verdict of a check of the guest's memory, counted in guest pages of 4096 bytes."""
+    return {**report, "integrity": {"pages_checked": pages_checked, "pages_mismatched": pages_mismatched}}
+
+
+def checked(report: Report) -> Report:
+    """Return the report if its pages add up; a report of another agent is not believed blindly."""
+    try:
+        pages = report["pages"]
+        parts = pages["demand"] + pages["push"] + pages["zero"]
+        if parts != pages["total"]:
+            raise PostcopyError(f"the report does not add up: {parts} pages of {pages['total']}")
+    except (KeyError, TypeError) as error:
+        raise PostcopyError(f"the report is incomplete: {error}") from error
+    return report
+
+
+def environment() -> dict[str, Any]:
+    """Say on what the figures were made."""
+    return {
+        "kernel": platform.release(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "pinning": "none",
+        "tls": False,
+        "version": __version__,
+    }
+
+
+def _rate(stats: DestinationStats, seconds: float) -> float:
+    received = stats.bytes_received_urgent + stats.bytes_received_push
+    return received / seconds if seconds > 0 else 0.0

@@ -1,0 +1,51 @@
+"""Options of every socket that carries a migration, in one place, with the reason beside each.
+
+A fresh socket enters; it leaves without delay, with an end to silence, and with as much buffer as its role may have.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from postcopy.wire.preamble import Role
+
+# A host that vanished answers nothing: after two quiet seconds it is asked, then once a second, and given up
+# after four questions. Together with what ending costs that is below the 10 s in which a loss must be told.
+KEEPALIVE_IDLE_SECONDS = 2
+KEEPALIVE_INTERVAL_SECONDS = 1
+KEEPALIVE_COUNT = 4
+
+# Bytes that were sent and not acknowledged for so long are taken for lost (tcp(7), TCP_USER_TIMEOUT). It also
+# overrules the keepalive's count, so it is the same time.
+UNACKNOWLEDGED_MS = 6000
+
+# Bytes of the push that may stand in the send queue of the source: a demand page shares the link with them,
+# and on a slow link this queue is its waiting time. Below, a fast link runs dry between two sends.
+PUSH_SEND_BYTES = 512 << 10
+PUSH_RECEIVE_BYTES = 2 << 20
+
+
+def tune(connection: socket.socket, role: Role) -> None:
+    """Set the options that `role` wants. Unix sockets know no TCP and keep the kernel's buffers."""
+    if connection.family == socket.AF_UNIX:
+        return
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_SECONDS)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_SECONDS)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
+    if role is Role.PUSH:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PUSH_SEND_BYTES)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PUSH_RECEIVE_BYTES)
+
+
+def name_of(connection: socket.socket) -> str:
+    """Name the other end for a log line."""
+    if connection.family == socket.AF_UNIX:
+        return "a local process"
+    try:
+        host, port = connection.getpeername()[:2]
+    except OSError:
+        return "a connection that is gone"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,174 @@
+"""The source as a library: `async with Source(...) as source: report = await source.migrate("tcp:HOST:PORT")`.
+
+A guest and its memory enter once; each call of `migrate` is one attempt, with a machine and an interpreter of its own.
+Leaving the block cancels a migration that has not reached its switchover and waits for one that has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Self
+
+from postcopy import __version__
+from postcopy.errors import (
+    HostError,
+    MigrationCancelled,
+    MigrationFailed,
+    MigrationLost,
+    PostcopyError,
+    UsageError,
+)
+from postcopy.kernel import Mapping
+from postcopy.link.address import Address, parse_address
+from postcopy.link.guest import MigratingGuest
+from postcopy.link.report import Report, completed
+from postcopy.link.source_interpreter import SourceInterpreter
+from postcopy.pages.regions import Layout
+from postcopy.pump.source import SourceStats
+from postcopy.session.commands import Finish
+from postcopy.session.events import CancelAsked, Started
+from postcopy.session.source import SourceMachine
+from postcopy.session.states import Owner, State
+from postcopy.wire.control import GuestOffer, Hello, LayoutOffer
+from postcopy.wire.version import VERSION, VERSION_MIN
+
+POLL_MAX_NS = 200_000
+
+SOFTWARE = f"postcopy {__version__}"
+
+
+class Source:
+    """One guest on this host that may migrate away. The guest and the mappings are the caller's until they left."""
+
+    def __init__(
+        self,
+        mappings: Sequence[Mapping],
+        guest: MigratingGuest,
+        *,
+        poll_max_ns: int = POLL_MAX_NS,
+        versions: tuple[int, int] = (VERSION_MIN, VERSION),
+    ) -> None:
+        self.layout = Layout(tuple(mapping.region for mapping in mappings))
+        self.report: Report | None = None
+        self.finish: Finish | None = None
+        self._mappings = mappings
+        self._guest = guest
+        self._poll_max_ns = poll_max_ns
+        self._versions = versions
+        self._current: SourceInterpreter | None = None
+        self._running: asyncio.Task[Finish] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._running is not None:
+            self.cancel("the source ends")
+            await asyncio.wait({self._running})
+
+    async def migrate(
+        self,
+        address: Address | str,
+        *,
+        timeout: float | None = None,
+        push: bool = True,
+        rate: int | None = None,
+    ) -> Report:
+        """Move the guest to the destination at `address`; return the report once every page is there.
+
+        `timeout` is how many seconds the switchover may take to come; `rate` limits the push, in bytes a
+        second. Raises what says who owns the guest: MigrationFailed, HostError and MigrationCancelled (the
+        source runs it), MigrationLost.
+        """
+        if self.busy:
+            raise UsageError("a migration is running already")
+        if self.owner is not Owner.SOURCE:
+            raise UsageError("the guest is not here any more")
+        where = parse_address(address) if isinstance(address, str) else address
+        machine = SourceMachine(Hello(self._versions, SOFTWARE), self._offer(), push=push)
+        self.finish = None
+        self._current = SourceInterpreter(
+            machine, where, self.layout, self._mappings, self._guest, poll_max_ns=self._poll_max_ns, rate=rate
+        )
+        self._current.post(Started(self._current.now(), timeout))
+        self._running = asyncio.create_task(self._current.run())
+        finish = await asyncio.shield(self._running)
+        self.finish = finish
+        if finish.state is not State.COMPLETED:
+            raise error_of(finish)
+        self.report = completed(machine.report, machine.timeline, self._current.stats)
+        return self.report
+
+    def _offer(self) -> LayoutOffer:
+        return LayoutOffer.of(self.layout, GuestOffer(self._guest.kind, self._guest.vcpus))
+
+    def cancel(self, text: str = "cancelled by the user") -> bool:
+        """Ask the running migration to end; False where there is none, or the guest has left already."""
+        current = self._current
+        if current is None or current.finish is not None or current.machine.state is State.POSTCOPY_ACTIVE:
+            return False
+        current.post(CancelAsked(current.now(), text))
+        return True
+
+    @property
+    def busy(self) -> bool:
+        """Whether a migration is running."""
+        return self._running is not None and not self._running.done()
+
+    @property
+    def owner(self) -> Owner:
+        """Who may run the guest, as far as the source can know."""
+        if self.state is State.POSTCOPY_ACTIVE:
+            return Owner.DESTINATION
+        finish = None if self._current is None else self._current.finish
+        return Owner.SOURCE if finish is None else finish.owner
+
+    @property
+    def downtime(self) -> float:
+        """Seconds for which the guest stood still in the latest migration, 0.0 before it runs on."""
+        return 0.0 if self._current is None else self._current.machine.timeline.downtime
+
+    @property
+    def duration(self) -> float:
+        """Seconds that the latest migration took until its last page was placed, 0.0 before."""
+        return 0.0 if self._current is None else self._current.machine.timeline.total
+
+    @property
+    def state(self) -> State:
+        """Where the latest migration stands."""
+        return State.NONE if self._current is None else self._current.machine.state
+
+    @property
+    def placed_pages(self) -> int:
+        """Pages that the destination has told of."""
+        return 0 if self._current is None else self._current.machine.placed_pages
+
+    def snapshot(self) -> SourceStats | None:
+        """Return the counters of the latest migration's pump, None where there was none."""
+        return None if self._current is None else self._current.snapshot()
+
+    async def start_push(self) -> None:
+        """Begin the push of a migration that was started without one."""
+        if self._current is not None:
+            await self._current.push_now()
+
+    def set_rate(self, rate: int | None) -> None:
+        """Limit the push of the running migration to `rate` bytes a second, None: not at all."""
+        if self._current is not None:
+            self._current.set_rate(rate)
+
+
+def error_of(finish: Finish) -> PostcopyError:
+    """Return the error that says how a migration ended, and who owns the guest."""
+    error: PostcopyError
+    match finish.exit_status:
+        case 3:
+            error = HostError(finish.text)
+        case 6:
+            error = MigrationLost(finish.text)
+        case 7:
+            error = MigrationCancelled(finish.text)
+        case _:
+            error = MigrationFailed(finish.text)
+    return error

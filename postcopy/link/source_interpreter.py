@@ -1,0 +1,179 @@
+"""Performs the commands of the source's machine: dials, stops and resumes the guest, runs pump and push."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgpack
+
+from postcopy.kernel import Mapping
+from postcopy.link.address import Address
+from postcopy.link.dial import dial_control, dial_data
+from postcopy.link.guest import MigratingGuest
+from postcopy.link.interpreter import Interpreter, boot_id
+from postcopy.link.push import Push
+from postcopy.pages.regions import Layout
+from postcopy.pump.source import SourcePump, SourceStats
+from postcopy.session.commands import (
+    Command,
+    Connect,
+    DialData,
+    ReleaseMemory,
+    ResumeGuest,
+    StartPump,
+    StartPush,
+    StopGuest,
+    StopPump,
+)
+from postcopy.session.events import Connected, DataConnected, GuestStopped, PumpFailed
+from postcopy.session.source import SourceMachine
+from postcopy.wire.preamble import Preamble, Role
+
+
+class SourceInterpreter(Interpreter):
+    """One migration at its source. The guest and the mappings are borrowed; ReleaseMemory closes both."""
+
+    machine: SourceMachine
+
+    def __init__(
+        self,
+        machine: SourceMachine,
+        address: Address,
+        layout: Layout,
+        mappings: Sequence[Mapping],
+        guest: MigratingGuest,
+        *,
+        poll_max_ns: int,
+        rate: int | None,
+    ) -> None:
+        super().__init__("source", machine)
+        self.rate = rate
+        self.stats: SourceStats | None = None
+        self._address = address
+        self._layout = layout
+        self._mappings = mappings
+        self._guest = guest
+        self._poll_max_ns = poll_max_ns
+        self._pump: SourcePump | None = None
+        self._watched = False
+        self._push: Push | None = None
+        self._pushing: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+
+    def performers(self) -> dict[type[Command], Callable[[Any], Awaitable[None]]]:
+        """Return how the source performs its own commands."""
+        return {
+            Connect: self._connect,
+            DialData: self._dial_data,
+            StartPump: self._start_pump,
+            StopGuest: self._stop_guest,
+            ResumeGuest: self._resume_guest,
+            StartPush: self._start_push,
+            StopPump: self._stop_pump,
+            ReleaseMemory: self._release_memory,
+        }
+
+    # --- in the order in which a migration needs them -----------------------------------------------------
+
+    async def _connect(self, _command: Connect) -> None:
+        self.spawn(self._dial_control())
+
+    async def _dial_control(self) -> None:
+        self.listen(await dial_control(self._address))
+        self.post(Connected(self.now()))
+
+    async def _dial_data(self, command: DialData) -> None:
+        self._pump = SourcePump(self._layout, self._mappings, poll_max_ns=self._poll_max_ns)
+        self.spawn(self._dial_roles(self._pump, command))
+
+    async def _dial_roles(self, pump: SourcePump, command: DialData) -> None:
+        version = self.machine.version
+        for role in (Role.URGENT, Role.PUSH):
+            preamble = Preamble(role, version, command.migration_id, command.token)
+            connection = await dial_data(self._address, preamble)
+            pump.attach("urgent" if role is Role.URGENT else "push", connection)
+        self.post(DataConnected(self.now()))
+
+    async def _start_pump(self, _command: StartPump) -> None:
+        if self._pump is None:
+            return
+        self._pump.start()
+        asyncio.get_running_loop().add_reader(self._pump.event_fd, self._pump_ended)
+        self._watched = True
+
+    def _pump_ended(self) -> None:
+        if self._pump is None:
+            return
+        self._unwatch(self._pump)
+        self.post(PumpFailed(self.now(), self._pump.status().error or "the pump ended"))
+
+    def _unwatch(self, pump: SourcePump) -> None:
+        if self._watched:
+            asyncio.get_running_loop().remove_reader(pump.event_fd)
+            self._watched = False
+
+    async def _stop_guest(self, _command: StopGuest) -> None:
+        self._stopping = self.spawn(self._stop_and_save())
+
+    async def _stop_and_save(self) -> None:
+        state = await asyncio.to_thread(self._park)
+        stopped_at = self._guest.last_step_at or self.now()
+        self.post(GuestStopped(self.now(), state, stopped_at, boot_id()))
+
+    def _park(self) -> bytes:
+        self._guest.stop()
+        state: bytes = msgpack.packb(self._guest.save())
+        return state
+
+    async def _resume_guest(self, _command: ResumeGuest) -> None:
+        if self._stopping is not None:
+            await asyncio.wait({self._stopping})  # the thread in it cannot be called back
+        await asyncio.to_thread(self._guest.start)
+
+    async def _start_push(self, _command: StartPush) -> None:
+        if self._pump is not None:
+            self._push = Push(self._layout, self._mappings, self._pump, self.rate)
+            self._pushing = self.spawn(self._push.run())
+
+    async def _stop_pump(self, _command: StopPump) -> None:
+        if self._pushing is not None:
+            self._pushing.cancel()
+            await asyncio.wait({self._pushing})
+        pump, self._pump = self._pump, None
+        if pump is not None:
+            self._unwatch(pump)
+            await asyncio.to_thread(pump.stop)
+            self.stats = pump.snapshot()
+            pump.close()
+
+    async def _release_memory(self, _command: ReleaseMemory) -> None:
+        await asyncio.to_thread(self._let_go)
+
+    def _let_go(self) -> None:
+        self._guest.close()
+        for mapping in self._mappings:
+            mapping.close()
+
+    # --- for whoever watches ------------------------------------------------------------------------------
+
+    def snapshot(self) -> SourceStats | None:
+        """Return the pump's counters, the last ones once it has ended, None before it began."""
+        return self.stats if self._pump is None else self._pump.snapshot()
+
+    @property
+    def pushing(self) -> bool:
+        """Whether the push was begun."""
+        return self._push is not None
+
+    async def push_now(self) -> None:
+        """Begin the push of a migration that runs without one."""
+        if self._push is None and self._pump is not None:
+            await self._start_push(StartPush())
+
+    def set_rate(self, rate: int | None) -> None:
+        """Limit the push to `rate` bytes a second, None: not at all."""
+        self.rate = rate
+        if self._push is not None:
+            self._push.rate = rate

@@ -1,0 +1,133 @@
+"""What is to be done: commands that the two machines return and the interpreters in `link` perform, in order.
+
+Not one of them carries a choice: whoever performs them decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from postcopy.session.states import Owner, State
+from postcopy.wire.messages import LayoutOffer, Message
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Base."""
+
+
+# --- both sides -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send(Command):
+    """Send a message over the control connection; answer NotSent if it is known to be closed already."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Note(Command):
+    """Tell the log."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartPump(Command):
+    """Let the data plane's threads run."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseLinks(Command):
+    """Close the control connection once what was sent is out, and data connections that no pump owns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish(Command):
+    """The migration is over: `state` is its last, `owner` who may run the guest, `text` why, in one line."""
+
+    state: State
+    owner: Owner
+    text: str
+    exit_status: int
+
+
+# --- source -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Connect(Command):
+    """Dial the control connection: Connected or WorkFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DialData(Command):
+    """Dial urgent and push, prove them with id and token: DataConnected or WorkFailed."""
+
+    migration_id: bytes
+    token: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StopGuest(Command):
+    """Park every vCPU and take the guest's state: GuestStopped or WorkFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeGuest(Command):
+    """Let the guest run on here as if nothing had been. Only ever before Run is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartPush(Command):
+    """Send pages in the background."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopPump(Command):
+    """End the data plane's threads and close the data connections."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseMemory(Command):
+    """Give the guest's memory back to the host."""
+
+
+# --- destination ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare(Command):
+    """Check everything that can fail, allocate, trap faults, build the pump: Prepared or WorkFailed."""
+
+    offer: LayoutOffer
+
+
+@dataclass(frozen=True, slots=True)
+class Load(Command):
+    """Restore the guest from this state without touching its memory: GuestLoaded or WorkFailed."""
+
+    state: bytes
+    stopped_at: float
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartGuest(Command):
+    """Run the guest here: GuestRunning. Only ever on receipt of Run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settle(Command):
+    """Every page is here: trap no faults any more. Data connections stay open until StopPump."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discard(Command):
+    """Throw away pump, guest state and memory: the guest never ran here."""
+
+
+@dataclass(frozen=True, slots=True)
+class HoldMemory(Command):
+    """Never again close anything that keeps the guest's threads waiting: they would go on, on zeros."""

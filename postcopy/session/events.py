@@ -1,0 +1,154 @@
+"""What happens to a migration: the events that the interpreter hands to the two machines, with the time of each.
+
+`now` is seconds on any clock that only goes forward; the machines compare it with nothing but earlier `now`s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from postcopy.wire.messages import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base: when it happened."""
+
+    now: float
+
+
+# --- both sides -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Received(Event):
+    """A message came over the control connection."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class ControlLost(Event):
+    """The control connection ended or broke; `text` says how."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent(Event):
+    """The message of the last `Send` met a connection known to be closed: not a byte of it left this process."""
+
+    message: Message
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken(Event):
+    """The other side broke the protocol: the decoder or the machine itself said so."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkFailed(Event):
+    """Something this side had to do went wrong (dial, prepare, stop, load).
+
+    `code` is the code of a Refuse, `exit_status` what the command line makes of it.
+    """
+
+    code: str
+    text: str
+    exit_status: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PumpFailed(Event):
+    """The data plane gave up: a data connection broke, a frame was wrong, the kernel refused."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAsked(Event):
+    """Somebody on this side wants the migration to end."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Elapsed(Event):
+    """`machine.deadline` has passed."""
+
+
+# --- source -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Started(Event):
+    """A migration was asked for; `limit_seconds` is how long it may take until the switchover, None: no limit."""
+
+    limit_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Connected(Event):
+    """The control connection stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataConnected(Event):
+    """Urgent and push connections stand and were accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestStopped(Event):
+    """Every vCPU is parked since `stopped_at` seconds of CLOCK_MONOTONIC; `state` is its device state (msgpack)."""
+
+    state: bytes
+    stopped_at: float
+    boot_id: str
+
+
+# --- destination ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared(Event):
+    """Memory is allocated and trapped, the pump is built: only the guest's state can fail now."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataAttached(Event):
+    """A data connection proved itself and belongs to the pump now; `role` is "urgent" or "push"."""
+
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class GuestLoaded(Event):
+    """The guest's state is restored; its vCPUs are ready and do not run."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestRunning(Event):
+    """The guest has done its first step here, at `first_instruction_at` seconds of CLOCK_MONOTONIC."""
+
+    first_instruction_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed(Event):
+    """A look at the pump, twice a second: pages placed, faults seen, pages that the source still owes an answer for."""
+
+    placed_pages: int
+    total_pages: int
+    faults: int
+    owed: int
+    received_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AllResident(Event):
+    """Every page is placed; `report` is the destination's part of the migration's report."""
+
+    report: dict[str, object]

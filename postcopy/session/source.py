@@ -1,0 +1,311 @@
+"""The source's side of a migration: owns the guest until it sends Run.
+
+In come the user's wish, the destination's messages and what this host's own work led to; out go commands. The point of
+no return is the *sending* of Run, not its acknowledgement: once the message has left this process nobody here can
+know whether the destination acted on it, and two running guests would both write to disks and networks, which
+nothing mends. So after it the source never resumes the guest by itself, and every way out before it resumes the guest
+first of all. One case is let through: the connection was known to be closed when Run was to be sent (NotSent), so that
+no destination can ever see it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from postcopy.errors import ProtocolError
+from postcopy.session.commands import (
+    CloseLinks,
+    Command,
+    Connect,
+    DialData,
+    Finish,
+    Note,
+    ReleaseMemory,
+    ResumeGuest,
+    Send,
+    StartPump,
+    StartPush,
+    StopGuest,
+    StopPump,
+)
+from postcopy.session.events import (
+    Broken,
+    CancelAsked,
+    ControlLost,
+    Elapsed,
+    Event,
+    GuestStopped,
+    NotSent,
+    Started,
+    WorkFailed,
+)
+from postcopy.session.limits import (
+    ANSWER_SECONDS,
+    DIAL_SECONDS,
+    LOAD_SECONDS,
+    PREPARE_SECONDS,
+    SILENCE_SECONDS,
+    STOP_SECONDS,
+)
+from postcopy.session.machine import Machine
+from postcopy.session.states import Owner, State
+from postcopy.session.timeline import Timeline
+from postcopy.wire.messages import (
+    AllPlaced,
+    Cancel,
+    Hello,
+    LayoutOffer,
+    Message,
+    Progress,
+    Refuse,
+    Released,
+    Run,
+    Running,
+    Welcome,
+)
+from postcopy.wire.messages import State as StateMessage
+
+
+class Step(StrEnum):
+    """What the source waits for."""
+
+    IDLE = "idle"
+    DIALLING = "dialling"  # for the control connection
+    GREETING = "greeting"  # for Welcome
+    OFFERING = "offering"  # for Ready
+    ATTACHING = "attaching"  # for the data connections
+    STOPPING = "stopping"  # for the guest to stand still
+    LOADING = "loading"  # for Loaded
+    ACTIVE = "active"  # for AllPlaced; the right to run has passed
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+
+class SourceMachine(Machine[Step]):
+    """One migration as its source sees it.
+
+    `hello` and `offer` are sent as they are; `push` says whether pages are sent in the background from the
+    start.
+    """
+
+    states: ClassVar = {
+        Step.IDLE: State.NONE,
+        Step.DIALLING: State.SETUP,
+        Step.GREETING: State.SETUP,
+        Step.OFFERING: State.SETUP,
+        Step.ATTACHING: State.SETUP,
+        Step.STOPPING: State.DEVICE,
+        Step.LOADING: State.DEVICE,
+        Step.ACTIVE: State.POSTCOPY_ACTIVE,
+        Step.COMPLETED: State.COMPLETED,
+        Step.FAILED: State.FAILED,
+        Step.CANCELLED: State.CANCELLED,
+        Step.LOST: State.LOST,
+    }
+    patience: ClassVar = {
+        Step.DIALLING: DIAL_SECONDS,
+        Step.GREETING: ANSWER_SECONDS,
+        Step.OFFERING: PREPARE_SECONDS,
+        Step.ATTACHING: ANSWER_SECONDS,
+        Step.STOPPING: STOP_SECONDS,
+        Step.LOADING: LOAD_SECONDS,
+        Step.ACTIVE: SILENCE_SECONDS,
+    }
+
+    def __init__(self, hello: Hello, offer: LayoutOffer, *, push: bool = True) -> None:
+        super().__init__(Step.IDLE)
+        self.hello = hello
+        self.offer = offer
+        self.push = push
+        self.identity = (b"", b"")
+        self.timeline = Timeline()
+        self.placed_pages = 0
+        self.report: dict[str, Any] = {}
+        self._limit_at: float | None = None
+
+    def key(self, event: Event) -> str:
+        """Tell the user's limit from a step's, and a Run that never left from any other message."""
+        if isinstance(event, Elapsed) and self._limit_at is not None and event.now >= self._limit_at:
+            return "LimitElapsed"
+        if isinstance(event, NotSent) and isinstance(event.message, Run):
+            return "RunNotSent"
+        return super().key(event)
+
+    def _deadline(self, now: float, entered: bool) -> float | None:
+        if self.step is Step.ACTIVE:
+            # version 1 has no Progress: there only the kernel's own time-outs tell a silent destination
+            return now + SILENCE_SECONDS if self.version >= 2 else None
+        deadline = super()._deadline(now, entered)
+        if self._limit_at is None or deadline is None:
+            return deadline
+        return min(deadline, self._limit_at)
+
+
+# --- the way forward, in the order in which it is gone ----------------------------------------------------
+
+
+def _connect(machine: SourceMachine, event: Started) -> list[Command]:
+    if event.limit_seconds is not None:
+        machine._limit_at = machine.now + event.limit_seconds  # noqa: SLF001 - the machine's own action
+    machine.timeline.started = machine.now
+    return [Connect()]
+
+
+def _greet(machine: SourceMachine, _event: Event) -> list[Command]:
+    return [Send(machine.hello)]
+
+
+def _offer(machine: SourceMachine, welcome: Welcome) -> list[Command]:
+    low, high = machine.hello.versions
+    if not low <= welcome.version <= high:
+        spoken = f"this agent speaks {low} to {high}"
+        raise ProtocolError(f"the destination chose version {welcome.version}: {spoken}")
+    machine.version = welcome.version
+    machine.identity = (welcome.migration_id, welcome.token)
+    return [Send(machine.offer)]
+
+
+def _dial_data(machine: SourceMachine, _event: Event) -> list[Command]:
+    return [DialData(*machine.identity)]
+
+
+def _stop_guest(machine: SourceMachine, _event: Event) -> list[Command]:
+    machine.timeline.stop_asked = machine.now
+    # the pump runs before the guest stands still: its start is no part of the downtime
+    return [StartPump(), StopGuest()]
+
+
+def _send_state(machine: SourceMachine, event: GuestStopped) -> list[Command]:
+    machine.timeline.stopped = machine.now
+    machine.timeline.stopped_at = event.stopped_at
+    return [Send(StateMessage(guest=event.state, stopped_at=event.stopped_at, boot_id=event.boot_id))]
+
+
+def _run(machine: SourceMachine, _loaded: Message) -> list[Command]:
+    machine.timeline.run_sent = machine.now
+    machine._limit_at = None  # noqa: SLF001 - a limit on the switchover has no say after it
+    return [Send(Run()), StartPush()] if machine.push else [Send(Run())]
+
+
+def _running(machine: SourceMachine, message: Running) -> list[Command]:
+    machine.timeline.running = machine.now
+    machine.timeline.first_instruction_at = message.first_instruction_at
+    return [Note(f"the guest runs at the destination, downtime {machine.timeline.downtime * 1e3:.2f} ms")]
+
+
+def _progress(machine: SourceMachine, message: Progress) -> list[Command]:
+    machine.placed_pages = message.placed_pages
+    return []
+
+
+def _release(machine: SourceMachine, message: AllPlaced) -> list[Command]:
+    machine.timeline.all_placed = machine.now
+    machine.report = message.report
+    end = Finish(State.COMPLETED, Owner.DESTINATION, "every page is at the destination", 0)
+    return [Send(Released()), StopPump(), ReleaseMemory(), CloseLinks(), end]
+
+
+def _stay(_machine: SourceMachine, _event: Event) -> list[Command]:
+    return []
+
+
+# --- the ways out before Run: the guest first -------------------------------------------------------------
+
+
+def _why(machine: SourceMachine, subject: Event | Message) -> tuple[str, int]:
+    """Say why it ends, for a person, and the exit status that goes with it."""
+    status = 4
+    match subject:
+        case Refuse(text=text):
+            text = f"the destination refused: {text}"
+        case Cancel(text=text):
+            text, status = f"cancelled by the destination: {text}", 7
+        case CancelAsked(text=text):
+            status = 7
+        case WorkFailed(text=text, exit_status=status):
+            pass
+        case Broken(text=text):
+            text = f"the destination broke the protocol: {text}"
+        case Elapsed() if machine.key(subject) == "LimitElapsed":
+            text, status = "the time limit passed before the switchover", 7
+        case Elapsed():
+            text = f"the destination did not answer in time ({machine.step})"
+        case _:
+            text = str(getattr(subject, "text", type(subject).__name__))
+    return text, status
+
+
+def _goodbye(machine: SourceMachine, subject: Event | Message, text: str) -> list[Command]:
+    """Tell the destination, where it is there and does not know yet."""
+    if machine.step in {Step.IDLE, Step.DIALLING} or not isinstance(subject, Event):
+        return []
+    if isinstance(subject, ControlLost | NotSent):
+        return []
+    return [Send(Refuse("protocol", text)) if isinstance(subject, Broken) else Send(Cancel(text))]
+
+
+def _back(machine: SourceMachine, subject: Event | Message, state: State) -> list[Command]:
+    """Let the guest run on here, say goodbye, give up."""
+    text, status = _why(machine, subject)
+    resume = [ResumeGuest()] if machine.step in {Step.STOPPING, Step.LOADING, Step.ACTIVE} else []
+    running = machine.step in {Step.ATTACHING, Step.STOPPING, Step.LOADING, Step.ACTIVE}
+    pump = [StopPump()] if running else []
+    end = Finish(state, Owner.SOURCE, text, status)
+    return [*resume, *_goodbye(machine, subject, text), *pump, CloseLinks(), end]
+
+
+def _fail(machine: SourceMachine, subject: Event | Message) -> list[Command]:
+    return _back(machine, subject, State.FAILED)
+
+
+def _cancel(machine: SourceMachine, subject: Event | Message) -> list[Command]:
+    return _back(machine, subject, State.CANCELLED)
+
+
+# --- after Run --------------------------------------------------------------------------------------------
+
+
+def _lose(machine: SourceMachine, subject: Event | Message) -> list[Command]:
+    silent = isinstance(subject, Elapsed)
+    why = "nothing was heard from the destination any more" if silent else _why(machine, subject)[0]
+    text = f"lost after the switchover: {why}; the destination may be running the guest, so it stays stopped here"
+    return [StopPump(), CloseLinks(), Finish(State.LOST, Owner.LOST, text, 6)]
+
+
+def _too_late(_machine: SourceMachine, _event: Event) -> list[Command]:
+    return [Note("not cancelled: the guest runs at the destination")]
+
+
+def _note(_machine: SourceMachine, event: WorkFailed) -> list[Command]:
+    # faults are served as before: a push that stopped is no reason to give up a running guest
+    return [Note(f"the push stopped: {event.text}")]
+
+
+BEFORE_RUN = (Step.DIALLING, Step.GREETING, Step.OFFERING, Step.ATTACHING, Step.STOPPING, Step.LOADING)
+_FAILURES = ("ControlLost", "NotSent", "Broken", "WorkFailed", "PumpFailed", "Refuse", "Elapsed")
+_CANCELS = ("Cancel", "CancelAsked", "LimitElapsed")
+
+SourceMachine.table = {
+    (Step.IDLE, "Started"): (Step.DIALLING, _connect),
+    (Step.IDLE, "CancelAsked"): (Step.CANCELLED, _cancel),
+    (Step.DIALLING, "Connected"): (Step.GREETING, _greet),
+    (Step.GREETING, "Welcome"): (Step.OFFERING, _offer),
+    (Step.OFFERING, "Ready"): (Step.ATTACHING, _dial_data),
+    (Step.ATTACHING, "DataConnected"): (Step.STOPPING, _stop_guest),
+    (Step.STOPPING, "GuestStopped"): (Step.LOADING, _send_state),
+    (Step.LOADING, "Loaded"): (Step.ACTIVE, _run),
+    (Step.ACTIVE, "Running"): (Step.ACTIVE, _running),
+    (Step.ACTIVE, "Progress"): (Step.ACTIVE, _progress),
+    (Step.ACTIVE, "AllPlaced"): (Step.COMPLETED, _release),
+    **{(step, key): (Step.FAILED, _fail) for step in BEFORE_RUN for key in _FAILURES},
+    **{(step, key): (Step.CANCELLED, _cancel) for step in BEFORE_RUN for key in _CANCELS},
+    (Step.ACTIVE, "RunNotSent"): (Step.FAILED, _fail),
+    **{(Step.ACTIVE, key): (Step.LOST, _lose) for key in ("ControlLost", "Broken", "PumpFailed", "Refuse", "Elapsed")},
+    (Step.ACTIVE, "NotSent"): (Step.ACTIVE, _stay),  # ControlLost follows it
+    (Step.ACTIVE, "WorkFailed"): (Step.ACTIVE, _note),
+    (Step.ACTIVE, "CancelAsked"): (Step.ACTIVE, _too_late),
+    (Step.ACTIVE, "Cancel"): (Step.ACTIVE, _stay),  # it crossed Run on the way
+}

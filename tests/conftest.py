@@ -1,0 +1,56 @@
+"""What tests of several rooms need of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from tests.lacking import lacking
+
+
+@contextlib.contextmanager
+def kernel_setting(path, value):
+    """Give a kernel setting a value and put back, at the end, what was there."""
+    path = Path(path)
+    try:
+        former = path.read_text()
+        path.write_text(value)
+    except OSError as refused:
+        lacking(f"{path} cannot be set to {value!r}: {refused}")
+    # Files that offer a choice show all of it, with the chosen word in brackets.
+    chosen = former.split("[")[1].split("]")[0] if "[" in former else former.strip()
+    try:
+        yield chosen
+    finally:
+        path.write_text(chosen)
+
+
+@pytest.fixture
+def set_kernel():
+    """Return a function that sets a kernel setting until the test ends."""
+    with contextlib.ExitStack() as stack:
+        yield lambda path, value: stack.enter_context(kernel_setting(path, value))
+
+
+@pytest.fixture
+def huge_pages(set_kernel):
+    """Return a function that makes sure that `count` huge pages of a hugetlb memory type are unclaimed."""
+
+    def reserve(type_name, count):
+        from postcopy.errors import HostError
+        from postcopy.kernel import memory_type
+
+        huge = memory_type(type_name)
+        try:
+            pool = huge.pool()
+        except HostError as missing:
+            lacking(str(missing))
+        if pool.unclaimed < count:
+            set_kernel(huge.pool_folder / "nr_hugepages", str(pool.total + count - pool.unclaimed))
+        given = huge.pool().unclaimed
+        if given < count:
+            lacking(f"{count} pages of {type_name} asked for, {given} given")
+
+    return reserve

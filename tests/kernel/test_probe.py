@@ -1,0 +1,104 @@
+"""Probing: what is tried, what is said of it, and what a destination insists on."""
+
+import os
+
+import pytest
+
+from postcopy.errors import HostError
+from postcopy.kernel import Feature, Ioctl, Mode, Way, memory_type
+from postcopy.kernel.memory_type import ModeGrant, TypeGrants
+from postcopy.kernel.opening import OpenedBy, available_features
+from postcopy.kernel.probe import Need, name_modes, probe_host, require
+from tests.kernel.bodies import in_child
+from tests.kernel.test_opening import become_nobody
+
+BOTH = Mode.MISSING | Mode.MINOR
+
+
+def test_root_may_do_all_of_it():
+    before = len(os.listdir("/proc/self/fd"))
+    probe = probe_host()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert probe.refusal is None
+    assert probe.kernel == os.uname().release
+    assert probe.features == available_features()
+    assert probe.ioctls == Ioctl.API | Ioctl.REGISTER | Ioctl.UNREGISTER
+    assert [way.by for way in probe.ways] == [OpenedBy.DEVICE, OpenedBy.SYSCALL, OpenedBy.USER_MODE_ONLY]
+    assert [way.refusal for way in probe.ways] == [None] * 3
+    assert [grants.name for grants in probe.types] == ["shmem", "hugetlb-2M", "hugetlb-1G"]
+    shmem = probe.types[0]
+    assert shmem.reason is None
+    assert shmem.granted(BOTH) & Ioctl.CONTINUE
+    assert not shmem.granted(Mode.MISSING) & Ioctl.CONTINUE
+
+
+@in_child
+def test_nobody_is_shown_what_is_refused_and_what_still_works():
+    become_nobody()
+    probe = probe_host()
+    assert probe.user == 65534
+    device, syscall, user_mode = probe.ways
+    assert "Permission denied" in device.refusal
+    assert "Operation not permitted" in syscall.refusal
+    assert user_mode.refusal is None
+    assert probe.unprivileged_userfaultfd == "0"
+    assert probe.types[0].granted(BOTH)
+
+
+def test_a_kernel_without_userfaultfd_is_shown_not_raised(monkeypatch):
+    def refuse(*_, **__):
+        raise HostError("no userfaultfd here")
+
+    monkeypatch.setattr("postcopy.kernel.probe.open_any_way", refuse)
+    monkeypatch.setattr("postcopy.kernel.opening.open_any_way", refuse)
+    probe = probe_host()
+    assert probe.refusal == "no userfaultfd here"
+    assert probe.features == 0
+    assert [grants.reason for grants in probe.types] == ["no userfaultfd here"] * 3
+
+
+def test_what_is_there_is_no_error():
+    shmem = memory_type("shmem")
+    require(Feature.THREAD_ID, [Need(shmem, BOTH, (Way.COPY, Way.CONTINUE, Way.ZEROPAGE))])
+
+
+def test_a_lacking_feature_is_named():
+    with pytest.raises(HostError, match="lacks userfaultfd's bit 50"):
+        require(Feature(1 << 50))
+
+
+def test_the_features_of_the_needs_are_asked_for(monkeypatch):
+    monkeypatch.setattr("postcopy.kernel.probe.available_features", lambda **_: Feature.MISSING_SHMEM)
+    with pytest.raises(HostError, match="lacks userfaultfd's MINOR_SHMEM"):
+        require(needs=[Need(memory_type("shmem"), BOTH, (Way.CONTINUE,))])
+
+
+def test_an_ioctl_that_is_not_granted_is_named():
+    with pytest.raises(HostError, match="shmem registered as missing is not granted CONTINUE"):
+        require(needs=[Need(memory_type("shmem"), Mode.MISSING, (Way.COPY, Way.CONTINUE))])
+
+
+@pytest.mark.parametrize(
+    ("grants", "text"),
+    [
+        (TypeGrants("shmem", 4096, (ModeGrant(BOTH, None, 22),), None), "missing\\+minor .*Invalid argument"),
+        (TypeGrants("shmem", 4096, (), "no such memory"), "missing\\+minor .*no such memory"),
+    ],
+)
+def test_modes_that_are_refused_are_named_with_the_reason(monkeypatch, grants, text):
+    shmem = memory_type("shmem")
+    monkeypatch.setattr(type(shmem), "probe", lambda self, combinations: grants)
+    with pytest.raises(HostError, match=text):
+        require(needs=[Need(shmem, BOTH, (Way.COPY,))])
+
+
+def test_modes_are_named_as_they_are_typed():
+    assert name_modes(Mode.MISSING | Mode.MINOR | Mode.WP) == "missing+wp+minor"
+
+
+@in_child
+def test_who_may_not_open_one_is_refused_with_the_ways_to_mend_it():
+    become_nobody()
+    with pytest.raises(HostError, match="CAP_SYS_PTRACE"):
+        require()
+    require(allow_user_mode_only=True)

@@ -1,0 +1,103 @@
+"""One event of every kind, for both machines: what the tests feed them."""
+
+from postcopy.session import events
+from postcopy.session.destination import DestinationMachine
+from postcopy.session.source import SourceMachine
+from postcopy.wire.control import (
+    AllPlaced,
+    Cancel,
+    GuestOffer,
+    Hello,
+    LayoutOffer,
+    Loaded,
+    Progress,
+    Ready,
+    Refuse,
+    RegionOffer,
+    Released,
+    Run,
+    Running,
+    State,
+    Welcome,
+)
+
+OFFER = LayoutOffer((RegionOffer("shmem", 4096, 1 << 20),), GuestOffer("emulated", 2))
+IDENTITY = (b"i" * 16, b"t" * 32)
+REPORT = {"pages": {"total": 256, "demand": 6, "push": 250, "zero": 0}}
+
+MESSAGES = (
+    Hello((1, 2), "test"),
+    Welcome(2, *IDENTITY, "test"),
+    Refuse("host", "no huge pages"),
+    OFFER,
+    Ready(),
+    State(b"state", 5.0, "boot"),
+    Loaded(),
+    Run(),
+    Running(5.25),
+    Progress(1, 256, 3),
+    AllPlaced(REPORT),
+    Released(),
+    Cancel("enough"),
+)
+
+
+def both(now: float) -> list[events.Event]:
+    """Events that either side may meet, among them every message."""
+    return [
+        *(events.Received(now, message) for message in MESSAGES),
+        events.ControlLost(now, "cut"),
+        events.NotSent(now, Ready(), "cut"),
+        events.Broken(now, "nonsense"),
+        events.WorkFailed(now, "host", "no room", 3),
+        events.PumpFailed(now, "urgent closed"),
+        events.CancelAsked(now, "user"),
+        events.Elapsed(now),
+    ]
+
+
+def of_source(now: float) -> list[events.Event]:
+    """Return everything that may happen to a source."""
+    return [
+        *both(now),
+        events.NotSent(now, Run(), "cut"),
+        events.Started(now, None),
+        events.Connected(now),
+        events.DataConnected(now),
+        events.GuestStopped(now, b"state", 5.0, "boot"),
+    ]
+
+
+def of_destination(now: float) -> list[events.Event]:
+    """Return everything that may happen to a destination."""
+    return [
+        *both(now),
+        events.Received(now, Hello((8, 9), "from the future")),
+        events.Prepared(now),
+        events.DataAttached(now, "urgent"),
+        events.GuestLoaded(now),
+        events.GuestRunning(now, 5.25),
+        events.Progressed(now, 1, 256, 3, 0, 100),
+        events.AllResident(now, REPORT),
+    ]
+
+
+def source(push: bool = True) -> SourceMachine:
+    return SourceMachine(Hello((1, 2), "test"), OFFER, push=push)
+
+
+def destination(boot: str = "boot") -> DestinationMachine:
+    return DestinationMachine((1, 2), IDENTITY, "test", boot, 0.0)
+
+
+def names(commands: list[object]) -> list[str]:
+    """Commands in short: `Send(Run)`, `StopPump`, `Finish(lost, 6)`."""
+    words = []
+    for command in commands:
+        name = type(command).__name__
+        if name == "Send":
+            name = f"Send({type(command.message).__name__})"
+        elif name == "Finish":
+            name = f"Finish({command.state}, {command.owner}, {command.exit_status})"
+        words.append(name)
+    return words

@@ -1,0 +1,108 @@
+"""Every step times every event: listed and then sound, or refused and then without effect."""
+
+import pytest
+
+from postcopy.errors import ProtocolError
+from postcopy.session import destination as destination_room
+from postcopy.session import events
+from postcopy.session import source as source_room
+from postcopy.session.machine import SessionError
+from postcopy.session.states import ENDED, State
+from postcopy.wire.control import Run
+
+from . import samples
+
+LATE = 1e6  # after every deadline
+
+
+def machine_in(room, step):
+    machine = samples.source() if room is source_room else samples.destination()
+    machine.step = step
+    machine.version = 2
+    machine.identity = samples.IDENTITY
+    machine.deadline = 0.0
+    return machine
+
+
+CASES = [
+    (room, step, event)
+    for room, made in ((source_room, samples.of_source), (destination_room, samples.of_destination))
+    for step in room.Step
+    for event in made(LATE)
+]
+
+
+@pytest.mark.parametrize("room", [source_room, destination_room])
+def test_every_state_and_every_event(room):
+    seen = 0
+    for where, step, event in CASES:
+        if where is not room:
+            continue
+        seen += 1
+        machine = machine_in(room, step)
+        listed = (step, machine.key(event)) in machine.table
+        if machine.states[step] in ENDED:
+            assert machine.handle(event) == []
+            assert machine.step is step
+        elif listed:
+            commands = machine.handle(event)
+            check_sound(room, step, event, machine, samples.names(commands))
+        else:
+            expected = ProtocolError if isinstance(event, events.Received) else SessionError
+            with pytest.raises(expected, match="in state"):
+                machine.handle(event)
+            assert machine.step is step
+            assert machine.deadline == 0.0
+    assert seen > 250
+
+
+def check_sound(room, step, event, machine, commands):
+    """What must hold of every line of the table, whatever it says."""
+    ended = machine.state in ENDED
+    assert any(name.startswith("Finish") for name in commands) == ended
+    if ended:
+        assert commands[-1].startswith("Finish")
+        assert "CloseLinks" in commands
+    if room is source_room:
+        check_source(step, event, machine, commands)
+    else:
+        check_destination(step, event, machine, commands)
+
+
+def check_source(step, event, machine, commands):
+    stopped = step in {source_room.Step.STOPPING, source_room.Step.LOADING}
+    unsent = isinstance(event, events.NotSent) and isinstance(event.message, Run)
+    if stopped and machine.state in {State.FAILED, State.CANCELLED}:
+        assert commands[0] == "ResumeGuest"
+    if "ResumeGuest" in commands:
+        assert stopped or (step is source_room.Step.ACTIVE and unsent)
+    if "Send(Run)" in commands:
+        assert machine.state is State.POSTCOPY_ACTIVE
+    if "ReleaseMemory" in commands:
+        assert machine.state is State.COMPLETED
+    if step is source_room.Step.ACTIVE and not unsent:
+        assert machine.state in {State.POSTCOPY_ACTIVE, State.COMPLETED, State.LOST}
+
+
+def check_destination(step, event, machine, commands):
+    if "StartGuest" in commands:
+        assert step is destination_room.Step.LOADED
+        assert isinstance(event, events.Received)
+        assert isinstance(event.message, Run)
+    if "Discard" in commands:
+        assert step not in {destination_room.Step.ACTIVE, destination_room.Step.RELEASING}
+    if machine.state is State.LOST:
+        assert commands[0] == "HoldMemory"
+        assert "StopPump" not in commands
+    if machine.state is State.FAILED and step is not destination_room.Step.IDLE:
+        assert "Discard" in commands
+
+
+@pytest.mark.parametrize("room", [source_room, destination_room])
+def test_every_step_but_the_last_ones_is_left_somehow(room):
+    table = (source_room.SourceMachine if room is source_room else destination_room.DestinationMachine).table
+    reached = {following for following, _ in table.values()}
+    assert set(room.Step) - reached == {room.Step.IDLE}
+    for step in room.Step:
+        left = any(start is step and following is not step for (start, _), (following, _) in table.items())
+        assert left == (step.value not in {"completed", "failed", "cancelled", "lost"})

@@ -1,0 +1,244 @@
+"""Whole migrations as transcripts: event, step that follows, commands. Golden: read them as the protocol's story."""
+
+import pytest
+
+from postcopy.errors import ProtocolError
+from postcopy.session import events
+from postcopy.session.machine import SessionError
+from postcopy.session.states import State
+from postcopy.wire.control import (
+    AllPlaced,
+    Cancel,
+    Hello,
+    Loaded,
+    Progress,
+    Ready,
+    Refuse,
+    Released,
+    Run,
+    Running,
+    Welcome,
+)
+from postcopy.wire.control import State as StateMessage
+
+from .samples import IDENTITY, OFFER, REPORT, destination, names, source
+
+SOURCE_STORY = [
+    (events.Started(1.0, None), "dialling", ["Connect"]),
+    (events.Connected(1.1), "greeting", ["Send(Hello)"]),
+    (Welcome(2, *IDENTITY, "x"), "offering", ["Send(LayoutOffer)"]),
+    (Ready(), "attaching", ["DialData"]),
+    (events.DataConnected(1.4), "stopping", ["StartPump", "StopGuest"]),
+    (events.GuestStopped(1.5, b"s", 1.45, "boot"), "loading", ["Send(State)"]),
+    (Loaded(), "active", ["Send(Run)", "StartPush"]),
+    (Running(1.7), "active", ["Note"]),
+    (Progress(9, 256, 1), "active", []),
+    (
+        AllPlaced(REPORT),
+        "completed",
+        ["Send(Released)", "StopPump", "ReleaseMemory", "CloseLinks", "Finish(completed, destination, 0)"],
+    ),
+    (events.ControlLost(9.0, "closed"), "completed", []),
+]
+
+DESTINATION_STORY = [
+    (Hello((1, 2), "x"), "greeted", ["Send(Welcome)"]),
+    (OFFER, "preparing", ["Prepare"]),
+    (events.Prepared(1.0), "waiting", ["Send(Ready)"]),
+    (events.DataAttached(1.1, "urgent"), "waiting", []),
+    (events.DataAttached(1.1, "push"), "attached", ["StartPump"]),
+    (StateMessage(b"s", 1.45, "boot"), "loading", ["Load"]),
+    (events.GuestLoaded(1.5), "loaded", ["Send(Loaded)"]),
+    (Run(), "active", ["StartGuest"]),
+    (events.GuestRunning(1.7, 1.65), "active", ["Send(Running)"]),
+    (events.Progressed(2.0, 9, 256, 1, 1, 4096), "active", ["Send(Progress)"]),
+    (events.AllResident(3.0, REPORT), "releasing", ["Settle", "Send(AllPlaced)"]),
+    (Released(), "completed", ["StopPump", "CloseLinks", "Finish(completed, destination, 0)"]),
+]
+
+
+def play(machine, story):
+    """Feed a story and check each line; messages come a tenth of a second after each other."""
+    now = 0.0
+    for happening, step, commands in story:
+        now = happening.now if isinstance(happening, events.Event) else now + 0.1
+        event = happening if isinstance(happening, events.Event) else events.Received(now, happening)
+        assert names(machine.handle(event)) == commands, happening
+        assert machine.step == step, happening
+    return machine
+
+
+def upto(story, step):
+    """The beginning of a story, up to the first line that leads to `step`."""
+    index = next(i for i, line in enumerate(story) if line[1] == step)
+    return story[: index + 1]
+
+
+def test_a_migration_as_the_source_sees_it():
+    machine = play(source(), SOURCE_STORY)
+    assert machine.state is State.COMPLETED
+    assert machine.report == REPORT
+    assert machine.timeline.exact
+    assert machine.timeline.downtime == pytest.approx(1.7 - 1.45)
+    assert set(machine.timeline.parts()) == {"stop", "load", "run"}
+    assert sum(machine.timeline.parts().values()) == pytest.approx(machine.timeline.running - 1.4)
+
+
+def test_a_migration_as_the_destination_sees_it():
+    assert play(destination(), DESTINATION_STORY).state is State.COMPLETED
+
+
+def test_without_push_nothing_but_run_is_sent():
+    story = [*upto(SOURCE_STORY, "loading"), (Loaded(), "active", ["Send(Run)"])]
+    play(source(push=False), story)
+
+
+def test_across_hosts_the_downtime_is_the_sources_own():
+    machine = play(destination(boot="another"), upto(DESTINATION_STORY, "active"))
+    (command,) = machine.handle(events.GuestRunning(2.0, 77.0))
+    assert command.message == Running(0.0)
+    machine = play(source(), upto(SOURCE_STORY, "active"))
+    machine.handle(events.Received(2.0, Running(0.0)))
+    assert not machine.timeline.exact
+    assert machine.timeline.downtime == pytest.approx(2.0 - 1.5)
+
+
+@pytest.mark.parametrize("step", ["stopping", "loading"])
+@pytest.mark.parametrize(
+    ("happening", "end", "goodbye"),
+    [
+        (events.ControlLost(2.0, "cut"), "Finish(failed, source, 4)", []),
+        (events.PumpFailed(2.0, "urgent closed"), "Finish(failed, source, 4)", ["Send(Cancel)"]),
+        (events.WorkFailed(2.0, "host", "no room", 3), "Finish(failed, source, 3)", ["Send(Cancel)"]),
+        (events.Broken(2.0, "nonsense"), "Finish(failed, source, 4)", ["Send(Refuse)"]),
+        (events.CancelAsked(2.0, "user"), "Finish(cancelled, source, 7)", ["Send(Cancel)"]),
+        (events.Elapsed(99.0), "Finish(failed, source, 4)", ["Send(Cancel)"]),
+        (events.Received(2.0, Refuse("host", "no room")), "Finish(failed, source, 4)", []),
+        (events.Received(2.0, Cancel("no")), "Finish(cancelled, source, 7)", []),
+    ],
+)
+def test_before_run_the_guest_comes_first(step, happening, end, goodbye):
+    machine = play(source(), upto(SOURCE_STORY, step))
+    assert names(machine.handle(happening)) == ["ResumeGuest", *goodbye, "StopPump", "CloseLinks", end]
+
+
+@pytest.mark.parametrize(
+    "happening",
+    [
+        events.ControlLost(2.0, "cut"),
+        events.PumpFailed(2.0, "urgent closed"),
+        events.Broken(2.0, "nonsense"),
+        events.Elapsed(99.0),
+        events.Received(2.0, Refuse("internal", "oops")),
+    ],
+)
+def test_after_run_the_source_never_resumes(happening):
+    machine = play(source(), upto(SOURCE_STORY, "active"))
+    assert names(machine.handle(happening)) == ["StopPump", "CloseLinks", "Finish(lost, lost, 6)"]
+
+
+def test_a_run_that_never_left_is_no_run():
+    machine = play(source(), upto(SOURCE_STORY, "active"))
+    commands = names(machine.handle(events.NotSent(2.0, Run(), "closed")))
+    assert commands == ["ResumeGuest", "StopPump", "CloseLinks", "Finish(failed, source, 4)"]
+
+
+def test_a_cancel_that_crossed_run_changes_nothing():
+    machine = play(source(), upto(SOURCE_STORY, "active"))
+    assert machine.handle(events.Received(2.0, Cancel("late"))) == []
+    assert names(machine.handle(events.CancelAsked(2.0, "user"))) == ["Note"]
+    assert machine.state is State.POSTCOPY_ACTIVE
+
+
+def test_the_users_limit_cancels_and_a_steps_limit_fails():
+    machine = source()
+    machine.handle(events.Started(0.0, 3.0))
+    machine.handle(events.Connected(1.0))
+    assert machine.deadline == 3.0
+    assert machine.handle(events.Elapsed(2.9)) == []
+    assert names(machine.handle(events.Elapsed(3.0)))[-1] == "Finish(cancelled, source, 7)"
+    machine = source()
+    machine.handle(events.Started(0.0, None))
+    assert names(machine.handle(events.Elapsed(machine.deadline)))[-1] == "Finish(failed, source, 4)"
+
+
+def test_silence_after_run_is_a_loss_and_progress_is_not_silence():
+    machine = play(source(), upto(SOURCE_STORY, "active"))
+    first = machine.deadline
+    machine.handle(events.Received(first - 0.1, Progress(1, 256, 0)))
+    assert machine.handle(events.Elapsed(first)) == []
+    assert names(machine.handle(events.Elapsed(machine.deadline)))[-1] == "Finish(lost, lost, 6)"
+
+
+def test_version_1_has_no_progress_and_no_silence():
+    machine = source()
+    machine.handle(events.Started(0.0, None))
+    machine.handle(events.Connected(0.0))
+    machine.handle(events.Received(0.0, Welcome(1, *IDENTITY, "old")))
+    for _, _, event in [
+        (0, 0, events.Received(0.1, Ready())),
+        (0, 0, events.DataConnected(0.1)),
+        (0, 0, events.GuestStopped(0.1, b"", 0.0, "b")),
+        (0, 0, events.Received(0.1, Loaded())),
+    ]:
+        machine.handle(event)
+    assert machine.deadline is None
+    other = destination()
+    other.handle(events.Received(0.0, Hello((1, 1), "old")))
+    assert other.version == 1
+    play(other, [line for line in DESTINATION_STORY[1:8] if line])
+    assert other.handle(events.Progressed(2.0, 1, 256, 0, 0, 0)) == []
+
+
+def test_a_version_that_nobody_speaks():
+    machine = destination()
+    commands = machine.handle(events.Received(0.0, Hello((8, 9), "x")))
+    assert names(commands) == ["Send(Refuse)", "CloseLinks", "Finish(failed, source, 4)"]
+    assert commands[0].message.text == "the source speaks version 8 to 9, this destination version 1 to 2"
+    machine = play(source(), upto(SOURCE_STORY, "greeting"))
+    with pytest.raises(ProtocolError, match="chose version 7: this agent speaks 1 to 2"):
+        machine.handle(events.Received(2.0, Welcome(7, *IDENTITY, "x")))
+    assert machine.step == "greeting"
+
+
+def test_state_before_both_connections_is_refused():
+    machine = play(destination(), upto(DESTINATION_STORY, "waiting"))
+    with pytest.raises(ProtocolError, match="State is not allowed in state setup"):
+        machine.handle(events.Received(2.0, StateMessage(b"", 0.0, "b")))
+
+
+def test_after_loaded_the_destination_asks_and_waits():
+    machine = play(destination(), upto(DESTINATION_STORY, "loaded"))
+    assert names(machine.handle(events.CancelAsked(2.0, "user"))) == ["Send(Cancel)"]
+    assert names(machine.handle(events.Elapsed(99.0))) == ["Send(Cancel)"]
+    assert machine.deadline is None
+    assert names(machine.handle(events.Received(100.0, Run()))) == ["StartGuest"]
+
+
+def test_a_source_that_owes_and_sends_nothing():
+    machine = play(destination(), upto(DESTINATION_STORY, "active"))
+    assert names(machine.handle(events.Progressed(2.0, 9, 256, 1, 1, 4096))) == ["Send(Progress)"]
+    assert names(machine.handle(events.Progressed(7.9, 9, 256, 1, 1, 4096))) == ["Send(Progress)"]
+    commands = names(machine.handle(events.Progressed(8.1, 9, 256, 1, 1, 4096)))
+    assert commands == ["HoldMemory", "CloseLinks", "Finish(lost, lost, 6)"]
+
+
+def test_a_source_that_owes_nothing_may_be_silent():
+    machine = play(destination(), upto(DESTINATION_STORY, "active"))
+    for now in (2.0, 60.0, 3600.0):
+        assert names(machine.handle(events.Progressed(now, 9, 256, 1, 0, 4096))) == ["Send(Progress)"]
+
+
+@pytest.mark.parametrize(
+    "happening",
+    [events.ControlLost(4.0, "cut"), events.Elapsed(99.0), events.Received(4.0, Refuse("internal", "?"))],
+)
+def test_once_every_page_is_here_the_source_may_do_what_it_likes(happening):
+    machine = play(destination(), upto(DESTINATION_STORY, "releasing"))
+    assert machine.handle(events.PumpFailed(4.0, "urgent closed")) == []
+    assert names(machine.handle(happening)) == ["StopPump", "CloseLinks", "Finish(completed, destination, 0)"]
+
+
+def test_a_mistake_of_our_own_is_told_apart():
+    with pytest.raises(SessionError, match="GuestStopped cannot happen in state none"):
+        source().handle(events.GuestStopped(0.0, b"", 0.0, ""))
