@@ -18,7 +18,7 @@ class ChildFailedError(AssertionError):
 def _body(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     try:
         sender.send((True, function(*args)))
-    except BaseException:  # noqa: BLE001 - whatever it was, the parent shows it
+    except BaseException:  # whatever it was, the parent shows it
         sender.send((False, traceback.format_exc()))
 
 

@@ -62,4 +62,3 @@ def next_message(uffd):
     assert uffd.poll(WAIT), "no message came"
     (message,) = uffd.read(1)
     return message
-

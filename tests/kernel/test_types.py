@@ -76,6 +76,9 @@ def test_huge_pages_carry_bytes_both_ways_of_placing(name, huge_pages):
     with known.allocate(region, alias=False) as mapping, Userfaultfd.open(optional=PLAIN) as uffd:
         uffd.register(mapping.address, size, known.modes_for(alias=False))
         source = calls.map_anonymous(size)
+        # All of the source must be there: see the room's README on COPY into huge pages.
+        for offset in range(0, size, HUGE):
+            calls.write_memory(source + offset, bytes(HUGE))
         calls.write_memory(source + size - 4, b"tail")
         assert uffd.copy(mapping.address, source, size).outcome is Outcome.PLACED
         assert calls.read_memory(mapping.address + size - 4, 4) == b"tail"

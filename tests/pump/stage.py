@@ -16,8 +16,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from postcopy.kernel import memory_type
-from postcopy.kernel import Feature, Mode, Userfaultfd
+from postcopy.kernel import Feature, Mode, Userfaultfd, memory_type
 from postcopy.pages.regions import Layout, Region
 from postcopy.pump._pump import ffi
 from postcopy.pump.destination import DestinationPump

@@ -23,9 +23,9 @@ def test_constants_are_the_same() -> None:
         assert getattr(lib, f"PAGE_{state.name}") == state
     for kind in frame.FrameType:
         assert getattr(lib, f"FRAME_{kind.name}") == kind
-    assert lib.FRAMES_TO_SOURCE == frame.Direction.TO_SOURCE.allowed
-    assert lib.FRAMES_URGENT == frame.Direction.URGENT.allowed
-    assert lib.FRAMES_PUSH == frame.Direction.PUSH.allowed
+    assert frame.Direction.TO_SOURCE.allowed == lib.FRAMES_TO_SOURCE
+    assert frame.Direction.URGENT.allowed == lib.FRAMES_URGENT
+    assert frame.Direction.PUSH.allowed == lib.FRAMES_PUSH
 
 
 def refusal_in_c(header: bytes, allowed: int) -> int:

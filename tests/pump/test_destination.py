@@ -25,7 +25,7 @@ WAYS = [
 @pytest.fixture(autouse=True)
 def _pool(request: pytest.FixtureRequest) -> None:
     if "hugetlb-2M" in request.node.name or "hugetlb-" in request.node.name:
-        request.getfixturevalue("hugetlb_2m")
+        request.getfixturevalue("huge_pages")("hugetlb-2M", 16)
 
 
 def two_vcpus_on_one_page(type_name: str, placement: Placement) -> None:

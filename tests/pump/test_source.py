@@ -23,7 +23,7 @@ PAGE = 4096
 
 
 class Source:
-    """`pages` of a memfd: those in `data` hold their number + 1 in every byte, `zeroed` ones zeros, others are holes."""
+    """`pages` of a memfd: `data` ones hold a byte of their own, `zeroed` ones zeros, the others are holes."""
 
     def __init__(
         self, pages: int, data: set[int], zeroed: set[int] = frozenset(), page_size: int = PAGE, **options: Any

@@ -152,7 +152,7 @@ def nested(depth: int) -> dict[str, object]:
 
 
 def test_depth_of_a_report() -> None:
-    assert decode(encode(control.AllPlaced(nested(limits.REPORT_DEPTH_MAX - 1))))
+    assert decode(encode(control.AllPlaced(nested(limits.REPORT_DEPTH_MAX))))
     with pytest.raises(ValueError, match="message all_placed: field report: wanted at most 8 maps"):
         encode(control.AllPlaced(nested(limits.REPORT_DEPTH_MAX + 1)))
     assert "wanted at most 8 maps" in refused(wire({"t": "all_placed", "report": nested(limits.REPORT_DEPTH_MAX + 1)}))
@@ -177,6 +177,8 @@ def test_depth_of_a_report() -> None:
         (b"\x81\xa1t\xa2\xff\xff", "control message refused: not msgpack as agreed (\"'utf-8' codec"),
         (b"\xd6\xff\x00\x00\x00\x00", "control message refused: not msgpack as agreed ('"),
         (b"\xdd\xff\xff\xff\xff", "control message refused: not msgpack as agreed ('4294967295 exceeds max_array_len"),
+        (b"\xdc\x04\x01" + bytes(1025), "control message refused: not msgpack as agreed ('1025 exceeds max_array_len"),
+        (b"\xde\x04\x01" + bytes(2050), "control message refused: not msgpack as agreed ('1025 exceeds max_map_len"),
         (b"\xdf\xff\xff\xff\xff", "control message refused: not msgpack as agreed ('4294967295 exceeds max_map_len"),
         (b"\xdb\xff\xff\xff\xff", "control message refused: not msgpack as agreed ("),
         (b"\xc6\xff\xff\xff\xff", "control message refused: not msgpack as agreed ("),

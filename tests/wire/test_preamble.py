@@ -46,6 +46,10 @@ def test_a_control_connection_of_any_version_that_has_something_in_common(versio
         (patched(12, 1), r"reserved bits"),
         (patched(15, 1), r"reserved bits"),
         (patched(10, 1, 0), r"a control connection has no migration id and no token"),
+        (preamble.pack(Preamble(Role.CONTROL, 0)), r"version 0 is not supported"),
+        (preamble.pack(Preamble(Role.CONTROL, VERSION + 1)), r"version 3 is not supported"),
+        (preamble.pack(Preamble(Role.CONTROL, 1, ID)), r"a control connection has no migration id and no token"),
+        (preamble.pack(Preamble(Role.CONTROL, 1, token=TOKEN)), r"a control connection has no migration id and no"),
         (patched(16, *bytes(16)), r"a data connection needs a migration id and a token"),
         (patched(32, *bytes(32)), r"a data connection needs a migration id and a token"),
         (DATA[:63], r"ended inside its preamble, after 63 of 64 bytes"),
@@ -89,7 +93,18 @@ def test_lengths_are_fixed(migration_id: bytes, token: bytes) -> None:
         preamble.pack(Preamble(Role.PUSH, VERSION, migration_id, token))
 
 
-@given(st.integers(1, 5), st.integers(0, 5))
+def test_an_agent_that_has_unlearned_version_1_still_hears_what_an_older_source_has_to_offer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("postcopy.wire.version.VERSION_MIN", 2)
+    assert preamble.unpack(preamble.pack(Preamble(Role.CONTROL, 1))).version == 1
+    with pytest.raises(ProtocolError, match="no version in common: the other agent speaks 1 to 1, this agent 2 to 2"):
+        negotiate((1, 1))
+    with pytest.raises(ProtocolError, match="version 1 is not supported: this agent speaks 2 to 2"):
+        preamble.unpack(preamble.pack(Preamble(Role.PUSH, 1, ID, TOKEN)))
+
+
+@given(st.integers(0, 5), st.integers(0, 5))
 def test_negotiation_takes_the_highest_in_common(lowest: int, more: int) -> None:
     offered = (lowest, lowest + more)
     common = set(range(lowest, lowest + more + 1)) & set(range(VERSION_MIN, VERSION + 1))

@@ -1,0 +1,157 @@
+"""Daemons and commands as real processes, for tests: started, waited for by conditions with deadlines, always reaped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+AGENT = [sys.executable, "-m", "agent"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+START_SECONDS = 20
+LOSS_SECONDS = 10  # within which a loss has to be told
+
+
+class Result:
+    """How a command ended: `status`, `out`, `err`, and `seconds` it took."""
+
+    def __init__(self, status, out, err, seconds):
+        self.status, self.out, self.err, self.seconds = status, out, err, seconds
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+    def one_line(self):
+        """The error as people see it: exactly one line, no traceback."""
+        lines = self.err.strip().splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("postcopy: ")
+        return lines[0]
+
+
+def run(*arguments, deadline=40, inside=(), **options):
+    """Run one command to its end."""
+    start = time.monotonic()
+    done = subprocess.run(
+        [*inside, *AGENT, *map(str, arguments)],
+        capture_output=True, text=True, timeout=deadline, cwd=ROOT, env=ENVIRONMENT, check=False, **options,
+    )  # fmt: skip
+    return Result(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
+
+
+class Command:
+    """A command that runs beside the test."""
+
+    def __init__(self, *arguments, inside=()):
+        self.start = time.monotonic()
+        self.process = subprocess.Popen(
+            [*inside, *AGENT, *map(str, arguments)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT,
+        )  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        with contextlib.suppress(ValueError):
+            self.process.communicate()
+
+    def result(self, deadline=LOSS_SECONDS):
+        out, err = self.process.communicate(timeout=deadline)
+        return Result(self.process.returncode, out, err, time.monotonic() - self.start)
+
+
+class Daemon:
+    """A daemon with an admin socket in `folder`; its log is a file there."""
+
+    def __init__(self, folder, role, *arguments, inside=(), **options):
+        self.role = role
+        self.admin = f"unix:{folder}/{role}.sock"
+        self.log_file = Path(folder) / f"{role}.log"
+        read_fd, write_fd = os.pipe()
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*inside, *AGENT, role, *map(str, arguments), "--admin", self.admin, "--ready-fd", str(write_fd)],
+                pass_fds=[write_fd], stdout=log, stderr=log, cwd=ROOT, env=ENVIRONMENT, **options,
+            )  # fmt: skip
+        os.close(write_fd)
+        try:
+            ready, _, _ = select.select([read_fd], [], [], START_SECONDS)
+            told = os.read(read_fd, 4096).decode() if ready else ""
+        finally:
+            os.close(read_fd)
+        self.ready = told.startswith("READY=1\n")
+        found = re.search(r"X_ADDRESS=(.*)", told)
+        self.address = found[1] if found else None
+
+    def __enter__(self):
+        assert self.ready, self.log
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.wait()
+
+    @property
+    def log(self):
+        return self.log_file.read_text()
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def wait(self, deadline=LOSS_SECONDS):
+        return self.process.wait(deadline)
+
+    def status(self):
+        return run("status", "--admin", self.admin, "--json").json
+
+    def until(self, wanted, deadline=15):
+        """Ask for the status until it is as wanted, and return it."""
+        end = time.monotonic() + deadline
+        while not wanted(status := self.status()):
+            assert time.monotonic() < end, (status, self.log)
+            assert self.process.poll() is None, self.log
+        return status
+
+    def until_log(self, pattern, deadline=10):
+        """Wait until the log holds a line like `pattern`, and return the match."""
+        end = time.monotonic() + deadline
+        while not (found := re.search(pattern, self.log)):
+            assert time.monotonic() < end, self.log
+            time.sleep(0.01)  # between two looks, not to force an order
+        return found
+
+    def runs_on(self):
+        """See that the guest here makes steps."""
+        first = self.status()
+        assert first["guest"] is not None
+        self.until(lambda now: min(now["guest"]["steps"]) > max(first["guest"]["steps"]))
+
+
+def source(folder, *arguments, size="64MiB", **options):
+    return Daemon(folder, "source", "--size", size, *arguments, **options)
+
+
+def destination(folder, *arguments, **options):
+    return Daemon(folder, "destination", *arguments, **options)
+
+
+def scrape(url):
+    """Return the samples of a metrics endpoint: {name with labels: value}."""
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
