@@ -22,13 +22,13 @@ postcopy_find_tools() {
     postcopy_python=
     for candidate in ${PYTHON:-} python3 python3.11 python3.12 python3.13 python3.14; do
         if command -v "$candidate" >/dev/null 2>&1 &&
-            "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
             postcopy_python=$candidate
             break
         fi
     done
     [ -n "$postcopy_python" ] || postcopy_lacks "Python 3.11 or newer is missing: apt-get install python3" || return
-    command -v "${CC:-cc}" >/dev/null 2>&1 || command -v gcc >/dev/null 2>&1 ||
+    echo '#include <stdlib.h>' | "${CC:-cc}" -E - >/dev/null 2>&1 ||
         postcopy_lacks "a C compiler is missing: apt-get install gcc libc6-dev" || return
     postcopy_headers=$("$postcopy_python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
     [ -f "$postcopy_headers/Python.h" ] ||
