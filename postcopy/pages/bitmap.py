@@ -85,8 +85,8 @@ class Bitmap:
             byte = self._bytes[bit >> 3] if value else ~self._bytes[bit >> 3] & 0xFF
             left = byte >> (bit & 7)
             if left:
-                # The zero bits behind the last page may be found here, hence the minimum.
-                return min(self.length, bit + (left & -left).bit_length() - 1)
+                # At most the length: the bit behind the last page is clear, and where there is none the bytes end.
+                return bit + (left & -left).bit_length() - 1
             pattern = _NOT_ALL_CLEAR if value else _NOT_ALL_SET
             found = pattern.search(self._bytes, (bit >> 3) + 1)
             if found is None:

@@ -65,7 +65,7 @@ def format_seconds(seconds: float) -> str:
 
 def _short(number: float) -> str:
     """Return three significant digits, all of a longer whole part, and no zeros at the end of a fraction."""
-    if abs(number) >= 99.95:
+    if abs(number) >= 100:
         return f"{number:.0f}"
-    digits = 2 if abs(number) < 9.995 else 1
+    digits = 2 if abs(number) < 10 else 1
     return f"{number:.{digits}f}".rstrip("0").rstrip(".")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 
 from postcopy.errors import ProtocolError
 from postcopy.wire.fields import IllTypedError

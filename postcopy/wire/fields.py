@@ -161,7 +161,7 @@ class Report:
     give = take
 
     def _check(self, value: object, depth: int) -> None:
-        if depth == 0:
+        if depth == 0 and type(value) in {dict, list}:
             raise IllTypedError(f"wanted at most {REPORT_DEPTH_MAX} maps and arrays inside each other")
         if type(value) is dict:
             if not all(type(key) is str for key in value):
