@@ -6,9 +6,6 @@ import ctypes
 import os
 from typing import Self
 
-import pytest
-
-from postcopy.errors import HostError
 from postcopy.kernel import Mapping, Mode, Outcome, Userfaultfd, memory_type
 from postcopy.kernel.events import PageFault
 from postcopy.pages import Region
@@ -26,10 +23,6 @@ class Memory:
             self.mapping = Mapping(self.region, -1, alias=False)
         else:
             wanted = memory_type(kind)
-            try:
-                wanted.check_room(size)
-            except HostError as short:
-                pytest.skip(str(short))
             self.region = Region(0, kind, wanted.page_size, size)
             self.mapping = wanted.allocate(self.region, alias=False)
         self.address = self.mapping.address

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from math import gcd
 
 import pytest
@@ -105,7 +106,8 @@ def test_fill_writes_the_pattern_and_leaves_the_holes(workload: str, kind: str) 
         assert memory.read() == Model(workload, 3, 1, 2, 51, holes=8, zeroed=9, stride=stride).memory([0, 0, 0])
 
 
-def test_runs_and_is_checked_on_huge_pages_with_holes() -> None:
+def test_runs_and_is_checked_on_huge_pages_with_holes(huge_pages: Callable[[str, int], None]) -> None:
+    huge_pages("hugetlb-2M", 8)
     with Memory(8 * 512, kind="hugetlb-2M") as memory, Guest([memory], blank=0.5, seed=1, steps_max=5000) as guest:
         guest.fill()
         guest.start()

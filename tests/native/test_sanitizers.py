@@ -1,4 +1,4 @@
-"""The C of the pump and of the guest under the sanitizers: a migration without Python, built three ways."""
+"""The C of the pump and of the guest without Python, under the compiler's sanitizers: no race, no leak, no overrun."""
 
 from __future__ import annotations
 
@@ -9,36 +9,52 @@ from pathlib import Path
 
 import pytest
 
+from tests.lacking import lacking
+
 ROOT = Path(__file__).parents[2]
-SOURCES = [*sorted((ROOT / "postcopy/pump").glob("[!_]*.c")), *sorted((ROOT / "postcopy/guest").glob("[!_]*.c"))]
-SANITIZERS = {"address": ["address", "leak"], "undefined": ["undefined"], "thread": ["thread"]}
+ROOMS = [ROOT / "postcopy/pump", ROOT / "postcopy/guest"]
+SOURCES = [source for room in ROOMS for source in sorted(room.glob("[!_]*.c"))]
+FLAGS = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", "-pthread"]
+FLAGS += [f"-I{room}" for room in ROOMS]
+ENVIRONMENT = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=1"}
 
 
-@pytest.fixture(scope="module", params=SANITIZERS)
-def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
-    assert compiler
-    path = tmp_path_factory.mktemp("native") / f"migrate-{request.param}"
-    sanitize = ",".join(SANITIZERS[request.param])
-    command = [compiler, "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing"]
-    command += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-o", str(path)]
-    command += [f"-I{ROOT / 'postcopy/pump'}", f"-I{ROOT / 'postcopy/guest'}"]
-    command += [str(ROOT / "tests/native/migrate.c"), *map(str, SOURCES), "-lpthread"]
-    subprocess.run(command, check=True, timeout=100)
-    return path
+def compile_and_run(command: list[str], program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    subprocess.run([*command, "-o", str(program)], check=True, timeout=100)
+    return subprocess.run(
+        [str(program), *arguments], capture_output=True, text=True, timeout=100, check=False, env=ENVIRONMENT
+    )
+
+
+@pytest.fixture(scope="module", params=["address,leak", "undefined", "thread"])
+def compiler(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the command that compiles with one sanitizer, known to work here."""
+    name = shutil.which(os.environ.get("CC", "cc"))
+    assert name, "the build needed a C compiler as well"
+    command = [name, *FLAGS, f"-fsanitize={request.param}", "-fno-sanitize-recover=all"]
+    folder = tmp_path_factory.mktemp("native")
+    (folder / "empty.c").write_text("int main(void) { return 0; }")
+    try:
+        # Some compilers lack the library, and some of these libraries do not start under a kernel's address layout.
+        works = compile_and_run([*command, str(folder / "empty.c")], folder / "empty").returncode == 0
+    except subprocess.CalledProcessError:
+        works = False
+    if not works:
+        lacking(f"-fsanitize={request.param} does not work")
+    return command
 
 
 @pytest.mark.parametrize("way", ["copy", "continue"])
-def test_a_migration_is_clean(program: Path, way: str) -> None:
-    result = subprocess.run(
-        [str(program), way, "4096", "6000"],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env={**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=1"},
-    )
-    assert result.returncode == 0, result.stderr
-    assert "4096 pages checked, 0 mismatched" in result.stdout
-    demand = int(result.stdout.split("demand ")[1].split(",")[0])
+def test_a_migration_is_clean(compiler: list[str], way: str, tmp_path: Path) -> None:
+    program = [*compiler, str(Path(__file__).with_name("migrate.c")), *map(str, SOURCES)]
+    ended = compile_and_run(program, tmp_path / "migrate", way, "4096", "6000")
+    assert ended.returncode == 0, ended.stderr
+    assert "4096 pages checked, 0 mismatched" in ended.stdout
+    demand = int(ended.stdout.split("demand ")[1].split(",")[0])
     assert demand > 0, "no fault met the push: this proved nothing"
+
+
+def test_a_guest_is_clean(compiler: list[str], tmp_path: Path) -> None:
+    program = [*compiler, str(Path(__file__).with_name("guest.c")), *map(str, SOURCES)]
+    ended = compile_and_run(program, tmp_path / "guest")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ok\n", "")
