@@ -6,7 +6,10 @@ In: regions, addresses, bytes. Out: mappings, page-fault messages, outcomes.
 from postcopy.kernel.abi import Feature, Ioctl, Mode
 from postcopy.kernel.mapping import Mapping
 from postcopy.kernel.memory_type import MemoryType, Way
+from postcopy.kernel.opening import OpenedBy
 from postcopy.kernel.outcome import Outcome, Placed
+from postcopy.kernel.pagemap import Pagemap
+from postcopy.kernel.probe import Need, probe_host, require
 from postcopy.kernel.types import MEMORY_TYPES, memory_type
 from postcopy.kernel.userfaultfd import Userfaultfd
 
@@ -17,9 +20,14 @@ __all__ = [
     "Mapping",
     "MemoryType",
     "Mode",
+    "Need",
+    "OpenedBy",
     "Outcome",
+    "Pagemap",
     "Placed",
     "Userfaultfd",
     "Way",
     "memory_type",
+    "probe_host",
+    "require",
 ]

@@ -55,6 +55,8 @@ class Mapping:
         page = self.region.page_size
         stop = self.region.size if stop is None else stop
         offset = start - start % page
+        if start >= stop:
+            return
         if self.fd < 0:
             yield offset, stop + -stop % page - offset
             return

@@ -108,13 +108,20 @@ class Userfaultfd:
     # Placing
 
     def copy(
-        self, address: int, source: int | Content, length: int | None = None, *, wake: bool = True, protect: bool = False
+        self,
+        address: int,
+        source: int | Content,
+        length: int | None = None,
+        *,
+        wake: bool = True,
+        protect: bool = False,
     ) -> Placed:
         """Place bytes copied from `source`: an address in the caller's memory, or an object that holds the bytes.
 
         UFFDIO_COPY, 4.3; shmem, hugetlb 4.11. `length` may only be left out for an object: then it is all of it.
         `protect` leaves the pages write-protected (5.7). PRESENT: the first page is there, or is in the file of a
-        shared mapping. Raises KernelError: EFAULT (source), EINVAL (alignment), ENOMEM, ENOSPC.
+        shared mapping. Raises KernelError: EFAULT (source), EINVAL (alignment), ENOSPC,
+        ENOMEM: also where a source of huge pages' bytes is not resident, since each page then needs a spare one.
         """
         mode = (0 if wake else abi.DONTWAKE) | (abi.PLACE_PROTECTED if protect else 0)
         if isinstance(source, int):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import threading
+from pathlib import Path
 
 from postcopy.kernel import calls
 from tests.child import run_in_child
@@ -26,6 +27,11 @@ def in_child(test):
 
 def call_body(module, name, arguments):
     return getattr(importlib.import_module(module), name).body(**arguments)
+
+
+def open_descriptors():
+    """Return how many descriptors this process has."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 class Touch(threading.Thread):

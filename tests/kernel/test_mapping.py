@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from postcopy.errors import HostError, KernelError
 from postcopy.kernel import Mapping, Mode, Outcome, Userfaultfd, calls, memory_type
 from postcopy.pages.regions import Region
-from tests.kernel.bodies import PAGE
+from tests.kernel.bodies import PAGE, open_descriptors
 from tests.kernel.memory import PLAIN, allocate, fill
 from tests.lacking import lacking
 
@@ -48,13 +48,13 @@ def test_guest_memory_is_not_dumped_not_inherited_and_keeps_its_size():
 
 
 def test_closing_frees_all_of_it_and_twice_is_no_harm():
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     mapping = allocate("shmem")
     address = mapping.address
     mapping.close()
     mapping.close()
     assert (mapping.address, mapping.alias, mapping.fd) == (0, 0, -1)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
     with pytest.raises(AssertionError):
         vm_flags(address)
 
@@ -75,6 +75,7 @@ PAGES = 24
     start=st.integers(0, PAGES * PAGE - 1),
     length=st.integers(0, PAGES * PAGE),
 )
+@example(written={0}, start=1, length=0)
 @settings(max_examples=200, deadline=None)
 def test_data_extents_are_the_written_pages_of_the_range(written, start, length):
     stop = min(start + length, PAGES * PAGE)
@@ -92,6 +93,16 @@ def test_data_extents_are_the_written_pages_of_the_range(written, start, length)
         assert found == {page for page in written if page * PAGE < stop and (page + 1) * PAGE > start and start < stop}
 
 
+def test_extents_are_whole_pages_of_the_region_where_these_are_larger_than_the_files():
+    descriptor = os.memfd_create("pages of two")
+    os.ftruncate(descriptor, 8 * PAGE)
+    with Mapping(Region(0, "pairs", 2 * PAGE, 8 * PAGE), descriptor, alias=True) as mapping:
+        for page in (1, 2, 7):
+            calls.write_memory(mapping.alias + page * PAGE, b"d")
+        assert list(mapping.data_extents()) == [(0, 4 * PAGE), (6 * PAGE, 2 * PAGE)]
+        assert list(mapping.data_extents(7 * PAGE, 8 * PAGE)) == [(6 * PAGE, 2 * PAGE)]
+
+
 def test_neighbouring_pages_are_one_extent():
     with allocate("shmem", 5) as mapping:
         for page in (0, 1, 3):
@@ -104,6 +115,7 @@ def test_neighbouring_pages_are_one_extent():
 
 def test_a_page_of_zeros_that_was_written_is_data_and_a_filled_hole_is_none():
     with allocate("shmem", 2) as mapping:
+        mapping.fill_holes(0, PAGE)
         fill(mapping, 1, b"\0")
         assert list(mapping.data_extents()) == [(PAGE, PAGE)]
 

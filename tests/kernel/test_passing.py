@@ -10,7 +10,7 @@ from postcopy.errors import KernelError
 from postcopy.kernel import Mode, Outcome, Placed, Userfaultfd
 from postcopy.kernel.opening import OpenedBy
 from tests.child import run_in_child
-from tests.kernel.bodies import PAGE, Touch, in_child, next_message
+from tests.kernel.bodies import PAGE, Touch, in_child, next_message, open_descriptors
 from tests.kernel.memory import registered
 
 
@@ -74,7 +74,7 @@ def test_the_features_come_along_and_the_descriptor_is_closed_on_exec(pair):
 
 def test_what_is_no_hand_over_is_refused_and_nothing_is_kept(pair):
     here, there = pair
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     here.send(b"12345678")
     with pytest.raises(KernelError, match="8 bytes, 0 descriptors"):
         Userfaultfd.receive(there)
@@ -84,4 +84,4 @@ def test_what_is_no_hand_over_is_refused_and_nothing_is_kept(pair):
     here.close()
     with pytest.raises(KernelError, match="0 bytes, 0 descriptors"):
         Userfaultfd.receive(there)
-    assert len(os.listdir("/proc/self/fd")) == before - 1
+    assert open_descriptors() == before - 1

@@ -9,16 +9,17 @@ from postcopy.kernel import Feature, Ioctl, Mode, Way, memory_type
 from postcopy.kernel.memory_type import ModeGrant, TypeGrants
 from postcopy.kernel.opening import OpenedBy, available_features
 from postcopy.kernel.probe import Need, name_modes, probe_host, require
-from tests.kernel.bodies import in_child
+from tests.kernel.bodies import in_child, open_descriptors
 from tests.kernel.test_opening import become_nobody
 
 BOTH = Mode.MISSING | Mode.MINOR
 
 
+@pytest.mark.usefixtures("root")
 def test_root_may_do_all_of_it():
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     probe = probe_host()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
     assert probe.refusal is None
     assert probe.kernel == os.uname().release
     assert probe.features == available_features()
@@ -32,6 +33,7 @@ def test_root_may_do_all_of_it():
     assert not shmem.granted(Mode.MISSING) & Ioctl.CONTINUE
 
 
+@pytest.mark.usefixtures("root")
 @in_child
 def test_nobody_is_shown_what_is_refused_and_what_still_works():
     become_nobody()
@@ -96,6 +98,7 @@ def test_modes_are_named_as_they_are_typed():
     assert name_modes(Mode.MISSING | Mode.MINOR | Mode.WP) == "missing+wp+minor"
 
 
+@pytest.mark.usefixtures("root")
 @in_child
 def test_who_may_not_open_one_is_refused_with_the_ways_to_mend_it():
     become_nobody()

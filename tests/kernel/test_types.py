@@ -26,7 +26,7 @@ def test_the_names_users_type():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(UsageError, match="'hugetlb'.*shmem, hugetlb-2M, hugetlb-1G"):
+    with pytest.raises(UsageError, match=r"'hugetlb'.*shmem, hugetlb-2M, hugetlb-1G"):
         memory_type("hugetlb")
 
 
@@ -88,7 +88,7 @@ def test_huge_pages_carry_bytes_both_ways_of_placing(name, huge_pages):
 
 @pytest.mark.parametrize("region", [Region(1, "hugetlb-2M", HUGE, HUGE), Region(1, "shmem", HUGE, HUGE)])
 def test_a_region_of_another_type_or_page_size_is_refused(region):
-    with pytest.raises(UsageError, match="region 1 is .* not shmem with 4096"):
+    with pytest.raises(UsageError, match=r"region 1 is .* not shmem with 4096"):
         memory_type("shmem").allocate(region)
 
 
@@ -137,13 +137,13 @@ def test_too_many_huge_pages_are_refused_before_anything_is_allocated():
         before = huge.pool()
     except HostError as missing:
         lacking(str(missing))
-    with pytest.raises(HostError, match="echo .* > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"):
+    with pytest.raises(HostError, match=r"echo .* > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"):
         huge.allocate(Region(0, "hugetlb-2M", HUGE, (before.unclaimed + before.more + 1) * HUGE))
     assert huge.pool() == before
 
 
 def test_more_shmem_than_the_machine_has_is_refused():
-    with pytest.raises(HostError, match="8 TiB .* available by"):
+    with pytest.raises(HostError, match=r"8 TiB .* available by"):
         memory_type("shmem").allocate(Region(0, "shmem", PAGE, 8 << 40))
 
 
@@ -168,7 +168,7 @@ def machine(tmp_path, monkeypatch):
 def test_the_narrowest_limit_counts(machine):
     shmem = memory_type("shmem")
     shmem.check_room(1 << 30)
-    with pytest.raises(HostError, match="1 GiB .* available by MemAvailable"):
+    with pytest.raises(HostError, match=r"1 GiB .* available by MemAvailable"):
         shmem.check_room((1 << 30) + 1)
     machine("a/b", "max", 0)
     shmem.check_room(1 << 30)
@@ -187,8 +187,8 @@ def test_a_new_type_is_a_class_and_a_line(monkeypatch):
         page_size = PAGE
         alias = True
         modes = Mode.MISSING | Mode.MINOR
-        features = {Mode.MISSING: Feature.MISSING_SHMEM, Mode.MINOR: Feature.MINOR_SHMEM}
-        ways = {Way.COPY: Ioctl.COPY, Way.CONTINUE: Ioctl.CONTINUE, Way.ZEROPAGE: Ioctl.ZEROPAGE}
+        features = shmem_module.Shmem.features
+        ways = shmem_module.Shmem.ways
 
         def create_file(self, label, size):
             descriptor = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR)
