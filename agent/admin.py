@@ -87,7 +87,10 @@ class AdminServer:
                 request = await read_map(reader)
             if request is not None:
                 await self._answer(request, writer)
-        except (PostcopyError, OSError, TimeoutError) as error:
+        except PostcopyError as error:
+            log.warning("closed an admin connection: %s", error)
+            write_map(writer, error_map(str(error), 2))
+        except (OSError, TimeoutError) as error:
             log.warning("closed an admin connection: %s", str(error) or "no request in time")
         finally:
             writer.close()
@@ -103,13 +106,18 @@ class AdminServer:
             command = self._commands.get(str(request.get("command")), unknown)
             answer = {"result": await command(request.get("arguments") or {}, tell)}
         except PostcopyError as error:
-            answer = {"error": {"text": str(error), "exit_status": error.exit_status, "owner": error.owner}}
+            answer = error_map(str(error), error.exit_status)
         except Exception as error:
             log.exception("internal error")
-            answer = {"error": {"text": f"internal error: {error!r}", "exit_status": 1, "owner": None}}
+            answer = error_map(f"internal error: {error!r}", 1)
         if not writer.is_closing():
             write_map(writer, answer)
             await writer.drain()
+
+
+def error_map(text: str, exit_status: int) -> dict[str, Any]:
+    """Build the answer that says what went wrong, and the exit status that goes with it."""
+    return {"error": {"text": text, "exit_status": exit_status}}
 
 
 async def unknown(_arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
@@ -130,7 +138,8 @@ async def ask(
 ) -> dict[str, Any]:
     """Send one request to a daemon and return its result.
 
-    Raises UsageError where nobody listens, RemoteError for what the daemon refuses, MigrationLost where it vanishes.
+    Raises UsageError where nobody listens, RemoteError for what the daemon refuses, MigrationLost where it vanishes in
+    the middle of a migration.
     """
     try:
         reader, writer = await asyncio.open_unix_connection(address.path)
@@ -148,8 +157,10 @@ async def ask(
             else:
                 result: dict[str, Any] = answer["result"]
                 return result
-    except OSError as error:
-        raise MigrationLost(f"the agent at {address} is gone: {error.strerror or error}") from error
+    except (OSError, ProtocolError):
+        pass  # it ended in the middle of something: the same as an end before the answer
     finally:
         writer.close()
-    raise MigrationLost(f"the agent at {address} ended before it answered")
+    text = f"the agent at {address} ended before it answered"
+    # whoever sends a guest away holds pages of it: ending, it takes them along
+    raise MigrationLost(text) if command == "migrate" else RemoteError(text, 1)

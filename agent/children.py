@@ -26,10 +26,14 @@ class ChildError(PostcopyError):
 
 
 class Daemon:
-    """One daemon: `name` is its command, `arguments` follow. Its log goes to `log`. Leaving the block ends it."""
+    """One daemon: `name` is its command, `arguments` follow. Its log goes to `log`. Leaving the block ends it.
 
-    def __init__(self, name: str, arguments: list[str], log: Path) -> None:
+    `prefix` is a command that runs it somewhere else, in its own process (`ip netns exec NAME`, `taskset -c 0`).
+    """
+
+    def __init__(self, name: str, arguments: list[str], log: Path, prefix: tuple[str, ...] = ()) -> None:
         self.name = name
+        self._prefix = prefix
         self._arguments = arguments
         self._log = log
         self._process: asyncio.subprocess.Process | None = None
@@ -40,6 +44,7 @@ class Daemon:
         try:
             with self._log.open("wb") as log:
                 self._process = await asyncio.create_subprocess_exec(
+                    *self._prefix,
                     sys.executable,
                     "-m",
                     "agent",

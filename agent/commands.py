@@ -67,6 +67,8 @@ def daemon_options(command: Any) -> Any:
 @guest_options
 @daemon_options
 @click.option("--steps-per-second", type=int, default=0, help="How fast each vCPU goes; 0: as fast as it can.")
+@click.option("--steps", type=int, metavar="N", help="Each vCPU rests after so many steps, wherever it made them.")
+@click.option("--blank", type=float, default=0.125, show_default=True, help="Part of the memory left blank.")
 def source(memory: str, size: int, vcpus: int, workload: str, seed: int, **rest: Any) -> None:
     """Run a guest, and send it away when `migrate` asks for it."""
     from agent.admin import admin_address  # noqa: PLC0415 - see the module's docstring, here and below
@@ -85,6 +87,8 @@ def source(memory: str, size: int, vcpus: int, workload: str, seed: int, **rest:
         ready_fd=rest["ready_fd"],
         poll_max_ns=rest["poll_max_ns"],
         steps_per_second=rest["steps_per_second"],
+        steps_max=rest["steps"],
+        blank=rest["blank"],
     )
     run(serve_source(options))
 

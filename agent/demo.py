@@ -51,11 +51,11 @@ async def run_demo(options: DemoOptions, tell: Tell) -> dict[str, Any]:
     async with AsyncExitStack() as stack:
         folder = options.keep_logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="postcopy-demo-")))
         sockets = {role: UnixAddress(str(folder / f"{role}.sock")) for role in ("source", "destination")}
-        destination = await stack.enter_async_context(
-            Daemon("destination", _destination_arguments(options, sockets), folder / "destination.log")
-        )
         source = await stack.enter_async_context(
             Daemon("source", _source_arguments(options, sockets), folder / "source.log")
+        )
+        destination = await stack.enter_async_context(
+            Daemon("destination", _destination_arguments(options, sockets), folder / "destination.log")
         )
         try:
             return await _migrate_and_check(options, sockets, tell)

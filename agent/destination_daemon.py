@@ -21,6 +21,7 @@ from agent.running_guest import check_guest, describe_guest, describe_memory
 from postcopy import __version__
 from postcopy.errors import UsageError
 from postcopy.guest import Guest
+from postcopy.kernel.opening import available_features
 from postcopy.link.address import Address, TcpAddress, UnixAddress
 from postcopy.link.destination import Destination
 from postcopy.session.commands import Finish
@@ -47,6 +48,8 @@ async def serve_destination(options: DestinationOptions) -> int:
     """Run the daemon; return its exit status. A guest that is not whole ends the process without returning."""
     stop = Stop()
     daemon = DestinationDaemon(options)
+    # Without it no guest could ever come: better said now than to the first source.
+    await asyncio.to_thread(available_features)
     async with AsyncExitStack() as stack:
         if options.metrics is not None:
             log.info("metrics: %s", metrics.serve(options.metrics, daemon.figures))

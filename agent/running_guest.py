@@ -12,8 +12,14 @@ CHECK_THREADS = 2
 
 
 def describe_guest(guest: Guest) -> dict[str, Any]:
-    """Return what `status` shows of a guest; steps are live."""
-    return {"kind": guest.kind, "vcpus": guest.vcpus, "steps": guest.steps()}
+    """Return what `status` shows of a guest, live; lists have one entry a vCPU, `accesses` are the steps made here."""
+    return {
+        "kind": guest.kind,
+        "vcpus": guest.vcpus,
+        "steps": guest.steps(),
+        "accesses": guest.accesses,
+        "stall_p99_seconds": [stall.quantile(0.99) for stall in guest.stall_per_vcpu],
+    }
 
 
 def describe_memory(layout: Layout) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from agent.admin import AdminServer, Tell
 from agent.daemon import Stop, end_without_cleaning, first_of, tell_ready
 from agent.running_guest import check_guest, describe_guest, describe_memory
 from postcopy import __version__
-from postcopy.errors import MigrationFailed, PostcopyError, UsageError
+from postcopy.errors import MigrationFailed, UsageError
 from postcopy.guest import Guest
 from postcopy.kernel import Mapping, memory_type
 from postcopy.link.address import TcpAddress, UnixAddress, parse_address
@@ -46,6 +46,8 @@ class SourceOptions:
     ready_fd: int | None
     poll_max_ns: int
     steps_per_second: int
+    steps_max: int | None
+    blank: float
 
 
 async def serve_source(options: SourceOptions) -> int:
@@ -108,6 +110,8 @@ class SourceDaemon:
                 seed=options.seed,
                 cpus=options.cpus,
                 steps_per_second=options.steps_per_second,
+                steps_max=options.steps_max,
+                blank=options.blank,
             )
             self.guest.fill()
         except BaseException:
@@ -179,6 +183,8 @@ class SourceDaemon:
         source = self._here()
         if self._checking:
             raise MigrationFailed("the guest is being checked: try again")
+        source.check_free()
+        self.ended.clear()
         running = asyncio.create_task(
             source.migrate(
                 parse_address(str(arguments["to"])),
@@ -193,18 +199,14 @@ class SourceDaemon:
         return self._ended(running, source)
 
     def _ended(self, running: asyncio.Task[dict[str, Any]], source: Source) -> dict[str, Any]:
-        try:
-            report = running.result()
-        except PostcopyError:
-            if source.finish is not None:
-                self._count("unknown", source.finish.state.value)
-            if source.owner is Owner.LOST:
-                self.lost.set()
-                self.ended.set()
-            raise
-        self._count(str(report["mode"]), "completed")
+        """Take note of how a migration ended, and return its report or raise what ended it."""
+        if source.finish is not None:
+            mode = source.report["mode"] if source.report is not None else "unknown"
+            self._count(str(mode), source.finish.state.value)
+        if source.owner is Owner.LOST:
+            self.lost.set()
         self.ended.set()
-        return report
+        return running.result()
 
     def _count(self, mode: str, outcome: str) -> None:
         key = ("source", mode, outcome)

@@ -6,6 +6,7 @@ An address enters; a connected control channel leaves, or a data connection that
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from typing import Any
 
@@ -74,5 +75,7 @@ async def _resolve(address: Address) -> list[tuple[int, Any]]:
 
 
 def reason(error: OSError) -> str:
-    """Say what an OSError says, without its number."""
+    """Say what an OSError means, without its number; asyncio puts words of its own in place of the system's."""
+    if error.errno and error.errno > 0:
+        return os.strerror(error.errno)
     return error.strerror or str(error) or type(error).__name__

@@ -177,7 +177,7 @@ class Interpreter:
 
     async def _finish(self, command: Finish) -> None:
         level = logging.INFO if command.exit_status == 0 else logging.WARNING
-        log.log(level, "%s: %s: %s", self.role, command.state, command.text)
+        log.log(level, "%s: %s", self.role, command.text)
         self.finish = command
 
 

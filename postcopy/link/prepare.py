@@ -79,8 +79,8 @@ def prepare(offer: LayoutOffer, mode: str, kinds: frozenset[str]) -> Memory:
         layout = offer.layout()
     except ProtocolError as error:
         raise UsageError(str(error)) from error
-    handlings = [handling(mode, region.type) for region in layout.regions]
     _check(layout)
+    handlings = [handling(mode, region.type) for region in layout.regions]
     with ExitStack() as undo:
         uffd = undo.enter_context(_open(layout, handlings))
         mappings = []
@@ -112,7 +112,8 @@ def _modes(region: Region, way: Handling) -> Mode:
 
 def _open(layout: Layout, handlings: list[Handling]) -> Userfaultfd:
     """Open a userfaultfd with what all regions need. A user-mode-only one will not do: it serves no system calls."""
-    required = Feature(0)
+    # Two vCPUs on one page are two faults, and one that is told of again is not: only the thread's id tells.
+    required = Feature.THREAD_ID
     for region, way in zip(layout.regions, handlings, strict=True):
         required |= memory_type(region.type).features_for(_modes(region, way))
     return Userfaultfd.open(required)

@@ -81,10 +81,7 @@ class Source:
         second. Raises what says who owns the guest: MigrationFailed, HostError and MigrationCancelled (the
         source runs it), MigrationLost.
         """
-        if self.busy:
-            raise UsageError("a migration is running already")
-        if self.owner is not Owner.SOURCE:
-            raise UsageError("the guest is not here any more")
+        self.check_free()
         where = parse_address(address) if isinstance(address, str) else address
         machine = SourceMachine(Hello(self._versions, SOFTWARE), self._offer(), push=push)
         self.finish = None
@@ -99,6 +96,13 @@ class Source:
             raise error_of(finish)
         self.report = completed(machine.report, machine.timeline, self._current.stats)
         return self.report
+
+    def check_free(self) -> None:
+        """Raise UsageError unless the guest is here and on no journey."""
+        if self.busy:
+            raise UsageError("a migration is running already")
+        if self.owner is not Owner.SOURCE:
+            raise UsageError("the guest is not here any more")
 
     def _offer(self) -> LayoutOffer:
         return LayoutOffer.of(self.layout, GuestOffer(self._guest.kind, self._guest.vcpus))

@@ -204,6 +204,7 @@ def _progress(machine: SourceMachine, message: Progress) -> list[Command]:
 def _release(machine: SourceMachine, message: AllPlaced) -> list[Command]:
     machine.timeline.all_placed = machine.now
     machine.report = message.report
+    machine.placed_pages = sum(region.size // region.page_size for region in machine.offer.regions)
     end = Finish(State.COMPLETED, Owner.DESTINATION, "every page is at the destination", 0)
     return [Send(Released()), StopPump(), ReleaseMemory(), CloseLinks(), end]
 

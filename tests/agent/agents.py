@@ -1,7 +1,8 @@
-"""Daemons and commands as real processes, for tests: started, waited for by conditions with deadlines, always reaped."""
+"""Daemons and commands as real processes: started, waited for by conditions with deadlines, always reaped."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,11 +15,27 @@ import time
 import urllib.request
 from pathlib import Path
 
+from agent.admin import admin_address, ask
+
 ROOT = Path(__file__).parent.parent.parent
 AGENT = [sys.executable, "-m", "agent"]
+# As a user without any right, once all modules are loaded: Python itself may lie where that user cannot read.
+NOBODY = 65534
+_AS_NOBODY = """
+import importlib, os, pkgutil, sys, agent
+for module in pkgutil.iter_modules(agent.__path__, 'agent.'):
+    if not module.name.endswith('__main__'):
+        importlib.import_module(module.name)
+from agent import cli
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+cli.main(sys.argv[1:])
+"""
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
 START_SECONDS = 20
 LOSS_SECONDS = 10  # within which a loss has to be told
+
+
+AS_NOBODY = [sys.executable, "-c", _AS_NOBODY]
 
 
 class Result:
@@ -39,11 +56,11 @@ class Result:
         return lines[0]
 
 
-def run(*arguments, deadline=40, inside=(), **options):
+def run(*arguments, deadline=40, inside=(), program=AGENT, **options):
     """Run one command to its end."""
     start = time.monotonic()
     done = subprocess.run(
-        [*inside, *AGENT, *map(str, arguments)],
+        [*inside, *program, *map(str, arguments)],
         capture_output=True, text=True, timeout=deadline, cwd=ROOT, env=ENVIRONMENT, check=False, **options,
     )  # fmt: skip
     return Result(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
@@ -117,14 +134,18 @@ class Daemon:
         return self.process.wait(deadline)
 
     def status(self):
-        return run("status", "--admin", self.admin, "--json").json
+        return self.ask("status")
+
+    def ask(self, command, **arguments):
+        """Ask over the admin socket, as the commands do but without a process for each."""
+        return asyncio.run(ask(admin_address(self.admin), command, arguments))
 
     def until(self, wanted, deadline=15):
         """Ask for the status until it is as wanted, and return it."""
         end = time.monotonic() + deadline
         while not wanted(status := self.status()):
             assert time.monotonic() < end, (status, self.log)
-            assert self.process.poll() is None, self.log
+            time.sleep(0.01)  # between two looks, not to force an order
         return status
 
     def until_log(self, pattern, deadline=10):

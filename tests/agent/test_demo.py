@@ -1,10 +1,17 @@
 """The main job: every memory type and mode with a few workloads, checked to the last byte."""
 
+import contextlib
 import json
+import os
+import pty
+import signal
+import subprocess
+import time
+from pathlib import Path
 
 import pytest
 
-from .agents import run
+from .agents import AGENT, ROOT, Command, run
 
 HISTOGRAM = {"count", "p50", "p90", "p99", "p999", "max", "mean"}
 KEYS = {
@@ -115,3 +122,36 @@ def test_json_is_one_line_on_stdout():
     assert done.status == 0, done.err
     assert json.loads(done.out)
     assert done.out.count("\n") == 1
+
+
+def test_ctrl_c_leaves_no_daemon_behind(tmp_path):
+    arguments = ("demo", "--size", "8MiB", "--no-push", "--seconds", "60", "--logs", tmp_path)
+    with Command(*arguments) as demo:
+        end = time.monotonic() + 20
+        while "device -> postcopy-active" not in (log.read_text() if (log := tmp_path / "source.log").exists() else ""):
+            assert time.monotonic() < end
+            time.sleep(0.02)  # between two looks
+        demo.process.send_signal(signal.SIGINT)
+        done = demo.result(20)
+    assert done.status == 130, done.err
+    assert done.err.strip().splitlines()[-1] == "postcopy: interrupted"
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            assert str(tmp_path).encode() not in process.read_bytes()
+
+
+def test_a_terminal_gets_a_bar_and_colours_only_if_it_wants_them():
+    for extra, coloured in ((), True), (("NO_COLOR=1",), False):
+        command = ["env", "-u", "NO_COLOR", "TERM=xterm", *extra, *AGENT, "demo", "--size", "8MiB"]
+        main, child = pty.openpty()
+        process = subprocess.Popen(command, stdout=child, stderr=child, cwd=ROOT)
+        os.close(child)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while piece := os.read(main, 4096):
+                shown += piece
+        os.close(main)
+        assert process.wait(10) == 0
+        assert b"migration" in shown
+        assert b"is right" in shown
+        assert (b"\x1b[1;36m" in shown) == coloured

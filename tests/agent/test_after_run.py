@@ -1,0 +1,150 @@
+"""Whatever goes wrong after Run: a clear end within ten seconds and status 6, never a hang."""
+
+import os
+import signal
+
+import pytest
+
+from postcopy.wire.control import AllPlaced, Cancel, Loaded, Progress, Run, Running, State
+from postcopy.wire.preamble import Role
+
+from .agents import LOSS_SECONDS, Command, destination, run, source
+from .fakes import FakeDestination
+
+SLOW = ("--steps-per-second", "500")  # the guest touches its pages one by one: some are at the source for long
+
+
+@pytest.fixture
+def halfway(tmp_path):
+    """A migration that has switched over and has pages at both ends: source, destination, the migrate command."""
+    with (
+        destination(tmp_path) as there,
+        source(tmp_path, *SLOW) as here,
+        Command("migrate", "--admin", here.admin, there.address, "--no-push") as migration,
+    ):
+        there.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] > 100)
+        yield here, there, migration
+
+
+def lost(daemon):
+    assert daemon.wait(LOSS_SECONDS) == 6
+    assert "lost after the switchover" in daemon.log or "the guest is lost" in daemon.log
+    assert "Traceback" not in daemon.log
+
+
+def told(migration, text):
+    done = migration.result(LOSS_SECONDS)
+    assert done.status == 6, done.err
+    assert text in done.one_line()
+
+
+def test_a_killed_destination(halfway):
+    here, there, migration = halfway
+    there.signal(signal.SIGKILL)
+    told(migration, "lost after the switchover")
+    lost(here)
+
+
+def test_a_killed_source(halfway):
+    here, there, migration = halfway
+    here.signal(signal.SIGKILL)
+    told(migration, "ended before it answered")
+    lost(there)
+
+
+def test_a_destination_that_stands_still(halfway):
+    here, there, migration = halfway
+    there.signal(signal.SIGSTOP)
+    told(migration, "nothing was heard from the destination any more")
+    lost(here)
+
+
+def test_a_source_that_stands_still(halfway):
+    here, there, _ = halfway
+    here.signal(signal.SIGSTOP)
+    lost(there)
+    assert "the source owes" in there.log
+
+
+def test_sigterm_to_a_destination_that_is_not_whole(halfway):
+    here, there, migration = halfway
+    there.signal(signal.SIGTERM)
+    lost(there)
+    told(migration, "lost after the switchover")
+    lost(here)
+
+
+def test_sigterm_to_a_source_that_still_has_pages(halfway):
+    here, there, migration = halfway
+    here.signal(signal.SIGTERM)
+    here.until_log("pages of the running guest are still here")
+    assert there.status()["state"] == "postcopy-active"
+    here.signal(signal.SIGTERM)
+    lost(here)
+    told(migration, "ended before it answered")
+    lost(there)
+
+
+def test_sigterm_to_a_source_waits_for_the_last_page(halfway):
+    here, there, migration = halfway
+    here.signal(signal.SIGTERM)
+    here.until_log("pages of the running guest are still here")
+    assert run("set", "--admin", here.admin, "--push").status == 0
+    done = migration.result()
+    assert done.status == 0, done.err
+    assert here.wait() == 0
+    assert run("check", "--admin", there.admin).status == 0
+
+
+def test_ctrl_c_after_run_does_not_cancel(halfway):
+    here, there, migration = halfway
+    migration.process.send_signal(signal.SIGINT)
+    # the second only ends the waiting
+    assert migration.process.stderr.readline().startswith("postcopy: no migration can be cancelled")
+    migration.process.send_signal(signal.SIGINT)
+    assert migration.result().status == 130
+    assert here.status()["state"] == there.status()["state"] == "postcopy-active"
+    assert run("set", "--admin", here.admin, "--push").status == 0
+    there.until(lambda now: now["state"] == "completed")
+
+
+@pytest.fixture
+def run_sent(tmp_path):
+    """A source that has sent Run to a fake destination."""
+    with (
+        source(tmp_path, size="8MiB") as here,
+        FakeDestination() as fake,
+        Command("migrate", "--admin", here.admin, fake.address) as migration,
+    ):
+        fake.upto_attached()
+        fake.control.expect(State)
+        assert here.status()["state"] == "device"
+        fake.control.send(Loaded())
+        fake.control.expect(Run)
+        yield here, fake, migration
+
+
+@pytest.mark.parametrize("end", ["control", "urgent", "push"])
+def test_any_connection_that_ends_is_a_loss(run_sent, end):
+    here, fake, migration = run_sent
+    connection = fake.control if end == "control" else fake.data[Role[end.upper()]]
+    connection.close()
+    told(migration, "it stays stopped here")
+    lost(here)
+
+
+def test_the_source_never_takes_the_guest_back(run_sent):
+    here, fake, migration = run_sent
+    fake.control.send(Cancel("changed my mind"))
+    fake.control.send(Running(1.0))
+    fake.control.send(Progress(1, 2048, 1))
+    here.until(lambda now: now["pages"]["placed"] == 1)
+    status = here.status()
+    assert (status["state"], status["owner"], status["guest"]) == ("postcopy-active", "destination", None)
+    fake.control.send(AllPlaced({"pages": "none of your business"}))
+    done = migration.result()
+    assert done.status == 1
+    assert "the report is incomplete" in done.one_line()
+    here.until(lambda now: now["state"] == "completed")
+    os.kill(here.process.pid, signal.SIGTERM)
+    assert here.wait() == 0

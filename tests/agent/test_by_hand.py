@@ -1,0 +1,160 @@
+"""The daemons as people start them: by hand, watched with `status` and Prometheus, ended with SIGTERM."""
+
+import re
+import signal
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .agents import AGENT, AS_NOBODY, ENVIRONMENT, ROOT, Command, destination, run, scrape, source
+
+
+def metrics_url(daemon):
+    return daemon.until_log(r"metrics: (http://\S+)")[1]
+
+
+def test_a_migration_by_hand(tmp_path):
+    with (
+        destination(tmp_path, "--listen", "tcp:127.0.0.1:0", "--metrics", "127.0.0.1:0") as there,
+        source(tmp_path, "--workload", "zipf", "--metrics", "127.0.0.1:0") as here,
+    ):
+        assert re.fullmatch(r"tcp:127\.0\.0\.1:[1-9]\d*", there.address)
+        assert there.status()["state"] == "none"
+        assert there.status()["owner"] == "source"
+        assert here.status()["owner"] == "source"
+        here.runs_on()
+        verdict = run("check", "--admin", here.admin, "--json").json
+        assert (verdict["pages_checked"], verdict["pages_mismatched"]) == (16384, 0)
+        here.runs_on()
+        done = run("migrate", "--admin", here.admin, there.address, "--json")
+        assert done.status == 0, done.err
+        assert done.json["pages"]["total"] == 16384
+        before, after = here.status(), there.status()
+        assert (before["state"], before["owner"], before["guest"]) == ("completed", "destination", None)
+        assert (after["state"], after["owner"]) == ("completed", "destination")
+        assert after["pages"] == {"total": 16384, "placed": 16384}
+        assert after["report"]["pages"] == done.json["pages"]
+        there.runs_on()
+        verdict = run("check", "--admin", there.admin)
+        assert verdict.status == 0
+        assert "every byte of 16384 pages (4 KiB each) is right" in verdict.out
+        check_metrics(scrape(metrics_url(here)), scrape(metrics_url(there)), done.json)
+        again = run("migrate", "--admin", here.admin, there.address)
+        assert (again.status, again.one_line()) == (2, "postcopy: the guest is not here any more")
+        here.signal(signal.SIGTERM)
+        assert here.wait() == 0
+        assert "the guest is at the destination" in here.log
+        there.runs_on()
+        there.signal(signal.SIGTERM)
+        assert there.wait() == 0
+        assert "this agent owns the guest, which ends with it" in there.log
+
+
+def check_metrics(here, there, report):
+    assert here['postcopy_migration_state{state="completed"}'] == 1
+    assert there['postcopy_migration_state{state="completed"}'] == 1
+    assert here['postcopy_migrations_total{mode="auto",outcome="completed",role="source"}'] == 1
+    assert there['postcopy_migrations_total{mode="auto",outcome="completed",role="destination"}'] == 1
+    for path in ("demand", "push", "zero", "duplicate"):
+        assert there[f'postcopy_pages_total{{path="{path}"}}'] == report["pages"][path]
+    assert there["postcopy_remaining_bytes"] == here["postcopy_remaining_bytes"] == 0
+    assert there["postcopy_fault_latency_seconds_count"] == report["fault_latency_seconds"]["count"]
+    assert here["postcopy_migration_downtime_seconds"] == report["downtime_seconds"]
+    assert there["postcopy_migration_downtime_seconds"] == pytest.approx(report["downtime_seconds"])
+    received = [
+        there[f'postcopy_transferred_bytes_total{{channel="{c}",direction="received"}}'] for c in ("urgent", "push")
+    ]
+    assert sum(received) == report["bytes"]["wire"]
+
+
+def test_metrics_are_live_while_pages_are_still_missing(tmp_path):
+    with (
+        destination(tmp_path, "--metrics", "127.0.0.1:0") as there,
+        source(tmp_path, "--metrics", "127.0.0.1:0", "--steps-per-second", "1000") as here,
+    ):
+        url = metrics_url(there)
+        assert scrape(url)['postcopy_migration_state{state="none"}'] == 1
+        with Command("migrate", "--admin", here.admin, there.address, "--no-push", "--json") as migration:
+            there.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] > 0)
+            now = scrape(url)
+            assert now['postcopy_migration_state{state="postcopy-active"}'] == 1
+            assert now["postcopy_fault_latency_seconds_count"] > 0
+            assert (
+                now['postcopy_fault_latency_seconds_bucket{le="+Inf"}'] == now["postcopy_fault_latency_seconds_count"]
+            )
+            bounds = re.findall(r'fault_latency_seconds_bucket\{le="([^"]+)"\}', "\n".join(now))
+            assert [float(bound) for bound in bounds[:-1]] == [2**i / 1e6 for i in range(24)]
+            assert now["postcopy_stall_seconds_count"] > 0
+            assert now["postcopy_remaining_bytes"] > 0
+            assert now['postcopy_faults_total{kind="missing"}'] > 0
+            assert scrape(metrics_url(here))['postcopy_migration_state{state="postcopy-active"}'] == 1
+            refused = run("check", "--admin", there.admin)
+            assert refused.status == 2
+            assert "pages are still at the source" in refused.one_line()
+            refused = run("cancel", "--admin", here.admin)
+            assert "the guest runs at the destination" in refused.one_line()
+            assert run("set", "--admin", here.admin, "--push", "--max-postcopy-bandwidth", "500MiB/s").status == 0
+            done = migration.result(30)
+            assert done.status == 0, done.err
+            assert done.json["pages"]["push"] > 0
+        verdict = run("check", "--admin", there.admin, "--json")
+        assert verdict.status == 0
+        assert verdict.json["pages_mismatched"] == 0
+
+
+def test_an_idle_destination_and_an_unmoved_guest_end_cleanly(tmp_path):
+    with destination(tmp_path) as there, source(tmp_path, size="8MiB") as here:
+        socket_file = Path(here.admin.removeprefix("unix:"))
+        assert stat.S_IMODE(socket_file.stat().st_mode) == 0o600
+        there.signal(signal.SIGTERM)
+        assert there.wait() == 0
+        assert "no guest is here" in there.log
+        here.signal(signal.SIGINT)
+        assert here.wait() == 0
+        assert "this agent owns the guest, which ends with it" in here.log
+        assert not socket_file.exists()
+
+
+def test_once_ends_with_the_migration(tmp_path):
+    with destination(tmp_path, "--once") as there, source(tmp_path, size="8MiB") as here:
+        assert run("migrate", "--admin", here.admin, there.address).status == 0
+        assert there.wait() == 0
+
+
+def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path):
+    with source(tmp_path, size="8MiB") as first:
+        taken = run("source", "--size", "8MiB", "--admin", first.admin)
+        assert taken.status == 2
+        assert "cannot listen on unix:" in taken.err.strip().splitlines()[-1]
+        first.signal(signal.SIGKILL)
+        first.wait()
+    with source(tmp_path, size="8MiB") as second:
+        second.runs_on()
+
+
+def test_another_user_may_not_administrate(tmp_path):
+    tmp_path.chmod(0o755)
+    with destination(tmp_path) as there:
+        path = there.admin.removeprefix("unix:")
+        for parent in Path(path).parents:
+            if parent.stat().st_uid == 0 and parent.is_relative_to("/tmp"):
+                parent.chmod(0o755)
+        asked = run("status", "--admin", there.admin, program=AS_NOBODY)
+        assert asked.status == 2
+        assert "Permission denied" in asked.one_line()
+        Path(path).chmod(0o666)  # even then the kernel tells who asks
+        asked = run("status", "--admin", there.admin, program=AS_NOBODY)
+        assert asked.status == 2
+        assert "of user 65534 may not administrate this agent" in asked.one_line()
+        there.until_log(r"of user 65534 may not administrate this agent")
+
+
+def test_the_command_line_loads_little():
+    code = (
+        "import sys; from agent.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(sorted(sys.modules))"
+    )
+    done = subprocess.run([AGENT[0], "-c", code], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=True)
+    for heavy in ("uvloop", "rich", "prometheus_client", "postcopy.pump", "postcopy.kernel", "postcopy.guest"):
+        assert f"'{heavy}'" not in done.stdout

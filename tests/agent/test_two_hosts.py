@@ -1,0 +1,78 @@
+"""Two hosts, as far as one machine can have them: two network namespaces joined by a veth pair."""
+
+import json
+import subprocess
+
+import pytest
+
+from tests.lacking import lacking
+
+from .agents import LOSS_SECONDS, Command, destination, run, source
+
+
+def ip(*arguments):
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def hosts(request):
+    """Namespaces with 10.77.0.1 and 10.77.0.2: how a command is run inside each, and a way to cut the link."""
+    names = [f"pc{request.node.nodeid.__hash__() % 10000:04}{side}" for side in "ab"]
+    try:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+            ip("-n", names[0], "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", names[1])
+            for number, name in enumerate(names, 1):
+                ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", "veth0")
+                ip("-n", name, "link", "set", "veth0", "up")
+                ip("-n", name, "link", "set", "lo", "up")
+        except OSError as refused:
+            lacking(f"network namespaces: {refused}")
+        inside = [("ip", "netns", "exec", name) for name in names]
+        yield inside[0], inside[1], lambda: ip("-n", names[0], "link", "set", "veth0", "down")
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def test_a_migration_between_hosts(hosts, tmp_path):
+    one, two, _ = hosts
+    with (
+        destination(tmp_path, "--listen", "tcp:10.77.0.2:0", "--insecure", inside=two) as there,
+        source(tmp_path, inside=one, size="32MiB") as here,
+    ):
+        assert there.address.startswith("tcp:10.77.0.2:")
+        done = run("migrate", "--admin", here.admin, there.address, "--insecure", "--json")
+        assert done.status == 0, done.err
+        assert json.loads(done.out)["pages"]["total"] == 8192
+        there.runs_on()
+        assert run("check", "--admin", there.admin, "--json").json["pages_mismatched"] == 0
+
+
+def test_no_route(hosts, tmp_path):
+    one, _, _ = hosts
+    with source(tmp_path, inside=one, size="8MiB") as here:
+        done = run("migrate", "--admin", here.admin, "tcp:192.0.2.1:7000", "--insecure")
+        assert done.status == 4
+        assert done.one_line() == "postcopy: cannot connect to tcp:192.0.2.1:7000: Network is unreachable"
+        here.runs_on()
+
+
+def test_a_cable_that_is_pulled(hosts, tmp_path):
+    """Nobody says goodbye: each side finds out by itself that it hears nothing."""
+    one, two, pull = hosts
+    with (
+        destination(tmp_path, "--listen", "tcp:10.77.0.2:0", "--insecure", inside=two) as there,
+        source(tmp_path, "--steps-per-second", "500", inside=one, size="32MiB") as here,
+        Command("migrate", "--admin", here.admin, there.address, "--insecure", "--no-push") as migration,
+    ):
+        there.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] > 10)
+        pull()
+        done = migration.result(LOSS_SECONDS)
+        assert done.status == 6
+        assert "lost after the switchover" in done.one_line()
+        assert here.wait(LOSS_SECONDS) == 6
+        assert there.wait(LOSS_SECONDS) == 6

@@ -1,0 +1,176 @@
+"""Source and Destination as a library, on the real kernel: each story in a child process, so that no fault can hang."""
+
+import asyncio
+import os
+
+import pytest
+import uvloop
+
+from postcopy.errors import MigrationCancelled, MigrationFailed, MigrationLost, UsageError
+from tests.child import run_in_child
+
+SIZE = 16 << 20
+SECONDS = 25
+
+
+def make_source(memory, workload="random", steps_per_second=0, size=SIZE):
+    from postcopy.guest import Guest
+    from postcopy.kernel import memory_type
+    from postcopy.pages.regions import Region
+
+    kind = memory_type(memory)
+    mapping = kind.allocate(Region(0, memory, kind.page_size, size), alias=False)
+    guest = Guest([mapping], workload=workload, vcpus=2, seed=7, steps_per_second=steps_per_second)
+    guest.fill()
+    guest.start()
+    return mapping, guest
+
+
+def make_destination(mode="auto", restore=None):
+    from postcopy.guest import Guest
+    from postcopy.link import Destination
+
+    return Destination("tcp:127.0.0.1:0", restore or Guest.restore, frozenset({Guest.kind}), mode=mode)
+
+
+async def until(wanted):
+    async with asyncio.timeout(SECONDS):
+        while not wanted():
+            await asyncio.sleep(0.002)
+
+
+def play(loop, story, *arguments):
+    return (uvloop.run if loop == "uvloop" else asyncio.run)(story(*arguments))
+
+
+async def migrate_and_check(memory, mode):
+    from postcopy.link import Source
+
+    mapping, guest = make_source(memory)
+    await until(lambda: min(guest.steps()) > 1000)
+    async with make_destination(mode) as destination, Source([mapping], guest) as source:
+        report = await source.migrate(str(destination.address))
+        finish = await destination.migrated()
+        arrived = destination.guest
+        assert (source.owner, finish.owner) == ("destination", "destination")
+        assert mapping.fd == -1  # given back
+        steps = arrived.steps()
+        await until(lambda: min(arrived.steps()) > max(steps))
+        await asyncio.to_thread(arrived.stop)
+        result = await asyncio.to_thread(arrived.check)
+        return report["pages"], result.pages_checked, result.pages_mismatched
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("mode", ["auto", "minor", "missing"])
+def test_a_migration(loop, mode):
+    pages, checked, wrong = run_in_child(play, loop, migrate_and_check, "shmem", mode, deadline=SECONDS)
+    assert (checked, wrong) == (SIZE // 4096, 0)
+    assert pages["demand"] + pages["push"] + pages["zero"] == pages["total"] == SIZE // 4096
+
+
+async def fail_and_try_again():
+    """A restore that fails the first time: the source's guest runs on, the same destination takes it afterwards."""
+    from postcopy.guest import Guest
+    from postcopy.link import Source
+
+    tries = []
+
+    def restore(mappings, state):
+        tries.append(state)
+        if len(tries) == 1:
+            raise RuntimeError("not today")
+        return Guest.restore(mappings, state)
+
+    mapping, guest = make_source("shmem")
+    async with make_destination(restore=restore) as destination, Source([mapping], guest) as source:
+        with pytest.raises(MigrationFailed, match="not today") as caught:
+            await source.migrate(str(destination.address))
+        assert (caught.value.owner, caught.value.exit_status) == ("source", 4)
+        steps = guest.steps()
+        await until(lambda: min(guest.steps()) > max(steps))
+        assert (await destination.migrated()).state == "failed"
+        await source.migrate(str(destination.address))
+        assert (await destination.migrated()).state == "completed"
+    return len(tries)
+
+
+def test_a_failure_before_run_leaves_both_as_they_were():
+    assert run_in_child(play, "uvloop", fail_and_try_again, deadline=SECONDS) == 2
+
+
+async def cancel_on_leaving():
+    """Leaving the source's block cancels what has not switched over."""
+    import threading
+
+    from postcopy.guest import Guest
+    from postcopy.link import Source
+
+    loading, go_on = threading.Event(), threading.Event()
+
+    def restore(mappings, state):
+        loading.set()
+        go_on.wait(SECONDS)
+        return Guest.restore(mappings, state)
+
+    mapping, guest = make_source("shmem")
+    async with make_destination(restore=restore) as destination:
+        async with Source([mapping], guest) as source:
+            migration = asyncio.create_task(source.migrate(str(destination.address)))
+            await asyncio.to_thread(loading.wait, SECONDS)
+            assert source.state == "device"
+            with pytest.raises(UsageError, match="running already"):
+                await source.migrate(str(destination.address))
+        go_on.set()
+        with pytest.raises(MigrationCancelled) as caught:
+            await migration
+        assert caught.value.owner == source.owner == "source"
+        steps = guest.steps()
+        await until(lambda: min(guest.steps()) > max(steps))
+        assert (await destination.migrated()).state in {"cancelled", "failed"}
+        assert destination.guest is None
+    return True
+
+
+def test_leaving_the_block_cancels():
+    assert run_in_child(play, "uvloop", cancel_on_leaving, deadline=SECONDS)
+
+
+async def lose_the_source(how):
+    """The source goes away after Run. Whatever is missing stays missing: no thread gets on, nothing reads as zeros."""
+    from postcopy.link import Source
+
+    mapping, guest = make_source("shmem", workload="sequential", steps_per_second=2000)
+    destination = make_destination()
+    await destination.__aenter__()
+    source = Source([mapping], guest)
+    migration = asyncio.create_task(source.migrate(str(destination.address), push=False))
+    await until(lambda: (stats := destination.snapshot()) is not None and stats.pages_demand > 20)
+    if how == "control":
+        source._current.channel.abort()
+    else:
+        source._current._pump.stop()
+        source._current.channel.abort()
+    with pytest.raises(MigrationLost) as caught:
+        await migration
+    assert (caught.value.owner, caught.value.exit_status) == ("lost", 6)
+    finish = await destination.migrated()
+    assert (finish.state, finish.exit_status) == ("lost", 6)
+    arrived = destination.guest
+    steps = []
+    await until(lambda: steps.append(sum(arrived.steps())) or (len(steps) > 50 and steps[-1] == steps[-50]))
+    await destination.close()  # and even that lets nobody go on
+    current = destination._current
+    assert current.held
+    os.fstat(current.memory.uffd.fd)
+    missing = bytes(current._pump.page_map(0)).count(0)
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+        assert sum(arrived.steps()) == steps[-1]
+    return missing
+
+
+@pytest.mark.parametrize("how", ["control", "pump"])
+def test_after_a_loss_no_thread_ever_sees_zeros(how):
+    # the story ends with threads that wait in faults: they go with the child
+    assert run_in_child(play, "uvloop", lose_the_source, how, deadline=SECONDS) > 0
