@@ -5,11 +5,15 @@
 #include <sched.h>
 #include <time.h>
 
-/* Giving the CPU away to nobody takes below one microsecond; this long means that another thread worked. */
-#define CONTENDED_NS 30000u
-/* How long that closes the window: doubled each time it happens again, up to the second figure. */
+/*
+ * Giving the CPU away to nobody takes below one microsecond, to a vCPU that runs on to its next fault a few, and a
+ * virtual machine's own host now and then takes a hundred. This long means that another thread used up its slice.
+ */
+#define CONTENDED_NS 500000u
+/* How long that closes the window: four times as long each time it happens again soon, up to the second figure. */
 #define CLOSED_MIN_NS 1000000u
-#define CLOSED_MAX_NS 256000000u
+#define CLOSED_MAX_NS 1000000000u
+#define SOON 8u
 /* How long the push closes it each time it is seen to move. */
 #define BUSY_CLOSED_NS 2000000u
 
@@ -37,12 +41,12 @@ static bool window_open(struct waiter *waiter) {
     sched_yield();
     uint64_t took = now_ns() - before;
     if (took >= CONTENDED_NS) {
-        waiter->closed_ns = waiter->closed_ns ? 2 * waiter->closed_ns : CLOSED_MIN_NS;
+        waiter->closed_ns = waiter->closed_ns ? 4 * waiter->closed_ns : CLOSED_MIN_NS;
         if (waiter->closed_ns > CLOSED_MAX_NS)
             waiter->closed_ns = CLOSED_MAX_NS;
         waiter->closed_until_ns = before + took + waiter->closed_ns;
-    } else if (waiter->closed_ns && before - waiter->closed_until_ns > waiter->closed_ns) {
-        waiter->closed_ns = 0; /* left alone for as long as it was closed: that is over */
+    } else if (waiter->closed_ns && before - waiter->closed_until_ns > SOON * waiter->closed_ns) {
+        waiter->closed_ns = 0;
     }
     return true;
 }
