@@ -13,7 +13,8 @@ import msgpack
 from postcopy.errors import ProtocolError
 from postcopy.link.guest import MigratingGuest, Restore
 from postcopy.link.interpreter import Interpreter
-from postcopy.link.prepare import Memory, prepare
+from postcopy.link.prepare import Memory, MemoryTypes, prepare
+from postcopy.link.probe import try_out
 from postcopy.link.report import Report, arrived
 from postcopy.pump.destination import DestinationPump, DestinationStats
 from postcopy.session.commands import (
@@ -26,6 +27,7 @@ from postcopy.session.commands import (
     StartGuest,
     StartPump,
     StopPump,
+    TryOut,
 )
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import (
@@ -36,6 +38,7 @@ from postcopy.session.events import (
     Prepared,
     Progressed,
     PumpFailed,
+    TriedOut,
 )
 from postcopy.session.limits import PROGRESS_SECONDS
 
@@ -53,7 +56,14 @@ class DestinationInterpreter(Interpreter):
     machine: DestinationMachine
 
     def __init__(
-        self, machine: DestinationMachine, restore: Restore, kinds: frozenset[str], *, mode: str, poll_max_ns: int
+        self,
+        machine: DestinationMachine,
+        restore: Restore,
+        kinds: frozenset[str],
+        types: MemoryTypes,
+        *,
+        mode: str,
+        poll_max_ns: int,
     ) -> None:
         super().__init__("destination", machine)
         self.mode = mode
@@ -66,6 +76,7 @@ class DestinationInterpreter(Interpreter):
         self.run_at = 0.0
         self._restore = restore
         self._kinds = kinds
+        self._types = types
         self._poll_max_ns = poll_max_ns
         self._pump: DestinationPump | None = None
         self._watched = False
@@ -75,6 +86,7 @@ class DestinationInterpreter(Interpreter):
     def performers(self) -> dict[type[Command], Callable[[Any], Awaitable[None]]]:
         """Return how the destination performs its own commands."""
         return {
+            TryOut: self._try_out,
             Prepare: self._prepare,
             StartPump: self._start_pump,
             Load: self._load,
@@ -87,11 +99,18 @@ class DestinationInterpreter(Interpreter):
 
     # --- in the order in which a migration needs them -----------------------------------------------------
 
+    async def _try_out(self, command: TryOut) -> None:
+        self._working = self.spawn(self._answer_probe(command))
+
+    async def _answer_probe(self, command: TryOut) -> None:
+        answer = await asyncio.to_thread(try_out, command.offer, self.mode, self._kinds, self._types)
+        self.post(TriedOut(self.now(), answer))
+
     async def _prepare(self, command: Prepare) -> None:
         self._working = self.spawn(self._make_room(command))
 
     async def _make_room(self, command: Prepare) -> None:
-        self.memory = await asyncio.to_thread(prepare, command.offer, self.mode, self._kinds)
+        self.memory = await asyncio.to_thread(prepare, command.offer, self.mode, self._kinds, self._types)
         self._pump = self.memory.pump(self._poll_max_ns)
         self.post(Prepared(self.now()))
 
@@ -113,12 +132,11 @@ class DestinationInterpreter(Interpreter):
         self._watched = True
 
     async def _load(self, command: Load) -> None:
+        # On the loop's own thread: no memory of the guest is touched, and waking another thread and being woken by it
+        # would take longer than this does, with the guest standing still meanwhile.
         self.stopped_at = command.stopped_at
-        self._working = self.spawn(self._restore_guest(command.state))
-
-    async def _restore_guest(self, state: bytes) -> None:
         if self.memory is not None:
-            self.guest = await asyncio.to_thread(self._unpack_guest, self.memory, state)
+            self.guest = self._unpack_guest(self.memory, command.state)
             self.post(GuestLoaded(self.now()))
 
     def _unpack_guest(self, memory: Memory, state: bytes) -> MigratingGuest:
@@ -148,13 +166,15 @@ class DestinationInterpreter(Interpreter):
         return self._told_running
 
     async def _watch_progress(self) -> None:
-        while self._pump is not None:
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            if self._pump is None:
+                return
             stats = self._pump.snapshot()
             received = stats.bytes_received_urgent + stats.bytes_received_push
             faults = stats.faults_missing + stats.faults_minor
             pages = (stats.pages_resident, stats.pages_total)
             self.post(Progressed(self.now(), *pages, faults, stats.pending, received))
-            await asyncio.sleep(PROGRESS_SECONDS)
 
     def _pump_ended(self) -> None:
         pump = self._pump

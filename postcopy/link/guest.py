@@ -10,7 +10,7 @@ from postcopy.pump.histogram import Histogram
 
 
 class MigratingGuest(Protocol):
-    """A guest on mapped memory; `postcopy.guest.Guest` is one. All its methods are called in threads."""
+    """A guest on mapped memory; `postcopy.guest.Guest` is one. Any thread may call its methods, one at a time."""
 
     kind: str
 
@@ -33,8 +33,11 @@ class MigratingGuest(Protocol):
     def start(self) -> None:
         """Let the vCPUs go on."""
 
-    def stop(self) -> None:
-        """Return when every vCPU is parked between two steps."""
+    def stop(self, deadline: float = 10.0) -> None:
+        """Return when every vCPU is parked between two steps; PostcopyError where one is not after `deadline` seconds.
+
+        Then it may be called again.
+        """
 
     def save(self) -> dict[str, Any]:
         """Return the device state of the stopped guest, made of what msgpack carries."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgpack
 
+from postcopy.errors import PostcopyError
 from postcopy.kernel import Mapping
 from postcopy.link.address import Address
 from postcopy.link.dial import dial_control, dial_data
@@ -30,6 +31,9 @@ from postcopy.session.commands import (
 from postcopy.session.events import Connected, DataConnected, GuestStopped, PumpFailed
 from postcopy.session.source import SourceMachine
 from postcopy.wire.preamble import Preamble, Role
+
+# How long the loop itself waits for the vCPUs to park before a thread waits for them.
+PARK_AT_ONCE_SECONDS = 0.002
 
 
 class SourceInterpreter(Interpreter):
@@ -118,14 +122,17 @@ class SourceInterpreter(Interpreter):
         self._stopping = self.spawn(self._stop_and_save())
 
     async def _stop_and_save(self) -> None:
-        state = await asyncio.to_thread(self._park)
+        # A vCPU parks within microseconds: waking a thread to wait for that would be most of the downtime. One that is
+        # held up in an access gets that thread, for it may take its time and the loop may not.
+        try:
+            self._guest.stop(PARK_AT_ONCE_SECONDS)
+        except PostcopyError:
+            await asyncio.to_thread(self._guest.stop)
+        if self._pump is not None:
+            self._pump.guest_stopped()
+        state: bytes = msgpack.packb(self._guest.save())
         stopped_at = self._guest.last_step_at or self.now()
         self.post(GuestStopped(self.now(), state, stopped_at, boot_id()))
-
-    def _park(self) -> bytes:
-        self._guest.stop()
-        state: bytes = msgpack.packb(self._guest.save())
-        return state
 
     async def _resume_guest(self, _command: ResumeGuest) -> None:
         if self._stopping is not None:

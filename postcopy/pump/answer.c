@@ -70,6 +70,10 @@ static int read_requests(struct source *pump) {
                                           .length = request.length};
             return source_fail(pump, &failure);
         }
+        if (!atomic_load_explicit(&pump->guest_stopped, memory_order_acquire)) {
+            struct pump_status failure = {.failure = FAILURE_EARLY, .role = ROLE_URGENT};
+            return source_fail(pump, &failure);
+        }
         hist_add(&pump->counters.urgent.requests, 1);
         answer(pump, &request);
     }

@@ -5,7 +5,18 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path("postcopy/pump")
-SOURCES = ["answer.c", "demand.c", "destination.c", "order.c", "place.c", "receive.c", "source.c", "thread.c", "wait.c"]
+SOURCES = [
+    "answer.c",
+    "demand.c",
+    "destination.c",
+    "order.c",
+    "place.c",
+    "receive.c",
+    "source.c",
+    "thread.c",
+    "wait.c",
+    "window.c",
+]
 HEADERS = [
     "destination.h",
     "frame.h",
@@ -16,12 +27,12 @@ HEADERS = [
     "source.h",
     "thread.h",
     "wait.h",
+    "window.h",
 ]
 
 # Static inline functions of the headers, made callable so that tests can compare them with their Python models.
 GLUE = """
-#include "pump.h"
-#include "page_map.h"
+#include "destination.h"
 #include <string.h>
 static int frame_check_bytes(const void *header, uint32_t allowed, const struct frame_bounds *bounds, uint32_t count) {
     struct frame frame;
@@ -34,6 +45,9 @@ static uint64_t page_map_zero(uint8_t *pages, uint64_t first, uint64_t stop) {
 }
 static bool page_map_placed(uint8_t *pages, uint64_t first, uint64_t count) {
     return pages_placed((page_byte *)pages + first, count);
+}
+static uint64_t staging_payload(const struct destination *pump, uint32_t role) {
+    return (uint64_t)(uintptr_t)(role == ROLE_PUSH ? pump->push : pump->urgent).staging + STAGING_PAYLOAD;
 }
 static uint32_t hist_index_of(uint64_t ns) { return hist_index(ns); }
 """

@@ -34,7 +34,7 @@ static void request(struct destination *pump, uint32_t region, uint64_t page) {
     uint64_t page_size = pump->memory[region].region.page_size;
     if (pump->requests_begin == pump->requests_end)
         pump->requests_begin = pump->requests_end = 0;
-    if (pump->requests_end + sizeof(struct frame) > sizeof pump->requests) {
+    if (pump->requests_end + sizeof(struct frame) > sizeof pump->requests) { /* has_room() saw that it fits then */
         uint64_t rest = pump->requests_end - pump->requests_begin;
         memmove(pump->requests, (uint8_t *)pump->requests + pump->requests_begin, rest);
         pump->requests_begin = 0;
@@ -130,9 +130,19 @@ static int take_fault(struct destination *pump, const struct uffd_message *messa
     return serve(pump, region, page, message->flags);
 }
 
+/*
+ * Whether a whole batch of faults can be taken. A request may outlive its fault: the push may have brought the page
+ * while the source did not read. So both the faults that are accounted and the requests not yet sent are bounded.
+ */
+static bool has_room(const struct destination *pump) {
+    uint64_t unsent = pump->requests_end - pump->requests_begin;
+    return pump->pending_count + MESSAGES_MAX <= PENDING_MAX &&
+           unsent + MESSAGES_MAX * sizeof(struct frame) <= sizeof pump->requests;
+}
+
 static int read_faults(struct destination *pump) {
     struct uffd_message messages[MESSAGES_MAX];
-    if (pump->pending_count + MESSAGES_MAX > PENDING_MAX)
+    if (!has_room(pump))
         return STEP_IDLE;
     ssize_t got = read(pump->uffd, messages, sizeof messages);
     if (got < 0)
@@ -165,7 +175,7 @@ static int wait_for_work(struct destination *pump) {
     };
     if (pump->requests_begin != pump->requests_end)
         descriptors[1].events |= POLLOUT;
-    if (pump->pending_count + MESSAGES_MAX > PENDING_MAX)
+    if (!has_room(pump))
         descriptors[2].fd = -1;
     int result = waiter_wait(&pump->waiter, descriptors, 3);
     if (result)

@@ -6,7 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <unistd.h>
+
+#include "window.h"
 
 
 int fail(struct destination *pump, const struct pump_status *failure) {
@@ -67,8 +70,12 @@ static void push_run(void *argument) {
         {.fd = pump->stop_fd, .events = POLLIN},
         {.fd = pump->push.socket, .events = POLLIN},
     };
+    struct window window;
+    window_init(&window, pump->push.socket, pump->urgent.socket);
     while (!atomic_load_explicit(&pump->stopping, memory_order_acquire)) {
         int step = receiver_step(pump, &pump->push);
+        window_update(&window, atomic_load_explicit(&pump->counters.push.bytes_received, memory_order_relaxed),
+                      atomic_load_explicit(&pump->counters.demand.requests, memory_order_relaxed), now_ns());
         if (step == STEP_ENDED)
             check_complete(pump);
         if (step == STEP_ENDED || step == STEP_FAILED)
@@ -83,25 +90,49 @@ static void push_run(void *argument) {
     }
 }
 
+/*
+ * Pages of the staging buffer that are to be moved must be small and nobody else's: no huge pages, not shared with a
+ * child, not merged with others of their content. Each is only asked for: place_move() copies what cannot be moved.
+ */
+static void keep_movable(const struct receiver *receiver) {
+    madvise(receiver->staging, receiver->capacity, MADV_NOHUGEPAGE);
+    madvise(receiver->staging, receiver->capacity, MADV_DONTFORK);
+    madvise(receiver->staging, receiver->capacity, MADV_UNMERGEABLE);
+}
+
 static int receiver_create(struct destination *pump, struct receiver *receiver, uint32_t role) {
     uint64_t payload = FRAME_BYTES_MAX;
+    bool moves = false;
     for (uint32_t i = 0; i < pump->count; i++) {
         const struct pump_region *region = &pump->memory[i].region;
         uint32_t placement = role == ROLE_PUSH ? region->push : region->demand;
-        if (placement == PLACE_COPY && region->page_size > payload)
+        if (placement != PLACE_CONTINUE && region->page_size > payload)
             payload = region->page_size;
+        moves |= placement == PLACE_MOVE;
     }
     receiver->socket = -1;
     receiver->role = role;
     receiver->allowed = role == ROLE_PUSH ? FRAMES_PUSH : FRAMES_URGENT;
     receiver->placer.uffd = pump->uffd;
     receiver->placer.counters = role == ROLE_PUSH ? &pump->counters.push : &pump->counters.urgent;
-    receiver->capacity = payload + 2 * sizeof(struct frame) + READ_AHEAD;
-    receiver->staging = malloc(receiver->capacity);
-    return receiver->staging ? 0 : -ENOMEM;
+    receiver->capacity = STAGING_PAYLOAD + payload + 2 * sizeof(struct frame) + READ_AHEAD;
+    void *staging = mmap(NULL, receiver->capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (staging == MAP_FAILED)
+        return -errno;
+    receiver->staging = staging;
+    receiver->begin = receiver->end = STAGING_PAYLOAD;
+    if (moves)
+        keep_movable(receiver);
+    return 0;
+}
+
+static void receiver_destroy(struct receiver *receiver) {
+    if (receiver->staging)
+        munmap(receiver->staging, receiver->capacity);
 }
 
 static int memory_create(struct destination *pump, const struct pump_region *regions) {
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
     for (uint32_t i = 0; i < pump->count; i++) {
         const struct pump_region *region = &regions[i];
         struct memory *memory = &pump->memory[i];
@@ -109,6 +140,9 @@ static int memory_create(struct destination *pump, const struct pump_region *reg
             region->size % region->page_size)
             return -EINVAL;
         if (!region->alias && (region->demand == PLACE_CONTINUE || region->push == PLACE_CONTINUE))
+            return -EINVAL;
+        /* Only small pages of memory without a file can be moved. */
+        if ((region->demand == PLACE_MOVE || region->push == PLACE_MOVE) && (region->fd >= 0 || region->page_size != page))
             return -EINVAL;
         memory->region = *region;
         memory->pages = region->size / region->page_size;
@@ -196,8 +230,8 @@ void destination_destroy(struct destination *pump) {
     close_fd(pump->news_fd);
     close_fd(pump->stop_fd);
     close_fd(pump->event_fd);
-    free(pump->urgent.staging);
-    free(pump->push.staging);
+    receiver_destroy(&pump->urgent);
+    receiver_destroy(&pump->push);
     free(pump->zeros);
     for (uint32_t i = 0; i < pump->count; i++)
         free((void *)(uintptr_t)pump->memory[i].map);

@@ -112,6 +112,7 @@ class DestinationPump:
                 "present": urgent.outcome_present + push.outcome_present,
                 "retry": urgent.outcome_retry + push.outcome_retry,
                 "gone": urgent.outcome_gone + push.outcome_gone,
+                "busy": urgent.outcome_busy + push.outcome_busy,
             },
             bytes_received_urgent=urgent.bytes_received,
             bytes_received_push=push.bytes_received,

@@ -5,7 +5,7 @@
 #include <sched.h>
 #include <sys/ioctl.h>
 
-/* All three ioctls begin with a range and end with a signed count of bytes done or -errno. */
+/* All these ioctls begin with a range and end with a signed count of bytes done or -errno. */
 struct copy_argument {
     uint64_t destination, source, length, mode;
     int64_t done;
@@ -18,7 +18,7 @@ struct wake_argument {
     uint64_t start, length;
 };
 
-_Static_assert(sizeof(struct copy_argument) == 40, "struct uffdio_copy");
+_Static_assert(sizeof(struct copy_argument) == 40, "struct uffdio_copy and struct uffdio_move");
 _Static_assert(sizeof(struct range_argument) == 32, "struct uffdio_zeropage and struct uffdio_continue");
 _Static_assert(sizeof(struct wake_argument) == 16, "struct uffdio_range");
 
@@ -46,7 +46,7 @@ static int64_t attempt(struct placer *placer, uint32_t operation, uint64_t addre
     /* The result field is cleared first: where the kernel fails early it leaves it as it was. */
     int result;
     int64_t done;
-    if (operation == UFFD_IOC_COPY) {
+    if (operation == UFFD_IOC_COPY || operation == UFFD_IOC_MOVE) {
         struct copy_argument copy = {.destination = address, .source = (uint64_t)(uintptr_t)content, .length = length};
         result = ioctl(placer->uffd, operation, &copy);
         done = copy.done;
@@ -67,6 +67,10 @@ static int place(struct placer *placer, uint32_t operation, uint64_t address, co
     uint64_t retries = 0;
     while (length) {
         int64_t done = attempt(placer, operation, address, content, length);
+        if (operation == UFFD_IOC_MOVE && (done == -EBUSY || done == -EINVAL)) {
+            hist_add(&placer->counters->outcome_busy, 1);
+            done = attempt(placer, UFFD_IOC_COPY, address, content, page_size);
+        }
         if (done == -EAGAIN) {
             hist_add(&placer->counters->outcome_retry, 1);
             if (++retries > RETRIES_MAX)
@@ -81,6 +85,7 @@ static int place(struct placer *placer, uint32_t operation, uint64_t address, co
         if (done == -EEXIST) {
             /* The first page is there already: nobody was woken for it. Go on behind it. */
             hist_add(&placer->counters->outcome_present, 1);
+            placer->found = true;
             if (place_wake(placer, address, page_size))
                 return -1;
             done = (int64_t)page_size;
@@ -100,6 +105,10 @@ static int place(struct placer *placer, uint32_t operation, uint64_t address, co
 
 int place_copy(struct placer *placer, uint64_t address, const void *content, uint64_t length, uint64_t page_size) {
     return place(placer, UFFD_IOC_COPY, address, content, length, page_size);
+}
+
+int place_move(struct placer *placer, uint64_t address, void *content, uint64_t length, uint64_t page_size) {
+    return place(placer, UFFD_IOC_MOVE, address, content, length, page_size);
 }
 
 int place_continue(struct placer *placer, uint64_t address, uint64_t length, uint64_t page_size) {

@@ -6,12 +6,14 @@
 #ifndef POSTCOPY_PLACE_H
 #define POSTCOPY_PLACE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "pump.h"
 
 #define UFFD_IOC_WAKE 0x8010AA02u
 #define UFFD_IOC_COPY 0xC028AA03u
+#define UFFD_IOC_MOVE 0xC028AA05u
 #define UFFD_IOC_ZEROPAGE 0xC020AA04u
 #define UFFD_IOC_CONTINUE 0xC020AA07u
 #define UFFD_EVENT_PAGEFAULT 0x12
@@ -37,6 +39,7 @@ struct placer {
     struct destination_channel *counters;
     uint32_t operation;
     int number;
+    bool found; /* set where a page was there already */
 };
 
 /*
@@ -44,6 +47,12 @@ struct placer {
  * -1: the kernel refused; placer->operation and ->number say what. GONE (the address space is ending) counts as done.
  */
 int place_copy(struct placer *placer, uint64_t address, const void *content, uint64_t length, uint64_t page_size);
+/*
+ * Gives the pages at `content`, private anonymous memory of this process, to `address`: they are holes afterwards. A
+ * page that the kernel will not move is copied: one that is pinned, shared by a fork or merged (BUSY), or any where the
+ * memory is locked on one side only (EINVAL).
+ */
+int place_move(struct placer *placer, uint64_t address, void *content, uint64_t length, uint64_t page_size);
 int place_continue(struct placer *placer, uint64_t address, uint64_t length, uint64_t page_size);
 int place_zero(struct placer *placer, uint64_t address, uint64_t length, uint64_t page_size);
 int place_wake(struct placer *placer, uint64_t address, uint64_t length);

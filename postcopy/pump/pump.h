@@ -22,8 +22,8 @@
 
 enum pump_role { ROLE_URGENT = 2, ROLE_PUSH = 3 };
 
-/* How the content of a page becomes a present page. */
-enum pump_placement { PLACE_COPY = 0, PLACE_CONTINUE = 1 };
+/* How the content of a page becomes a present page. MOVE gives away pages of the staging buffer: see place.h. */
+enum pump_placement { PLACE_COPY = 0, PLACE_CONTINUE = 1, PLACE_MOVE = 2 };
 
 /* One byte of the destination's map for each page. The order of life is in page_map.h. */
 enum page_state {
@@ -44,6 +44,7 @@ enum pump_failure {
     FAILURE_FRAME = 3,      /* number is an enum frame_refusal; region, offset, length are the frame's */
     FAILURE_KERNEL = 4,     /* number is the errno of the ioctl in operation */
     FAILURE_INCOMPLETE = 5, /* everything was pushed and yet pages are absent */
+    FAILURE_EARLY = 6,      /* a page was asked for while the guest still ran */
 };
 
 struct pump_region {
@@ -92,6 +93,7 @@ struct destination_channel {
     _Atomic uint64_t outcome_present;
     _Atomic uint64_t outcome_retry;
     _Atomic uint64_t outcome_gone;
+    _Atomic uint64_t outcome_busy; /* pages that could not be moved and were copied */
 };
 
 struct destination_counters {
@@ -153,7 +155,12 @@ void source_stop(struct source *pump);
 void source_destroy(struct source *pump);
 const struct pump_status *source_status(const struct source *pump);
 const struct source_counters *source_counters(const struct source *pump);
-/* Queue extents for the push, in order. Returns how many fitted into the ring, or -EINVAL for one that is no page run. */
+/* The guest stands still for good: from here on its memory may be read. A request before that ends the pump. */
+void source_guest_stopped(struct source *pump);
+/*
+ * Queue extents for the push, in order. Returns how many fitted into the ring, -EINVAL for one that is no page run,
+ * -EBUSY before source_guest_stopped.
+ */
 int source_push(struct source *pump, const struct push_extent *extents, uint32_t count);
 /* Nothing more will be queued: END is sent after the last extent. */
 void source_push_end(struct source *pump);

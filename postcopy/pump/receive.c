@@ -4,15 +4,36 @@
  */
 #include <errno.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
 #include "destination.h"
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
+
 /* A claimed run is placed once it is this long, so that a page early in a frame does not wait for the whole of it. */
 #define RUN_BYTES_MAX (256u << 10)
 
 static uint64_t buffered(const struct receiver *receiver) { return receiver->end - receiver->begin; }
+
+static uint32_t placement(const struct destination *pump, const struct receiver *receiver) {
+    const struct pump_region *region = &pump->memory[receiver->frame.region].region;
+    return receiver->role == ROLE_PUSH ? region->push : region->demand;
+}
+
+/* Bring what is buffered to where it belongs: see STAGING_PAYLOAD. */
+static void arrange(struct receiver *receiver) {
+    uint64_t home = STAGING_PAYLOAD - (receiver->in_payload ? 0 : sizeof(struct frame));
+    if (receiver->begin == home)
+        return;
+    memmove(receiver->staging + home, receiver->staging + receiver->begin, buffered(receiver));
+    receiver->end = home + buffered(receiver);
+    receiver->begin = home;
+}
 
 /* The owner of claimed pages has placed them: account, and tell the demand thread if a fault waits for the news. */
 static void account(struct destination *pump, struct receiver *receiver, struct memory *memory, uint64_t page,
@@ -66,13 +87,21 @@ static int take_zero(struct destination *pump, struct receiver *receiver) {
     return STEP_PROGRESS;
 }
 
-/* Place a whole payload out of the staging buffer, run by run of pages that could be claimed. */
-static int take_copy(struct destination *pump, struct receiver *receiver) {
+/* A page that only its claimant may fill was there already: whose bytes these are nobody knows. */
+static int fail_found(struct destination *pump, struct receiver *receiver, uint32_t region, uint64_t page) {
+    receiver->placer.operation = UFFD_IOC_COPY;
+    receiver->placer.number = EEXIST;
+    return fail_placing(pump, receiver, region, page);
+}
+
+/* Place a whole payload out of the staging buffer, by COPY or MOVE, run by run of pages that could be claimed. */
+static int take_staged(struct destination *pump, struct receiver *receiver) {
     const struct frame *frame = &receiver->frame;
     struct memory *memory = &pump->memory[frame->region];
     uint64_t size = memory->region.page_size, page = frame->offset / size;
-    const uint8_t *content = receiver->staging + receiver->begin;
+    uint8_t *content = receiver->staging + receiver->begin;
     uint64_t count = frame->length / size;
+    bool move = placement(pump, receiver) == PLACE_MOVE;
     for (uint64_t i = 0; i < count;) {
         uint64_t run = 0;
         while (i + run < count && (run + 1) * size <= RUN_BYTES_MAX && page_claim(&memory->map[page + i + run]))
@@ -84,13 +113,20 @@ static int take_copy(struct destination *pump, struct receiver *receiver) {
             i++;
             continue;
         }
-        if (place_copy(&receiver->placer, memory->region.guest + (page + i) * size, content + i * size, run * size,
-                       size))
+        uint64_t address = memory->region.guest + (page + i) * size;
+        receiver->placer.found = false;
+        if (move ? place_move(&receiver->placer, address, content + i * size, run * size, size)
+                 : place_copy(&receiver->placer, address, content + i * size, run * size, size))
             return fail_placing(pump, receiver, frame->region, page + i);
+        if (receiver->placer.found)
+            return fail_found(pump, receiver, frame->region, page + i);
         hist_add(&receiver->placer.counters->pages, run);
         account(pump, receiver, memory, page + i, run);
         i += run;
     }
+    /* What was given away comes back as one, not page by page in the next recv. A kernel that cannot is no matter. */
+    if (move)
+        madvise(content, frame->length, MADV_POPULATE_WRITE);
     receiver->begin += frame->length;
     receiver->in_payload = false;
     return STEP_PROGRESS;
@@ -101,8 +137,15 @@ static void begin_run(struct destination *pump, struct receiver *receiver) {
     const struct frame *frame = &receiver->frame;
     struct memory *memory = &pump->memory[frame->region];
     uint64_t size = memory->region.page_size, page = (frame->offset + receiver->taken) / size;
-    uint64_t bytes = 0;
-    while (receiver->taken + bytes < frame->length && (!bytes || bytes + size <= RUN_BYTES_MAX) &&
+    /*
+     * A claimed page cannot be asked for by a fault any more, so only as many are claimed as have arrived, and the one
+     * that comes next. Where the socket does not tell, that one alone.
+     */
+    int arrived = 0;
+    (void)!ioctl(receiver->socket, FIONREAD, &arrived);
+    uint64_t limit = buffered(receiver) + (uint64_t)arrived, bytes = 0;
+    limit = limit < RUN_BYTES_MAX ? limit : RUN_BYTES_MAX;
+    while (receiver->taken + bytes < frame->length && (!bytes || bytes + size <= limit) &&
            page_claim(&memory->map[page])) {
         bytes += size;
         page++;
@@ -172,24 +215,21 @@ static int use(struct destination *pump, struct receiver *receiver) {
             return take_zero(pump, receiver);
         receiver->in_payload = true;
         receiver->taken = 0;
-        const struct pump_region *region = &pump->memory[frame->region].region;
-        if ((receiver->role == ROLE_PUSH ? region->push : region->demand) == PLACE_COPY)
-            receiver->run_end = 0;
-        else
+        if (placement(pump, receiver) == PLACE_CONTINUE) {
             begin_run(pump, receiver);
+        } else {
+            receiver->run_end = 0;
+            arrange(receiver);
+        }
     }
     if (!receiver->run_end)
-        return buffered(receiver) < frame->length ? STEP_IDLE : take_copy(pump, receiver);
+        return buffered(receiver) < frame->length ? STEP_IDLE : take_staged(pump, receiver);
     return drain_staging(pump, receiver) ? end_run(pump, receiver) : STEP_IDLE;
 }
 
 /* Read towards what is being waited for. Bytes for the alias go there directly, dropped ones into the staging. */
 static ssize_t read_some(struct destination *pump, struct receiver *receiver) {
-    if (receiver->begin) {
-        memmove(receiver->staging, receiver->staging + receiver->begin, buffered(receiver));
-        receiver->end -= receiver->begin;
-        receiver->begin = 0;
-    }
+    arrange(receiver);
     uint8_t *free_space = receiver->staging + receiver->end;
     uint64_t free_bytes = receiver->capacity - receiver->end;
     bool to_alias = receiver->in_payload && receiver->run_end && receiver->run_claimed;

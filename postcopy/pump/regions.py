@@ -15,6 +15,7 @@ class Placement(IntEnum):
 
     COPY = lib.PLACE_COPY
     CONTINUE = lib.PLACE_CONTINUE
+    MOVE = lib.PLACE_MOVE
 
 
 class MappedRegion(Protocol):

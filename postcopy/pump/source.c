@@ -129,7 +129,11 @@ void source_destroy(struct source *pump) {
     free(pump);
 }
 
+void source_guest_stopped(struct source *pump) { atomic_store(&pump->guest_stopped, true); }
+
 int source_push(struct source *pump, const struct push_extent *extents, uint32_t count) {
+    if (!atomic_load(&pump->guest_stopped))
+        return -EBUSY;
     for (uint32_t i = 0; i < count; i++) {
         struct frame frame = {.magic = FRAME_MAGIC, .type = FRAME_ZERO, .region = (uint16_t)extents[i].region,
                               .offset = extents[i].offset, .length = extents[i].length};
@@ -141,8 +145,9 @@ int source_push(struct source *pump, const struct push_extent *extents, uint32_t
     count = count < room ? count : room;
     for (uint32_t i = 0; i < count; i++)
         pump->ring[(tail + i) % PUMP_RING_EXTENTS] = extents[i];
-    atomic_store_explicit(&pump->tail, tail + count, memory_order_release);
+    /* Before the orders are seen: a push thread that is done with them at once must find that it has to tell. */
     atomic_store(&pump->low_told, false);
+    atomic_store_explicit(&pump->tail, tail + count, memory_order_release);
     signal_fd(pump->work_fd);
     return (int)count;
 }

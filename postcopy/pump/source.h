@@ -46,6 +46,7 @@ struct source {
     _Atomic uint32_t head, tail;
     _Atomic bool ended;
     _Atomic bool low_told;
+    _Atomic bool guest_stopped; /* before that, nothing of its memory is read */
 
     int stop_fd;  /* never read: once readable it ends both threads' waits for good */
     int work_fd;  /* orders came */

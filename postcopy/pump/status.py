@@ -22,6 +22,7 @@ _ROLES = {lib.ROLE_URGENT: "urgent", lib.ROLE_PUSH: "push"}
 _OPERATIONS = {
     0x8010AA02: "UFFDIO_WAKE",
     0xC028AA03: "UFFDIO_COPY",
+    0xC028AA05: "UFFDIO_MOVE",
     0xC020AA04: "UFFDIO_ZEROPAGE",
     0xC020AA07: "UFFDIO_CONTINUE",
 }
@@ -53,6 +54,8 @@ def _explain(status: Any, other_agent: str) -> str:
         return f"the {other_agent} sent a frame on {connection} that is refused ({reason}): {where}"
     if status.failure == lib.FAILURE_INCOMPLETE:
         return f"the {other_agent} says that everything was sent, and a page never came: {where}"
+    if status.failure == lib.FAILURE_EARLY:
+        return f"the {other_agent} asked for a page while the guest still ran here"
     operation = _OPERATIONS.get(status.operation, f"operation {status.operation:#x}")
     return f"{operation} failed with {_errno(status.number)} at {where}"
 

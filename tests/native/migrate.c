@@ -2,7 +2,7 @@
  * A whole migration in one process without Python, for the sanitizers: both pumps over TCP, vCPU threads that fault
  * while the push runs, duplicates sent on purpose, every byte checked.
  *
- * usage: migrate copy|continue PAGES STEPS
+ * usage: migrate copy|continue|move PAGES STEPS
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -34,8 +34,9 @@ static void require(bool truth, const char *what) {
     exit(1);
 }
 
+/* Without a file (-1) it is private anonymous memory. */
 static void *map(int fd, uint64_t size) {
-    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
     require(memory != MAP_FAILED, "mmap");
     return memory;
 }
@@ -129,11 +130,11 @@ static void push_everything(struct source *source, uint64_t size) {
 }
 
 int main(int argc, char **argv) {
-    require(argc == 4, "usage: migrate copy|continue PAGES STEPS");
-    bool minor = !strcmp(argv[1], "continue");
+    require(argc == 4, "usage: migrate copy|continue|move PAGES STEPS");
+    bool minor = !strcmp(argv[1], "continue"), move = !strcmp(argv[1], "move");
     uint64_t pages = strtoull(argv[2], NULL, 10), steps = strtoull(argv[3], NULL, 10), size = pages * PAGE;
-    int from_fd = memory_file(size), to_fd = memory_file(size);
-    void *from = map(from_fd, size), *to = map(to_fd, size), *alias = map(to_fd, size);
+    int from_fd = memory_file(size), to_fd = move ? -1 : memory_file(size);
+    void *from = map(from_fd, size), *to = map(to_fd, size), *alias = move ? NULL : map(to_fd, size);
     int uffd = userfaultfd_for(to, size, minor);
 
     struct guest *before = guest_on(from, from_fd, pages);
@@ -141,7 +142,7 @@ int main(int argc, char **argv) {
     run(before, steps);
     await(before);
 
-    uint32_t way = minor ? PLACE_CONTINUE : PLACE_COPY;
+    uint32_t way = minor ? PLACE_CONTINUE : move ? PLACE_MOVE : PLACE_COPY;
     struct pump_region region = {.guest = (uint64_t)(uintptr_t)from, .size = size, .page_size = PAGE, .fd = from_fd};
     struct source *source = source_create(&region, 1, 50000, 64 * PAGE);
     require(source, "source_create");
@@ -157,6 +158,7 @@ int main(int argc, char **argv) {
     struct guest *after = guest_on(to, -1, pages);
     hand_over(before, after);
     require(!source_start(source) && !destination_start(destination), "start");
+    source_guest_stopped(source);
     run(after, 2 * steps);
     push_everything(source, size);
 
@@ -178,8 +180,10 @@ int main(int argc, char **argv) {
     close(uffd);
     munmap(from, size);
     munmap(to, size);
-    munmap(alias, size);
     close(from_fd);
-    close(to_fd);
+    if (!move) {
+        munmap(alias, size);
+        close(to_fd);
+    }
     return 0;
 }

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from postcopy.kernel import Feature, Mode, Userfaultfd, memory_type
+from postcopy.kernel import Feature, Mode, Userfaultfd, Way, memory_type
 from postcopy.pages.regions import Layout, Region
 from postcopy.pump._pump import ffi
 from postcopy.pump.destination import DestinationPump
@@ -26,11 +26,11 @@ from postcopy.wire.frame import FrameType, Header, pack
 DEADLINE = 10.0
 
 
-def until(condition: Callable[[], bool], what: str = "the condition") -> None:
-    """Return once the condition holds; AssertionError after the deadline."""
-    deadline = time.monotonic() + DEADLINE
+def until(condition: Callable[[], bool], what: str = "the condition", *, seconds: float = DEADLINE) -> None:
+    """Return once the condition holds; AssertionError after so many seconds."""
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come within {DEADLINE:g} s"
+        assert time.monotonic() < deadline, f"{what} did not come within {seconds:g} s"
         time.sleep(0.0005)
 
 
@@ -79,7 +79,13 @@ class Toucher:
 class Stage:
     """`pages` of one region, registered, a running pump, and the source's ends of both connections."""
 
-    def __init__(self, type_name: str = "shmem", pages: int = 8, placement: Placement = Placement.COPY) -> None:
+    def __init__(
+        self,
+        type_name: str = "shmem",
+        pages: int = 8,
+        placement: Placement = Placement.COPY,
+        connect: Callable[[], tuple[socket.socket, socket.socket]] = connection,
+    ) -> None:
         self.type = memory_type(type_name)
         self.page_size = self.type.page_size
         self.region = Region(0, type_name, self.page_size, pages * self.page_size)
@@ -94,11 +100,11 @@ class Stage:
             self.uffd.fileno(),
             demand=[placement],
             push=[placement],
-            zeropage=[type_name == "shmem"],
+            zeropage=[self.type.zero_way(alias=False) is Way.ZEROPAGE],
             poll_max_ns=0,
         )
-        self.urgent, urgent = connection()
-        self.push, push = connection()
+        self.urgent, urgent = connect()
+        self.push, push = connect()
         self.pump.attach("urgent", urgent.detach())
         self.pump.attach("push", push.detach())
         self.pump.start()

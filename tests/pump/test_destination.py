@@ -10,13 +10,15 @@ import pytest
 from postcopy.pump.regions import Placement
 from postcopy.wire.frame import FrameType, Header, pack
 from tests.child import run_in_child
-from tests.pump.stage import Stage, until
+from tests.pump.stage import Stage, Toucher, until
 
 ABSENT, REQUESTED, PLACING, PLACED, ZERO, WATCHED = range(6)
 
 WAYS = [
     pytest.param("shmem", Placement.COPY, id="shmem-copy"),
     pytest.param("shmem", Placement.CONTINUE, id="shmem-continue"),
+    pytest.param("anonymous", Placement.COPY, id="anonymous-copy"),
+    pytest.param("anonymous", Placement.MOVE, id="anonymous-move"),
     pytest.param("hugetlb-2M", Placement.COPY, id="hugetlb-copy"),
     pytest.param("hugetlb-2M", Placement.CONTINUE, id="hugetlb-continue"),
 ]
@@ -95,7 +97,7 @@ def late_push(type_name: str, placement: Placement) -> None:
         # Whole and in pieces, alone and in the middle of a run: the guest's bytes are the guest's.
         stage.push.sendall(stage.pages(1, 0x44))
         until(lambda: stage.pump.snapshot().pages_duplicate == 1, "the first duplicate")
-        count = 3 if type_name == "shmem" else 1
+        count = 3 if stage.page_size == 4096 else 1
         for page in range(0 if count == 3 else 1, 2, 3):
             frame = stage.pages(page, *range(0x50, 0x50 + count))
             for start in range(0, len(frame), len(frame) // 7):
@@ -261,3 +263,35 @@ def lost_while_waiting() -> None:
 
 def test_a_lost_connection_lets_no_one_go_on_without_the_page() -> None:
     run_in_child(lost_while_waiting)
+
+
+def source_that_reads_nothing() -> None:
+    """The push brings what is asked for, so faults end while their requests pile up unsent."""
+    pages = 2048
+    with Stage(pages=pages, connect=socket.socketpair) as stage:
+        guests: list[Toucher] = []
+        for first in range(0, pages, 64):
+            guests = [stage.touch(page) for page in range(first, first + 64)]
+            try:
+                until(lambda: stage.pump.snapshot().pending == 64, seconds=0.5)
+            except AssertionError:
+                break  # it reads no faults any more: there is no room for their requests
+            stage.push.sendall(stage.pages(first, *[7] * 64))
+            for guest in guests:
+                guest.done()
+        else:
+            raise AssertionError("the requests never filled what there is for them")
+        assert stage.pump.status().state == "running"
+        assert all(guest.waits for guest in guests)
+        # Nothing is lost: once the source reads, the rest is asked for and served.
+        read = 0
+        while stage.pump.snapshot().pending < 64 or read < stage.pump.snapshot().requests * 24:
+            read += len(stage.urgent.recv(1 << 20))
+        assert read % 24 == 0
+        stage.push.sendall(stage.pages(first, *[8] * 64))
+        for guest in guests:
+            assert guest.done() == b"\x08" * 4096
+
+
+def test_a_source_that_reads_nothing_breaks_nothing() -> None:
+    run_in_child(source_that_reads_nothing, deadline=90)

@@ -26,7 +26,13 @@ class Source:
     """`pages` of a memfd: `data` ones hold a byte of their own, `zeroed` ones zeros, the others are holes."""
 
     def __init__(
-        self, pages: int, data: set[int], zeroed: set[int] = frozenset(), page_size: int = PAGE, **options: Any
+        self,
+        pages: int,
+        data: set[int],
+        zeroed: set[int] = frozenset(),
+        page_size: int = PAGE,
+        stopped: bool = True,
+        **options: Any,
     ) -> None:
         self.page_size = page_size
         self.fd = os.memfd_create("source", os.MFD_CLOEXEC)
@@ -43,6 +49,8 @@ class Source:
         self.pump.attach("urgent", urgent.detach())
         self.pump.attach("push", push.detach())
         self.pump.start()
+        if stopped:
+            self.pump.guest_stopped()
 
     def content(self, page: int) -> bytes:
         return bytes([page % 255 + 1]) * self.page_size
@@ -210,6 +218,16 @@ def test_a_connection_that_ends_is_told(make: Any, role: str) -> None:
     getattr(source, role).close()
     assert select.select([source.pump.event_fd], [], [], 10)[0]
     assert f"the {role} connection was closed by the destination" in str(source.pump.status().error)
+
+
+def test_nothing_of_a_running_guest_is_read(make: Any) -> None:
+    source = make(4, data={0}, stopped=False)
+    with pytest.raises(RuntimeError, match="when the guest has stopped"):
+        source.order(0, 1)
+    source.ask(0)
+    assert select.select([source.pump.event_fd], [], [], 10)[0]
+    assert "while the guest still ran here" in str(source.pump.status().error)
+    assert source.pump.snapshot().bytes_sent_urgent == 0
 
 
 def test_it_stops_while_the_other_side_reads_nothing(make: Any) -> None:
