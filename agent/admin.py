@@ -82,9 +82,10 @@ class AdminServer:
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
         try:
-            check_owner(writer.get_extra_info("socket"))
             async with asyncio.timeout(REQUEST_SECONDS):
                 request = await read_map(reader)
+            # Judged behind the reading: a connection that is closed with bytes unread loses its answer.
+            check_owner(writer.get_extra_info("socket"))
             if request is not None:
                 await self._answer(request, writer)
         except PostcopyError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.parameters import ADDRESS, CPUS, HOST_PORT, RATE, SIZE
+from agent.parameters import ADDRESS, CPUS, HOST_PORT, MEMORY, RATE, SIZE, Memory
 
 if TYPE_CHECKING:
     from postcopy.link.address import Address
@@ -22,8 +22,20 @@ def guest_options(command: Any) -> Any:
     """Add the options that say which guest runs."""
     for option in reversed(
         (
-            click.option("--memory", default="shmem", show_default=True, help="shmem, hugetlb-2M or hugetlb-1G."),
-            click.option("--size", type=SIZE, default="256MiB", show_default=True, help="Size of the guest's memory."),
+            click.option(
+                "--memory",
+                type=MEMORY,
+                multiple=True,
+                default=("shmem",),
+                show_default=True,
+                metavar="TYPE[:/PATH][:SIZE]",
+                help="shmem, hugetlb-2M, hugetlb-1G, anonymous, tmpfs:/PATH or hugetlbfs:/PATH (a directory, or a file "
+                "to be made). Several make several regions.",
+            ),
+            click.option(
+                "--size", type=SIZE, default="256MiB", show_default=True, help="Size of each memory that names none."
+            ),
+            click.option("--thp", is_flag=True, help="Ask for transparent huge pages at the source (madvise)."),
             click.option("--vcpus", type=int, default=2, show_default=True, help="Threads that use the memory."),
             click.option(
                 "--workload",
@@ -38,6 +50,11 @@ def guest_options(command: Any) -> Any:
     ):
         command = option(command)
     return command
+
+
+def sized(memory: tuple[Memory, ...], size: int) -> tuple[Memory, ...]:
+    """Return the memory with a size each."""
+    return tuple(Memory(one.type, one.place, one.size or size) for one in memory)
 
 
 def daemon_options(command: Any) -> Any:
@@ -69,15 +86,14 @@ def daemon_options(command: Any) -> Any:
 @click.option("--steps-per-second", type=int, default=0, help="How fast each vCPU goes; 0: as fast as it can.")
 @click.option("--steps", type=int, metavar="N", help="Each vCPU rests after so many steps, wherever it made them.")
 @click.option("--blank", type=float, default=0.125, show_default=True, help="Part of the memory left blank.")
-def source(memory: str, size: int, vcpus: int, workload: str, seed: int, **rest: Any) -> None:
+def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, seed: int, **rest: Any) -> None:
     """Run a guest, and send it away when `migrate` asks for it."""
     from agent.admin import admin_address  # noqa: PLC0415 - see the module's docstring, here and below
     from agent.daemon import run  # noqa: PLC0415
     from agent.source_daemon import SourceOptions, serve_source  # noqa: PLC0415
 
     options = SourceOptions(
-        memory=memory,
-        size=size,
+        memory=sized(memory, size),
         vcpus=vcpus,
         workload=workload,
         seed=seed,
@@ -89,13 +105,22 @@ def source(memory: str, size: int, vcpus: int, workload: str, seed: int, **rest:
         steps_per_second=rest["steps_per_second"],
         steps_max=rest["steps"],
         blank=rest["blank"],
+        thp=rest["thp"],
     )
     run(serve_source(options))
 
 
 @click.command()
 @click.option("--listen", type=ADDRESS, default="tcp:127.0.0.1:0", show_default=True, help="Where guests come in.")
-@click.option("--mode", default="auto", show_default=True, help="How pages are placed: auto, minor or missing.")
+@click.option("--mode", default="auto", show_default=True, help="How pages are placed: auto, minor, missing or move.")
+@click.option(
+    "--memory-dir",
+    "memory_dirs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="DIR",
+    help="Where memory of type tmpfs or hugetlbfs is put, as DIR is mounted; without one it is a memfd.",
+)
 @click.option("--once", is_flag=True, help="End after one migration, whatever came of it.")
 @click.option("--insecure", is_flag=True, help="Allow plain TCP beyond this host.")
 @daemon_options
@@ -109,6 +134,7 @@ def destination(listen: Address, mode: str, once: bool, insecure: bool, **rest: 
     options = DestinationOptions(
         listen=listen,
         mode=mode,
+        memory_dirs=rest["memory_dirs"],
         cpus=rest["pin"],
         once=once,
         admin=admin_address(rest["admin"]) if rest["admin"] else None,
@@ -229,14 +255,14 @@ def set_(admin: str, rate: int | None, push: bool, as_json: bool) -> None:
 
 @click.command()
 @guest_options
-@click.option("--mode", default="auto", show_default=True, help="How pages are placed: auto, minor or missing.")
+@click.option("--mode", default="auto", show_default=True, help="How pages are placed: auto, minor, missing or move.")
 @click.option("--no-push", is_flag=True, help="Let the guest fetch its pages by touching them, then push the rest.")
 @click.option("--seconds", type=float, default=2.0, show_default=True, help="With --no-push: how long it may.")
 @click.option("--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help="Limit the push, like 100MiB/s.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Cancel unless the switchover came by then.")
 @click.option("--logs", type=click.Path(file_okay=False, path_type=Path), help="Keep both daemons' logs there.")
 @json_option
-def demo(as_json: bool, no_push: bool, logs: Path | None, **rest: Any) -> None:
+def demo(memory: tuple[Memory, ...], size: int, as_json: bool, no_push: bool, logs: Path | None, **rest: Any) -> None:
     """Migrate a guest between two daemons on this host, check every byte of it, print the report."""
     import uvloop  # noqa: PLC0415
 
@@ -246,7 +272,7 @@ def demo(as_json: bool, no_push: bool, logs: Path | None, **rest: Any) -> None:
 
     if logs is not None:
         logs.mkdir(parents=True, exist_ok=True)
-    options = DemoOptions(push=not no_push, keep_logs=logs, **rest)
+    options = DemoOptions(memory=sized(memory, size), push=not no_push, keep_logs=logs, **rest)
     with progress("migration") as tell:
         report = uvloop.run(run_demo(options, tell))
     if as_json:
@@ -259,5 +285,7 @@ def demo(as_json: bool, no_push: bool, logs: Path | None, **rest: Any) -> None:
 
 def register(group: click.Group) -> None:
     """Add every command to the program."""
-    for command in (demo, source, destination, migrate, status, cancel, check, set_):
+    from agent.doctor.command import doctor  # noqa: PLC0415 - it uses check_plain of here
+
+    for command in (demo, source, destination, migrate, status, cancel, check, set_, doctor):
         group.add_command(command)

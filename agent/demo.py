@@ -18,10 +18,10 @@ from typing import Any
 from agent.admin import Tell, ask
 from agent.children import ChildError, Daemon
 from agent.output import say
+from agent.parameters import Memory
 from postcopy.errors import PostcopyError
 from postcopy.link.address import UnixAddress
 from postcopy.link.report import with_check
-from postcopy.pages.units import format_size
 
 # The guest has to be seen running at the source before it leaves.
 WARM_SECONDS_MAX = 30.0
@@ -31,10 +31,10 @@ LOOK_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the command line of `postcopy demo` says; `size` in bytes, `rate` in bytes a second."""
+    """What the command line of `postcopy demo` says. Every memory has its size; `rate` in bytes a second."""
 
-    memory: str
-    size: int
+    memory: tuple[Memory, ...]
+    thp: bool
     vcpus: int
     workload: str
     seed: int
@@ -65,13 +65,21 @@ async def run_demo(options: DemoOptions, tell: Tell) -> dict[str, Any]:
 
 
 def _destination_arguments(options: DemoOptions, sockets: dict[str, UnixAddress]) -> list[str]:
-    return ["--listen", "tcp:127.0.0.1:0", "--mode", options.mode, "--admin", str(sockets["destination"])]
+    # What lies in a mount at the source goes into the same mount at the destination, without a name.
+    places = [one.place for one in options.memory if one.place is not None]
+    folders = dict.fromkeys(str(place if place.is_dir() else place.parent) for place in places)
+    return [
+        *("--listen", "tcp:127.0.0.1:0", "--mode", options.mode, "--admin", str(sockets["destination"])),
+        *(word for folder in folders for word in ("--memory-dir", folder)),
+    ]
 
 
 def _source_arguments(options: DemoOptions, sockets: dict[str, UnixAddress]) -> list[str]:
     return [
-        *("--memory", options.memory, "--size", str(options.size), "--vcpus", str(options.vcpus)),
-        *("--workload", options.workload, "--seed", str(options.seed), "--admin", str(sockets["source"])),
+        *(word for one in options.memory for word in ("--memory", str(one))),
+        *(["--thp"] if options.thp else []),
+        *("--vcpus", str(options.vcpus), "--workload", options.workload, "--seed", str(options.seed)),
+        *("--admin", str(sockets["source"])),
     ]
 
 
@@ -79,7 +87,8 @@ async def _migrate_and_check(options: DemoOptions, sockets: dict[str, UnixAddres
     source, destination = sockets["source"], sockets["destination"]
     address = (await ask(destination, "status"))["address"]
     await _wait_for(source, _has_run, "the guest does not run at the source", WARM_SECONDS_MAX)
-    say(f"the guest runs at the source ({format_size(options.size)} {options.memory}); it migrates to {address}")
+    memory = ", ".join(one.describe() for one in options.memory)
+    say(f"the guest runs at the source ({memory}); it migrates to {address}")
     arguments = {"to": address, "push": options.push, "rate": options.rate, "timeout": options.timeout}
     migration = asyncio.create_task(ask(source, "migrate", arguments, tell))
     details: dict[str, Any] = {}

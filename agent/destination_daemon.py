@@ -36,6 +36,7 @@ class DestinationOptions:
 
     listen: Address
     mode: str
+    memory_dirs: tuple[Path, ...]
     cpus: tuple[int, ...]
     once: bool
     admin: UnixAddress | None
@@ -78,7 +79,12 @@ class DestinationDaemon:
         restore = partial(Guest.restore, cpus=options.cpus)
         kinds = frozenset({Guest.kind})
         self.destination = Destination(
-            options.listen, restore, kinds, mode=options.mode, poll_max_ns=options.poll_max_ns
+            options.listen,
+            restore,
+            kinds,
+            mode=options.mode,
+            memory_dirs=options.memory_dirs,
+            poll_max_ns=options.poll_max_ns,
         )
         self._latest: Finish | None = None
         self._checking = False

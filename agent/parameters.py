@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 
+from postcopy.errors import UsageError
 from postcopy.link.address import parse_address, parse_host_port
-from postcopy.pages.units import parse_rate, parse_size
+from postcopy.pages.units import format_size, parse_rate, parse_size
 
 
 class Parsed(click.ParamType[Any]):
@@ -34,8 +37,39 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a guest has as one region: a memory type, where its file lies, and its size in bytes, if these are said."""
+
+    type: str
+    place: Path | None = None
+    size: int | None = None
+
+    def __str__(self) -> str:
+        parts = [self.type, *([str(self.place)] if self.place else []), *([str(self.size)] if self.size else [])]
+        return ":".join(parts)
+
+    def describe(self) -> str:
+        """Return it in words, for people."""
+        size = f"{format_size(self.size)} of " if self.size else ""
+        return f"{size}{self.type}" + (f" in {self.place}" if self.place else "")
+
+
+def parse_memory(text: str) -> Memory:
+    """Return what "TYPE", "TYPE:SIZE", "TYPE:PATH" or "TYPE:PATH:SIZE" says; a PATH begins with a slash."""
+    kind, colon, rest = text.partition(":")
+    if rest.startswith("/"):
+        place, _, tail = rest.rpartition(":")
+        # A size begins with a digit, and what follows a colon in a path would begin with a slash or be part of a name.
+        return Memory(kind, Path(place), parse_size(tail)) if place and tail[:1].isdigit() else Memory(kind, Path(rest))
+    if not kind or (colon and not rest):
+        raise UsageError(f"memory {text!r} is not understood: write TYPE, TYPE:SIZE, TYPE:/PATH or TYPE:/PATH:SIZE")
+    return Memory(kind, None, parse_size(rest) if colon else None)
+
+
 SIZE = Parsed("size", parse_size)
 RATE = Parsed("rate", parse_rate)
 ADDRESS = Parsed("address", parse_address)
 HOST_PORT = Parsed("host:port", parse_host_port)
 CPUS = Parsed("cpus", parse_cpus)
+MEMORY = Parsed("memory", parse_memory)

@@ -15,15 +15,15 @@ from typing import Any
 from agent import metrics
 from agent.admin import AdminServer, Tell
 from agent.daemon import Stop, end_without_cleaning, first_of, tell_ready
+from agent.parameters import Memory
 from agent.running_guest import check_guest, describe_guest, describe_memory
 from postcopy import __version__
 from postcopy.errors import MigrationFailed, UsageError
 from postcopy.guest import Guest
-from postcopy.kernel import Mapping, memory_type
+from postcopy.kernel import Mapping, memory_type_at
 from postcopy.link.address import TcpAddress, UnixAddress, parse_address
 from postcopy.link.source import Source
 from postcopy.pages.regions import Region
-from postcopy.pages.units import format_size
 from postcopy.session.states import Owner, State
 
 log = logging.getLogger("postcopy.agent")
@@ -33,10 +33,9 @@ PROGRESS_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What the command line of `postcopy source` says; `size` in bytes."""
+    """What the command line of `postcopy source` says. Every memory has its size; `thp`: ask for huge pages."""
 
-    memory: str
-    size: int
+    memory: tuple[Memory, ...]
     vcpus: int
     workload: str
     seed: int
@@ -48,6 +47,7 @@ class SourceOptions:
     steps_per_second: int
     steps_max: int | None
     blank: float
+    thp: bool = False
 
 
 async def serve_source(options: SourceOptions) -> int:
@@ -65,10 +65,8 @@ async def serve_source(options: SourceOptions) -> int:
             await admin.open()
             stack.push_async_callback(admin.close)
         daemon.guest.start()
-        size = format_size(options.size)
-        log.info(
-            "source: a guest of %d vCPUs runs %s on %s of %s", options.vcpus, options.workload, size, options.memory
-        )
+        memory = ", ".join(one.describe() for one in options.memory)
+        log.info("source: a guest of %d vCPUs runs %s on %s", options.vcpus, options.workload, memory)
         tell_ready(options.ready_fd)
         await first_of(stop.asked, daemon.lost)
         if stop.asked.is_set() and source.state is State.POSTCOPY_ACTIVE:
@@ -89,7 +87,7 @@ class SourceDaemon:
         self.lost = asyncio.Event()
         self.ended = asyncio.Event()
         self.guest: Guest
-        self._mapping: Mapping
+        self._mappings: list[Mapping] = []
         self._source: Source | None = None
         self._checking = False
         self._migrations: dict[tuple[str, str, str], int] = {}
@@ -100,11 +98,11 @@ class SourceDaemon:
 
     def _make_guest(self) -> None:
         options = self.options
-        kind = memory_type(options.memory)
-        self._mapping = kind.allocate(Region(0, options.memory, kind.page_size, options.size), alias=False)
         try:
+            for index, memory in enumerate(options.memory):
+                self._mappings.append(self._allocate(index, memory))
             self.guest = Guest(
-                [self._mapping],
+                self._mappings,
                 workload=options.workload,
                 vcpus=options.vcpus,
                 seed=options.seed,
@@ -115,17 +113,28 @@ class SourceDaemon:
             )
             self.guest.fill()
         except BaseException:
-            self._mapping.close()
+            self._give_back()
             raise
+
+    def _allocate(self, index: int, memory: Memory) -> Mapping:
+        kind = memory_type_at(memory.type, memory.place)
+        mapping = kind.allocate(Region(index, kind.name, kind.page_size, memory.size or 0), alias=False)
+        if self.options.thp:
+            mapping.allow_huge_pages()
+        return mapping
+
+    def _give_back(self) -> None:
+        for mapping in self._mappings:
+            mapping.close()
 
     def drop_guest(self) -> None:
         """End the guest, if it is still here, and give its memory back."""
         self.guest.close()
-        self._mapping.close()
+        self._give_back()
 
     def source(self) -> Source:
         """Make the way out for the guest."""
-        self._source = Source([self._mapping], self.guest, poll_max_ns=self.options.poll_max_ns)
+        self._source = Source(self._mappings, self.guest, poll_max_ns=self.options.poll_max_ns)
         return self._source
 
     def verdict(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,20 @@ def huge_pages(set_kernel):
             lacking(f"{count} pages of {type_name} asked for, {given} given")
 
     return reserve
+
+
+@pytest.fixture
+def mount(tmp_path_factory):
+    """Return a function that mounts a filesystem in a new folder until the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def mounted(kind, options):
+            folder = tmp_path_factory.mktemp(kind)
+            command = ["mount", "-t", kind, "-o", options, "none", str(folder)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                lacking(f"{kind} cannot be mounted: {done.stderr.strip()}")
+            stack.callback(subprocess.run, ["umount", str(folder)], check=True)
+            return folder
+
+        yield mounted

@@ -10,7 +10,7 @@ from postcopy.kernel.opening import OpenedBy
 from postcopy.kernel.outcome import Outcome, Placed
 from postcopy.kernel.pagemap import Pagemap
 from postcopy.kernel.probe import Need, probe_host, require
-from postcopy.kernel.types import MEMORY_TYPES, memory_type
+from postcopy.kernel.types import MEMORY_TYPES, memory_type, memory_type_at, memory_types_in
 from postcopy.kernel.userfaultfd import Userfaultfd
 
 __all__ = [
@@ -28,6 +28,8 @@ __all__ = [
     "Userfaultfd",
     "Way",
     "memory_type",
+    "memory_type_at",
+    "memory_types_in",
     "probe_host",
     "require",
 ]

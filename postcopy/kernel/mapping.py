@@ -6,30 +6,45 @@ bytes are received in place, and which parts of the file hold data.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from errno import ENXIO
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from postcopy.errors import HostError, KernelError
 from postcopy.kernel import calls
+from postcopy.kernel.abi import Category
+from postcopy.kernel.pagemap import Filter, Pagemap
 from postcopy.pages.regions import Region
+
+# Pages with content of their own: there or swapped out, and not the zero page that a read of nothing maps.
+_POPULATED = Filter(
+    every=Category.PFNZERO,
+    inverted=Category.PFNZERO,
+    some=Category.PRESENT | Category.SWAPPED,
+    report=Category.PFNZERO,
+)
 
 
 class Mapping:
     """A region's memory: `address` is the guest's mapping, `alias` a second one that is never registered (0: none).
 
     `fd` is the file behind both (-1: none, the memory is private and anonymous). It belongs to the mapping from the
-    moment its constructor is entered, whatever comes of it. Neither mapping goes into core dumps: it is the guest's
-    memory, and as large as that. Raises HostError where the kernel will not map it.
+    moment its constructor is entered, whatever comes of it, and so does its name if it has one. Neither mapping goes
+    into core dumps: it is the guest's memory, and as large as that. Raises HostError where the kernel will not map it.
     """
 
-    def __init__(self, region: Region, fd: int, *, alias: bool, reserve: bool = True) -> None:
+    def __init__(
+        self, region: Region, fd: int, *, alias: bool, reserve: bool = True, file_name: Path | None = None
+    ) -> None:
         self.region = region
         self.address = 0
         self.alias = 0
         self.fd = fd
+        self._file_name = file_name
         try:
             if fd < 0:
                 self.address = calls.map_anonymous(region.size)
@@ -50,7 +65,8 @@ class Mapping:
         """Yield (offset, length) of what may hold data from `start` up to `stop`, ascending, in whole pages.
 
         What lies between reads as zeros. Asks the file (SEEK_DATA, SEEK_HOLE), so it sees what anybody wrote, also
-        what is swapped out. hugetlbfs cannot tell: all of it is data there.
+        what is swapped out. hugetlbfs cannot tell: all of it is data there. Memory without a file is looked up in this
+        process's page tables; where the kernel cannot do that (before 6.7) all of it is data.
         """
         page = self.region.page_size
         stop = self.region.size if stop is None else stop
@@ -58,7 +74,7 @@ class Mapping:
         if start >= stop:
             return
         if self.fd < 0:
-            yield offset, stop + -stop % page - offset
+            yield from self._populated(offset, min(stop + -stop % page, self.region.size))
             return
         while offset < stop:
             data = self._seek(offset, os.SEEK_DATA)
@@ -71,6 +87,17 @@ class Mapping:
             end = max(end + -end % page, begin + page)
             yield begin, end - begin
             offset = end
+
+    def _populated(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield (offset, length) of the pages that were written, by asking the page tables and not the memory."""
+        try:
+            with Pagemap() as pagemap:
+                found = pagemap.scan(self.address + start, self.address + stop, _POPULATED)
+        except KernelError:
+            yield start, stop - start  # a migration must not fail for want of a hint
+            return
+        for run in found:
+            yield run.start - self.address, run.stop - run.start
 
     def _seek(self, offset: int, whence: int) -> int | None:
         """Return the next offset of that kind, None where there is none up to the end of the file."""
@@ -111,6 +138,9 @@ class Mapping:
             if address:
                 calls.unmap(address, self.region.size)
         self.address = self.alias = 0
+        if self._file_name is not None and self.fd >= 0:
+            with contextlib.suppress(OSError):
+                self._file_name.unlink()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

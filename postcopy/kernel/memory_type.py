@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping as ReadOnly
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from postcopy.errors import HostError, KernelError, UsageError
 from postcopy.kernel.abi import Feature, Ioctl, Mode
@@ -25,6 +26,7 @@ class Way(StrEnum):
     COPY = "copy"
     CONTINUE = "continue"
     ZEROPAGE = "zeropage"
+    MOVE = "move"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,8 @@ class MemoryType(ABC):
     """One kind of memory with one page size.
 
     `modes` are those that can be registered, `features` what must be enabled for them, `ways` maps each way of placing
-    to the ioctls it needs. `alias` says whether a second mapping is possible.
+    to the ioctls it needs. `alias` says whether a second mapping is possible. `file_name` is the name of the file that
+    create_file() makes, None where it has none.
     """
 
     name: str
@@ -77,10 +80,14 @@ class MemoryType(ABC):
     modes: Mode
     features: ReadOnly[Mode, Feature]
     ways: ReadOnly[Way, Ioctl]
+    file_name: Path | None = None
 
     @abstractmethod
     def create_file(self, label: str, size: int) -> int:
-        """Return the descriptor of a new file of `size` bytes of this memory, all of it a hole; KernelError if not."""
+        """Return the descriptor of a new file of `size` bytes of this memory, all of it a hole; KernelError if not.
+
+        -1: this memory has no file.
+        """
 
     @abstractmethod
     def check_room(self, size: int) -> None:
@@ -109,7 +116,7 @@ class MemoryType(ABC):
             fd = self.create_file(f"postcopy-{region.index}", region.size)
         except KernelError as refused:
             raise HostError(f"region {region.index} ({region.type}, {region.size} bytes): {refused}") from refused
-        mapping = Mapping(region, fd, alias=alias and self.alias)
+        mapping = Mapping(region, fd, alias=alias and self.alias, file_name=self.file_name)
         try:
             self.prepare(mapping)
         except BaseException:

@@ -42,12 +42,7 @@ class Shmem(MemoryType):
 
     def check_room(self, size: int) -> None:
         """Compare with what the kernel says is available, and with what this process's cgroup has left."""
-        available, limit = room()
-        if size > available:
-            raise HostError(
-                f"{describe_size(size)} of shmem asked for, {describe_size(available)} available by {limit}: "
-                "free memory or raise that limit"
-            )
+        require_room(self.name, size)
 
     def zero_way(self, *, alias: bool) -> Way:  # noqa: ARG002 - the same either way
         """ZEROPAGE: it needs no alias and refuses a page that is there."""
@@ -80,6 +75,16 @@ def create_memfd(label: str, size: int, flags: int) -> int:
         os.close(fd)
         raise KernelError("memfd of guest memory", refused.errno or EINVAL, f"{size} bytes") from refused
     return fd
+
+
+def require_room(name: str, size: int, *more: tuple[int, str]) -> None:
+    """Raise HostError where `size` bytes of ordinary memory, or of what is limited by `more`, are not to be had."""
+    available, limit = min([room(), *more])
+    if size > available:
+        raise HostError(
+            f"{describe_size(size)} of {name} asked for, {describe_size(available)} available by {limit}: "
+            "free memory or raise that limit"
+        )
 
 
 def room() -> tuple[int, str]:

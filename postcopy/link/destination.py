@@ -11,9 +11,12 @@ import hmac
 import logging
 import secrets
 import socket
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Self
 
 from postcopy.errors import PostcopyError, ProtocolError
+from postcopy.kernel import memory_types_in
 from postcopy.link.address import Address, parse_address
 from postcopy.link.control import ControlChannel
 from postcopy.link.destination_interpreter import DestinationInterpreter
@@ -41,7 +44,9 @@ class Destination:
     """A host that a guest may come to.
 
     `restore` makes the guest of its memory and its state, `kinds` are the kinds of guest it can make.
-    `mode` is "auto", "minor" or "missing". `finished` holds how each migration ended, the latest last.
+    `mode` is "auto", "minor", "missing" or "move". `memory_dirs` are mounts of tmpfs or hugetlbfs that memory of their
+    type is put into; without one such memory is a memfd of the same page size. `finished` holds how each migration
+    ended, the latest last.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Destination:
         kinds: frozenset[str],
         *,
         mode: str = "auto",
+        memory_dirs: Sequence[Path] = (),
         poll_max_ns: int = POLL_MAX_NS,
         versions: tuple[int, int] = (VERSION_MIN, VERSION),
     ) -> None:
@@ -61,6 +67,7 @@ class Destination:
         self._listener = Listener(address, self._on_control, self._on_data)
         self._restore = restore
         self._kinds = kinds
+        self._types = memory_types_in(memory_dirs)
         self._poll_max_ns = poll_max_ns
         self._versions = versions
         self._current: DestinationInterpreter | None = None
@@ -95,16 +102,22 @@ class Destination:
             log.warning("closed %s: %s", name, str(error) or f"no message within {PREAMBLE_SECONDS:g} s")
             channel.abort()
             return
+        while self._probing() and self._running is not None:
+            await asyncio.wait({self._running})  # a question must not turn a guest away
         busy = self._busy()
         if busy is not None:
             log.warning("closed %s: %s", name, busy)
             channel.send(Refuse("busy", busy))
             await channel.close()
             return
-        interpreter = self._begin()
+        before, interpreter = self._current, self._begin()
         interpreter.listen(channel)
         interpreter.post(Received(interpreter.now(), first))
-        self._running = asyncio.create_task(self._drive(interpreter))
+        self._running = asyncio.create_task(self._drive(interpreter, before))
+
+    def _probing(self) -> bool:
+        running = self._running is not None and not self._running.done()
+        return running and self._current is not None and self._current.machine.probed
 
     def _busy(self) -> str | None:
         if self.owner is not Owner.SOURCE:
@@ -117,12 +130,15 @@ class Destination:
         identity = (secrets.token_bytes(MIGRATION_ID_BYTES), secrets.token_bytes(TOKEN_BYTES))
         machine = DestinationMachine(self._versions, identity, SOFTWARE, boot_id(), DestinationInterpreter.now())
         self._current = DestinationInterpreter(
-            machine, self._restore, self._kinds, mode=self.mode, poll_max_ns=self._poll_max_ns
+            machine, self._restore, self._kinds, self._types, mode=self.mode, poll_max_ns=self._poll_max_ns
         )
         return self._current
 
-    async def _drive(self, interpreter: DestinationInterpreter) -> None:
+    async def _drive(self, interpreter: DestinationInterpreter, before: DestinationInterpreter | None) -> None:
         finish = await interpreter.run()
+        if interpreter.machine.probed:
+            self._current = before  # nobody came: what the latest migration left behind is shown as before
+            return
         self.finish = finish
         if finish.owner is not Owner.SOURCE:
             self.owner = finish.owner

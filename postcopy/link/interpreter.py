@@ -7,6 +7,7 @@ done before the next one is looked at. Nothing here decides anything: a command 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from postcopy.errors import HostError, KernelError, PostcopyError, ProtocolError
 from postcopy.link.control import ControlChannel
 from postcopy.session.commands import CloseLinks, Command, Finish, Note, Send
 from postcopy.session.events import Broken, ControlLost, Elapsed, Event, NotSent, Received, WorkFailed
-from postcopy.session.machine import Machine
+from postcopy.session.machine import Machine, SessionError
 
 # Messages that are read ahead of the machine: the other side may not fill this one's memory with them.
 MESSAGES_AHEAD_MAX = 64
@@ -26,6 +27,7 @@ MESSAGES_AHEAD_MAX = 64
 log = logging.getLogger("postcopy.session")
 
 
+@functools.cache
 def boot_id() -> str:
     """Return the name of this boot of this host: two agents that share it share CLOCK_MONOTONIC."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -119,6 +121,9 @@ class Interpreter:
         except ProtocolError as error:
             log.warning("%s: closed %s: %s", self.role, self.channel and self.channel.name, error)
             commands = self.machine.handle(Broken(self.now(), str(error)))
+        except SessionError as error:
+            log.exception("%s: internal error", self.role)
+            commands = self.machine.handle(failure_of(error, self.now()))
         if self.channel is not None and self.machine.version:
             self.channel.version = self.machine.version
         if self.machine.state is not before:
@@ -128,11 +133,11 @@ class Interpreter:
 
     async def _perform(self, command: Command) -> None:
         """Do one command. What goes wrong becomes an event: the commands behind it are still owed."""
+        perform = self._performers[type(command)]
         try:
-            await self._performers[type(command)](command)
-        except (PostcopyError, OSError) as error:
-            log.error("%s: %s: %s", self.role, type(command).__name__, error)  # noqa: TRY400 - one line is enough
-            self.post(failure_of(error, self.now()))
+            await perform(command)
+        except Exception as error:  # whatever it was, the guest must not hang on it
+            self._tell_failure(error, type(command).__name__)
 
     # --- work beside the loop -----------------------------------------------------------------------------
 
@@ -146,12 +151,14 @@ class Interpreter:
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # whatever it was, the guest must not hang on it
-            if not isinstance(error, PostcopyError | OSError):
-                log.exception("%s: internal error", self.role)
-            self.post(failure_of(error, self.now()))
+        except Exception as error:  # as above
+            self._tell_failure(error, "work")
+
+    def _tell_failure(self, error: Exception, what: str) -> None:
+        """Make a failure an event; one that nobody expected leaves its trace in the log."""
+        if not isinstance(error, PostcopyError | OSError):
+            log.error("%s: internal error in %s", self.role, what, exc_info=error)
+        self.post(failure_of(error, self.now()))
 
     async def _end_tasks(self) -> None:
         for task in list(self._tasks):
@@ -166,7 +173,8 @@ class Interpreter:
                 raise HostError("there is no control connection")
             self.channel.send(command.message)
         except PostcopyError as error:
-            self.post(NotSent(self.now(), command.message, str(error)))
+            # Before all that waits: the end of the connection is surely among it, and would be judged first.
+            self._events.appendleft(NotSent(self.now(), command.message, str(error)))
 
     async def _note(self, command: Note) -> None:
         log.info("%s: %s", self.role, command.text)

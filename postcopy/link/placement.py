@@ -4,6 +4,10 @@
 that is hot in the cache than through the alias, whose every first touch is a fault of its own; a huge page is large
 enough for the copy itself to be what costs, so it is received where it stays. MINOR is registered beside MISSING even
 where nothing is placed by CONTINUE: a page that is in the file and not mapped would otherwise come without a message.
+
+Anonymous memory is placed by COPY, too: MOVE itself is nearly free, and yet what it gives away must be allocated and
+cleared again, which costs more than the copy, and for a single page it interrupts every CPU that runs the guest (see
+the pump's README). A forced mode is refused for memory that cannot be placed so, rather than ignored.
 """
 
 from __future__ import annotations
@@ -27,11 +31,20 @@ class Handling:
 _COPY = Handling(minor=True, alias=True, demand=Placement.COPY, push=Placement.COPY)
 _CONTINUE = Handling(minor=True, alias=True, demand=Placement.CONTINUE, push=Placement.CONTINUE)
 _MISSING = Handling(minor=False, alias=False, demand=Placement.COPY, push=Placement.COPY)
+_MOVE = Handling(minor=False, alias=False, demand=Placement.MOVE, push=Placement.MOVE)
 
 HANDLINGS: dict[str, dict[str, Handling]] = {
-    "auto": {"shmem": _COPY, "hugetlb": _CONTINUE},
-    "minor": {"shmem": _CONTINUE, "hugetlb": _CONTINUE},
-    "missing": {"shmem": _MISSING, "hugetlb": _MISSING},
+    "auto": {
+        "shmem": _COPY,
+        "tmpfs": _COPY,
+        "hugetlb": _CONTINUE,
+        "hugetlbfs": _CONTINUE,
+        "anonymous": _MISSING,
+        "guest_memfd": _CONTINUE,
+    },
+    "minor": dict.fromkeys(("shmem", "tmpfs", "hugetlb", "hugetlbfs", "guest_memfd"), _CONTINUE),
+    "missing": dict.fromkeys(("shmem", "tmpfs", "hugetlb", "hugetlbfs", "anonymous", "guest_memfd"), _MISSING),
+    "move": {"anonymous": _MOVE},
 }
 
 MODES = tuple(HANDLINGS)
@@ -49,5 +62,6 @@ def handling(mode: str, memory_type: str) -> Handling:
     kind = memory_type.partition("-")[0]
     kinds = HANDLINGS[known_mode(mode)]
     if kind not in kinds:
-        raise UsageError(f"memory type {memory_type!r} cannot be migrated in mode {mode}")
+        able = ", ".join(other for other in MODES if kind in HANDLINGS[other])
+        raise UsageError(f"memory of type {memory_type} cannot be migrated in mode {mode}, only in: {able}")
     return kinds[kind]

@@ -6,17 +6,26 @@ this host cannot have the guest. Runs in a thread: clearing and registering larg
 
 from __future__ import annotations
 
+from collections.abc import Mapping as ReadOnly
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from postcopy.errors import HostError, PostcopyError, ProtocolError, UsageError
-from postcopy.kernel import Feature, Ioctl, Mapping, Mode, Userfaultfd, memory_type
+from postcopy.kernel import MEMORY_TYPES, Feature, Ioctl, Mapping, MemoryType, Mode, Userfaultfd, memory_type
 from postcopy.kernel import Way as PlacingWay
 from postcopy.link.placement import Handling, handling
 from postcopy.pages.regions import Layout, Region
 from postcopy.pump.destination import DestinationPump
 from postcopy.pump.regions import Placement
 from postcopy.wire.control import LayoutOffer
+
+_WAYS = {
+    Placement.COPY: PlacingWay.COPY,
+    Placement.CONTINUE: PlacingWay.CONTINUE,
+    Placement.MOVE: PlacingWay.MOVE,
+}
+
+MemoryTypes = ReadOnly[str, MemoryType]
 
 
 class RoomError(HostError):
@@ -66,11 +75,12 @@ class Memory:
             mapping.close()
 
 
-def prepare(offer: LayoutOffer, mode: str, kinds: frozenset[str]) -> Memory:
+def prepare(offer: LayoutOffer, mode: str, kinds: frozenset[str], types: MemoryTypes = MEMORY_TYPES) -> Memory:
     """Check the offer against this host and make its memory ready for a guest.
 
-    Raises UsageError (memory of such a type or size is not had anywhere like this), HostError (this host
-    lacks room, permission or a feature), GuestError. What was allocated by then is given back.
+    `types` are the memory types by name, those with a place of this host's choice among them. Raises UsageError (memory
+    of such a type or size is not had anywhere like this), HostError (this host lacks room, permission or a feature),
+    GuestError. What was allocated by then is given back.
     """
     if offer.guest.kind not in kinds:
         known = ", ".join(sorted(kinds))
@@ -79,13 +89,13 @@ def prepare(offer: LayoutOffer, mode: str, kinds: frozenset[str]) -> Memory:
         layout = offer.layout()
     except ProtocolError as error:
         raise UsageError(str(error)) from error
-    _check(layout)
+    _check(layout, types)
     handlings = [handling(mode, region.type) for region in layout.regions]
     with ExitStack() as undo:
         uffd = undo.enter_context(_open(layout, handlings))
         mappings = []
         for region, way in zip(layout.regions, handlings, strict=True):
-            mapping = undo.enter_context(_allocate(region, way))
+            mapping = undo.enter_context(_allocate(types[region.type], region, way))
             mappings.append(mapping)
             _register(uffd, mapping, way)
         undo.pop_all()
@@ -93,7 +103,7 @@ def prepare(offer: LayoutOffer, mode: str, kinds: frozenset[str]) -> Memory:
         return Memory(layout, mappings, uffd, handlings, zeropage)
 
 
-def _check(layout: Layout) -> None:
+def _check(layout: Layout, types: MemoryTypes) -> None:
     """Compare types, page sizes, and the room that all regions of one type need together."""
     wanted: dict[str, int] = {}
     for region in layout.regions:
@@ -101,7 +111,7 @@ def _check(layout: Layout) -> None:
         wanted[region.type] = wanted.get(region.type, 0) + region.size
     for name, size in wanted.items():
         try:
-            memory_type(name).check_room(size)
+            types[name].check_room(size)
         except HostError as error:
             raise RoomError(str(error)) from error
 
@@ -116,12 +126,14 @@ def _open(layout: Layout, handlings: list[Handling]) -> Userfaultfd:
     required = Feature.THREAD_ID
     for region, way in zip(layout.regions, handlings, strict=True):
         required |= memory_type(region.type).features_for(_modes(region, way))
+        if Placement.MOVE in {way.demand, way.push}:
+            required |= Feature.MOVE
     return Userfaultfd.open(required)
 
 
-def _allocate(region: Region, way: Handling) -> Mapping:
+def _allocate(kind: MemoryType, region: Region, way: Handling) -> Mapping:
     try:
-        return memory_type(region.type).allocate(region, alias=way.alias)
+        return kind.allocate(region, alias=way.alias)
     except HostError as error:
         raise RoomError(str(error)) from error
 
@@ -130,8 +142,7 @@ def _register(uffd: Userfaultfd, mapping: Mapping, way: Handling) -> None:
     """Trap the region's faults and see that every way of placing that may be used was granted."""
     kind = memory_type(mapping.region.type)
     granted = uffd.register(mapping.address, mapping.region.size, _modes(mapping.region, way))
-    placings = {PlacingWay.CONTINUE if p is Placement.CONTINUE else PlacingWay.COPY for p in (way.demand, way.push)}
-    lacking = kind.ioctls_for(*placings) & ~granted
+    lacking = kind.ioctls_for(_WAYS[way.demand], _WAYS[way.push]) & ~granted
     if lacking:
         names = ", ".join(bit.name or str(bit) for bit in Ioctl(lacking))
         raise HostError(f"region {mapping.region.index} ({mapping.region.type}): the kernel does not grant {names}")

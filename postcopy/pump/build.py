@@ -33,6 +33,7 @@ HEADERS = [
 # Static inline functions of the headers, made callable so that tests can compare them with their Python models.
 GLUE = """
 #include "destination.h"
+#include "window.h"
 #include <string.h>
 static int frame_check_bytes(const void *header, uint32_t allowed, const struct frame_bounds *bounds, uint32_t count) {
     struct frame frame;

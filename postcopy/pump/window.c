@@ -11,9 +11,6 @@
 #define QUEUE_US 200u
 /* So long after the last fault the push has the link to itself. */
 #define QUIET_NS 100000000u
-/* Below the first the link runs dry between two wake-ups, above the second nothing is gained. */
-#define BYTES_MIN (24u << 10)
-#define BYTES_MAX (4u << 20)
 
 /* Both ends on one host: the addresses are the same, or of loopback. */
 static int one_host(int socket) {
@@ -31,25 +28,20 @@ static int one_host(int socket) {
 }
 
 void window_init(struct window *window, int push, int urgent) {
-    *window = (struct window){.push = push, .urgent = urgent, .shared = !one_host(push), .bytes = BYTES_MAX};
+    *window = (struct window){.push = push, .urgent = urgent, .shared = !one_host(push), .bytes = WINDOW_BYTES_MAX};
 }
 
-static uint64_t next_bytes(const struct window *window, uint64_t rate, uint64_t now_ns) {
-    struct tcp_info info = {0};
-    socklen_t length = sizeof info;
-    uint64_t larger = window->bytes + window->bytes / 8;
-    if (!window->fault_at || now_ns - window->fault_at > QUIET_NS)
-        return 2 * window->bytes;
-    /* A connection that has measured nothing yet has no least round trip. */
-    if (getsockopt(window->urgent, IPPROTO_TCP, TCP_INFO, &info, &length) || info.tcpi_min_rtt == UINT32_MAX)
-        return larger;
-    uint64_t queue_us = info.tcpi_rtt > info.tcpi_min_rtt ? info.tcpi_rtt - info.tcpi_min_rtt : 0;
-    if (queue_us < QUEUE_US)
-        return larger;
-    if (queue_us < QUEUE_US * 3 / 2)
-        return window->bytes;
-    uint64_t fills = rate * (info.tcpi_min_rtt + QUEUE_US) / 1000000u;
-    return fills < window->bytes ? fills : window->bytes - window->bytes / 8;
+uint64_t window_next(uint64_t bytes, uint64_t rate, uint64_t round_trip_us, uint64_t least_us, bool faults) {
+    uint64_t queue_us = round_trip_us > least_us ? round_trip_us - least_us : 0;
+    if (!faults) {
+        bytes = 2 * bytes;
+    } else if (queue_us < QUEUE_US) {
+        bytes += bytes / 8;
+    } else if (queue_us > QUEUE_US * 3 / 2) {
+        uint64_t fills = rate * (least_us + QUEUE_US) / 1000000u;
+        bytes = fills < bytes ? fills : bytes - bytes / 8;
+    }
+    return bytes < WINDOW_BYTES_MIN ? WINDOW_BYTES_MIN : bytes > WINDOW_BYTES_MAX ? WINDOW_BYTES_MAX : bytes;
 }
 
 void window_update(struct window *window, uint64_t received, uint64_t faults, uint64_t now_ns) {
@@ -62,11 +54,16 @@ void window_update(struct window *window, uint64_t received, uint64_t faults, ui
     if (faults != window->faults)
         window->fault_at = now_ns;
     window->faults = faults;
-    uint64_t bytes = next_bytes(window, rate, now_ns);
-    bytes = bytes < BYTES_MIN ? BYTES_MIN : bytes > BYTES_MAX ? BYTES_MAX : bytes;
+    /* A connection that has measured nothing yet has no round trip, and so no queue. */
+    struct tcp_info info = {0};
+    socklen_t length = sizeof info;
+    if (getsockopt(window->urgent, IPPROTO_TCP, TCP_INFO, &info, &length) || info.tcpi_min_rtt == UINT32_MAX)
+        info.tcpi_rtt = info.tcpi_min_rtt = 0;
+    bool about = window->fault_at && now_ns - window->fault_at < QUIET_NS;
+    uint64_t bytes = window_next(window->bytes, rate, info.tcpi_rtt, info.tcpi_min_rtt, about);
     /* The kernel tunes by itself as well, so a bound is set anew each time. No bound need be set only once. */
     int clamp = (int)bytes;
-    if (bytes != BYTES_MAX || window->bytes != bytes)
+    if (bytes != WINDOW_BYTES_MAX || window->bytes != bytes)
         (void)!setsockopt(window->push, IPPROTO_TCP, TCP_WINDOW_CLAMP, &clamp, sizeof clamp);
     window->bytes = bytes;
 }

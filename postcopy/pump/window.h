@@ -10,7 +10,12 @@
 #ifndef POSTCOPY_WINDOW_H
 #define POSTCOPY_WINDOW_H
 
+#include <stdbool.h>
 #include <stdint.h>
+
+/* Below the first the link runs dry between two wake-ups, above the second nothing is gained. */
+#define WINDOW_BYTES_MIN (24u << 10)
+#define WINDOW_BYTES_MAX (4u << 20)
 
 struct window {
     int push, urgent;        /* sockets; the urgent one tells of the round trip */
@@ -21,6 +26,12 @@ struct window {
     uint64_t fault_at;       /* ns: when they last moved */
     uint64_t bytes;          /* what is offered */
 };
+
+/*
+ * The window after this one: `rate` in bytes a second is what arrived lately, the round trips are the present one and
+ * the least ever seen, `faults` says whether any are about.
+ */
+uint64_t window_next(uint64_t bytes, uint64_t rate, uint64_t round_trip_us, uint64_t least_us, bool faults);
 
 void window_init(struct window *window, int push, int urgent);
 /* Bytes received so far, faults so far: called whenever something was received, acts every few milliseconds. */

@@ -105,6 +105,13 @@ class Prepare(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class TryOut(Command):
+    """Do what Prepare does, undo it, and say what came of it and what this host is like: TriedOut."""
+
+    offer: LayoutOffer
+
+
+@dataclass(frozen=True, slots=True)
 class Load(Command):
     """Restore the guest from this state without touching its memory: GuestLoaded or WorkFailed."""
 

@@ -26,6 +26,7 @@ from postcopy.session.commands import (
     StartGuest,
     StartPump,
     StopPump,
+    TryOut,
 )
 from postcopy.session.events import (
     AllResident,
@@ -40,6 +41,7 @@ from postcopy.session.events import (
     Progressed,
     PumpFailed,
     Received,
+    TriedOut,
     WorkFailed,
 )
 from postcopy.session.limits import (
@@ -59,6 +61,7 @@ from postcopy.wire.messages import (
     LayoutOffer,
     Loaded,
     Message,
+    Probe,
     Progress,
     Ready,
     Refuse,
@@ -75,6 +78,7 @@ class Step(StrEnum):
 
     IDLE = "idle"  # for Hello
     GREETED = "greeted"  # for LayoutOffer
+    PROBING = "probing"  # for its own work
     PREPARING = "preparing"  # for its own work
     WAITING = "waiting"  # for the data connections
     ATTACHED = "attached"  # for State
@@ -82,6 +86,7 @@ class Step(StrEnum):
     LOADED = "loaded"  # for Run
     ACTIVE = "active"  # for the last page
     RELEASING = "releasing"  # for Released; needs nothing more from the source
+    PROBED = "probed"
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -98,6 +103,7 @@ class DestinationMachine(Machine[Step]):
     states: ClassVar = {
         Step.IDLE: State.NONE,
         Step.GREETED: State.SETUP,
+        Step.PROBING: State.SETUP,
         Step.PREPARING: State.SETUP,
         Step.WAITING: State.SETUP,
         Step.ATTACHED: State.SETUP,
@@ -105,6 +111,7 @@ class DestinationMachine(Machine[Step]):
         Step.LOADED: State.DEVICE,
         Step.ACTIVE: State.POSTCOPY_ACTIVE,
         Step.RELEASING: State.POSTCOPY_ACTIVE,
+        Step.PROBED: State.CANCELLED,
         Step.COMPLETED: State.COMPLETED,
         Step.FAILED: State.FAILED,
         Step.CANCELLED: State.CANCELLED,
@@ -130,6 +137,7 @@ class DestinationMachine(Machine[Step]):
         self.boot_id = boot_id
         self.attached: set[str] = set()
         self.comparable = False
+        self.probed = False  # it was only ever a question: no migration began
         self._fed_bytes = -1
         self._fed_at = now
 
@@ -174,6 +182,16 @@ def _refuse_version(machine: DestinationMachine, message: Hello) -> list[Command
 
 def _prepare(_machine: DestinationMachine, offer: LayoutOffer) -> list[Command]:
     return [Prepare(offer)]
+
+
+def _try_out(machine: DestinationMachine, probe: Probe) -> list[Command]:
+    machine.probed = True
+    return [TryOut(probe.offer)]
+
+
+def _answer(_machine: DestinationMachine, event: TriedOut) -> list[Command]:
+    text = f"answered a probe: {event.answer.answer}"
+    return [Send(event.answer), CloseLinks(), Finish(State.CANCELLED, Owner.SOURCE, text, 0)]
 
 
 def _ready(_machine: DestinationMachine, _event: Event) -> list[Command]:
@@ -286,7 +304,7 @@ def _mine(_machine: DestinationMachine, _event: Event) -> list[Command]:
     return [Note("not cancelled: the guest runs here")]
 
 
-_EARLY = (Step.GREETED, Step.PREPARING, Step.WAITING, Step.ATTACHED, Step.LOADING)
+_EARLY = (Step.GREETED, Step.PROBING, Step.PREPARING, Step.WAITING, Step.ATTACHED, Step.LOADING)
 _FAILURES = ("ControlLost", "NotSent", "Broken", "WorkFailed", "PumpFailed", "Refuse", "Elapsed")
 _GOODBYES = ("ControlLost", "Broken", "Refuse", "Elapsed")
 _CANCELS = ("Cancel", "CancelAsked")
@@ -295,6 +313,8 @@ DestinationMachine.table = {
     (Step.IDLE, "Hello"): (Step.GREETED, _welcome),
     (Step.IDLE, "HelloUnspoken"): (Step.FAILED, _refuse_version),
     (Step.GREETED, "LayoutOffer"): (Step.PREPARING, _prepare),
+    (Step.GREETED, "Probe"): (Step.PROBING, _try_out),
+    (Step.PROBING, "TriedOut"): (Step.PROBED, _answer),
     (Step.PREPARING, "Prepared"): (Step.WAITING, _ready),
     (Step.WAITING, "DataAttached"): (Step.WAITING, _attach),
     (Step.WAITING, "LastDataAttached"): (Step.ATTACHED, _attach_last),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from postcopy.wire.messages import Message
+from postcopy.wire.messages import Message, Probed
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,10 @@ class ControlLost(Event):
 
 @dataclass(frozen=True, slots=True)
 class NotSent(Event):
-    """The message of the last `Send` met a connection known to be closed: not a byte of it left this process."""
+    """The message of the last `Send` met a connection known to be closed: not a byte of it left this process.
+
+    It is handed in before any other event that waits, since it says what the machine must know to judge them.
+    """
 
     message: Message
     text: str
@@ -115,6 +118,13 @@ class GuestStopped(Event):
 @dataclass(frozen=True, slots=True)
 class Prepared(Event):
     """Memory is allocated and trapped, the pump is built: only the guest's state can fail now."""
+
+
+@dataclass(frozen=True, slots=True)
+class TriedOut(Event):
+    """An offer was tried out and nothing of it is left: what is to be answered."""
+
+    answer: Probed
 
 
 @dataclass(frozen=True, slots=True)

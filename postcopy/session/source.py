@@ -187,18 +187,32 @@ def _send_state(machine: SourceMachine, event: GuestStopped) -> list[Command]:
 def _run(machine: SourceMachine, _loaded: Message) -> list[Command]:
     machine.timeline.run_sent = machine.now
     machine._limit_at = None  # noqa: SLF001 - a limit on the switchover has no say after it
-    return [Send(Run()), StartPush()] if machine.push else [Send(Run())]
+    # A version 1 destination sends no Progress, so Running would be the only thing to wait for.
+    return [Send(Run()), *_begin_push(machine)] if machine.version < 2 else [Send(Run())]
+
+
+def _begin_push(machine: SourceMachine) -> list[Command]:
+    """Begin the push, once: with Running, or else with the first Progress.
+
+    Up to Running the link and the CPUs are for the page of the guest's first step alone, since the downtime ends with
+    it. A guest that makes no step must not hold up its own memory: Progress comes in any case.
+    """
+    wanted, machine.push = machine.push, False
+    return [StartPush()] if wanted else []
 
 
 def _running(machine: SourceMachine, message: Running) -> list[Command]:
     machine.timeline.running = machine.now
     machine.timeline.first_instruction_at = message.first_instruction_at
-    return [Note(f"the guest runs at the destination, downtime {machine.timeline.downtime * 1e3:.2f} ms")]
+    return [
+        *_begin_push(machine),
+        Note(f"the guest runs at the destination, downtime {machine.timeline.downtime * 1e3:.2f} ms"),
+    ]
 
 
 def _progress(machine: SourceMachine, message: Progress) -> list[Command]:
     machine.placed_pages = message.placed_pages
-    return []
+    return _begin_push(machine)
 
 
 def _release(machine: SourceMachine, message: AllPlaced) -> list[Command]:

@@ -38,6 +38,10 @@ from postcopy.wire.records import Record, Records
 # Why an agent refuses, in one word for programs; the text beside it is for people.
 REFUSE_CODES = ("version", "layout", "host", "busy", "memory", "guest", "protocol", "internal")
 
+# What PROBED answers: a migration would be let in, or the code of the REFUSE that it would meet.
+READY = "ready"
+PROBE_ANSWERS = (READY, *REFUSE_CODES)
+
 # What the other fields of STATE take is less than this.
 _STATE_REST = 1024
 
@@ -174,6 +178,33 @@ class Cancel:
     text: LineText
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Source to destination, in place of LAYOUT_OFFER: what would come of a migration of this? Since version 2."""
+
+    regions: Annotated[tuple[RegionOffer, ...], Records(Record(RegionOffer), REGIONS_MAX)]
+    guest: Annotated[GuestOffer, Record(GuestOffer)]
+
+    @property
+    def offer(self) -> LayoutOffer:
+        """The offer that a migration would make."""
+        return LayoutOffer(self.regions, self.guest)
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """Destination to source, answering PROBE: what LAYOUT_OFFER would be answered, and what the host is like.
+
+    `answer` is `ready` or the code of a REFUSE, `text` that refusal's; `mode` is how it would place pages.
+    Nothing of what was tried is left. Since version 2.
+    """
+
+    answer: Annotated[str, OneOf(PROBE_ANSWERS)]
+    text: LineText
+    mode: NameText
+    host: ReportMap
+
+
 Message = (
     Hello
     | Welcome
@@ -188,6 +219,8 @@ Message = (
     | AllPlaced
     | Released
     | Cancel
+    | Probe
+    | Probed
 )
 
 MESSAGES: dict[str, type[Message]] = {
@@ -204,7 +237,9 @@ MESSAGES: dict[str, type[Message]] = {
     "all_placed": AllPlaced,
     "released": Released,
     "cancel": Cancel,
+    "probe": Probe,
+    "probed": Probed,
 }
 
 # Messages that were not there from the first version on.
-SINCE: dict[str, int] = {"progress": 2}
+SINCE: dict[str, int] = {"progress": 2, "probe": 2, "probed": 2}

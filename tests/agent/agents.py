@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 from agent.admin import admin_address, ask
+from postcopy.errors import PostcopyError
 
 ROOT = Path(__file__).parent.parent.parent
 AGENT = [sys.executable, "-m", "agent"]
@@ -23,15 +24,15 @@ AGENT = [sys.executable, "-m", "agent"]
 NOBODY = 65534
 _AS_NOBODY = """
 import importlib, os, pkgutil, sys, agent
-for module in pkgutil.iter_modules(agent.__path__, 'agent.'):
-    if not module.name.endswith('__main__'):
+for module in pkgutil.walk_packages(agent.__path__, 'agent.'):
+    if not module.name.endswith(('.__main__', '.build')):
         importlib.import_module(module.name)
 from agent import cli
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 cli.main(sys.argv[1:])
 """
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-START_SECONDS = 20
+START_SECONDS = 40
 LOSS_SECONDS = 10  # within which a loss has to be told
 
 
@@ -56,7 +57,7 @@ class Result:
         return lines[0]
 
 
-def run(*arguments, deadline=40, inside=(), program=AGENT, **options):
+def run(*arguments, deadline=90, inside=(), program=AGENT, **options):
     """Run one command to its end."""
     start = time.monotonic()
     done = subprocess.run(
@@ -138,9 +139,12 @@ class Daemon:
 
     def ask(self, command, **arguments):
         """Ask over the admin socket, as the commands do but without a process for each."""
-        return asyncio.run(ask(admin_address(self.admin), command, arguments))
+        try:
+            return asyncio.run(ask(admin_address(self.admin), command, arguments))
+        except PostcopyError as error:
+            raise AssertionError(f"{self.role}: {error}\n{self.process.poll()}\n{self.log}") from error
 
-    def until(self, wanted, deadline=15):
+    def until(self, wanted, deadline=40):
         """Ask for the status until it is as wanted, and return it."""
         end = time.monotonic() + deadline
         while not wanted(status := self.status()):
@@ -148,7 +152,7 @@ class Daemon:
             time.sleep(0.01)  # between two looks, not to force an order
         return status
 
-    def until_log(self, pattern, deadline=10):
+    def until_log(self, pattern, deadline=30):
         """Wait until the log holds a line like `pattern`, and return the match."""
         end = time.monotonic() + deadline
         while not (found := re.search(pattern, self.log)):

@@ -90,7 +90,7 @@ def test_sigterm_to_a_source_waits_for_the_last_page(halfway):
     here.signal(signal.SIGTERM)
     here.until_log("pages of the running guest are still here")
     assert run("set", "--admin", here.admin, "--push").status == 0
-    done = migration.result()
+    done = migration.result(40)
     assert done.status == 0, done.err
     assert here.wait() == 0
     assert run("check", "--admin", there.admin).status == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from postcopy.kernel import Feature, Mapping, Mode, Userfaultfd, calls, memory_type
+from postcopy.kernel import Feature, Mode, Userfaultfd, calls, memory_type
 from postcopy.pages.regions import Region
 
 KINDS = ["anonymous", "shmem", "hugetlb-2M"]
@@ -14,13 +14,11 @@ PLAIN = ~(Feature.EVENT_FORK | Feature.EVENT_REMAP | Feature.EVENT_REMOVE | Feat
 
 
 def page_size(kind):
-    return 4096 if kind == "anonymous" else memory_type(kind).page_size
+    return memory_type(kind).page_size
 
 
 def allocate(kind, pages=1, alias=True):
     size = pages * page_size(kind)
-    if kind == "anonymous":
-        return Mapping(Region(0, kind, page_size(kind), size), -1, alias=False)
     return memory_type(kind).allocate(Region(0, kind, page_size(kind), size), alias=alias)
 
 

@@ -62,6 +62,7 @@ def test_the_data_plane_uses_the_same_numbers():
     expected = {
         "IOC_WAKE": abi.IOC_WAKE,
         "IOC_COPY": abi.IOC_COPY,
+        "IOC_MOVE": abi.IOC_MOVE,
         "IOC_ZEROPAGE": abi.IOC_ZEROPAGE,
         "IOC_CONTINUE": abi.IOC_CONTINUE,
         "EVENT_PAGEFAULT": abi.EventCode.PAGEFAULT,

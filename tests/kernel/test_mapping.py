@@ -1,6 +1,7 @@
 """Mappings: the alias, the extents that hold data, huge pages kept out, and the end."""
 
 import os
+from errno import ENOTTY
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from postcopy.errors import HostError, KernelError
-from postcopy.kernel import Mapping, Mode, Outcome, Userfaultfd, calls, memory_type
+from postcopy.kernel import Mapping, Mode, Outcome, Pagemap, Userfaultfd, calls, memory_type
 from postcopy.pages.regions import Region
 from tests.kernel.bodies import PAGE, open_descriptors
 from tests.kernel.memory import PLAIN, allocate, fill
@@ -127,7 +128,39 @@ def test_a_hole_that_appears_between_the_two_questions_is_one_page(monkeypatch):
         assert list(mapping.data_extents()) == [(page * PAGE, PAGE) for page in range(3)]
 
 
-def test_without_a_file_all_of_it_is_data():
+@given(
+    written=st.sets(st.integers(0, PAGES - 1)),
+    read=st.sets(st.integers(0, PAGES - 1)),
+    start=st.integers(0, PAGES * PAGE - 1),
+    length=st.integers(0, 2 * PAGES * PAGE),
+)
+@settings(max_examples=200, deadline=None)
+def test_without_a_file_what_was_written_is_data_and_what_was_only_read_is_not(written, read, start, length):
+    with allocate("anonymous", PAGES) as mapping:
+        mapping.forbid_huge_pages()
+        for page in written:
+            calls.write_memory(mapping.address + page * PAGE, b"d")
+        for page in read - written:
+            calls.read_memory(mapping.address + page * PAGE, 1)  # maps the page of zeros
+        stop = start + length
+        found = [
+            page for at, size in mapping.data_extents(start, stop) for page in range(at // PAGE, (at + size) // PAGE)
+        ]
+        assert found == sorted(page for page in written if page * PAGE < stop and (page + 1) * PAGE > start and length)
+
+
+def test_without_a_file_a_page_given_back_is_no_data():
+    with allocate("anonymous", 2) as mapping:
+        calls.write_memory(mapping.address, b"d" * 2 * PAGE)
+        calls.advise(mapping.address, PAGE, calls.MADV_DONTNEED)
+        assert list(mapping.data_extents()) == [(PAGE, PAGE)]
+
+
+def test_where_the_page_tables_cannot_be_asked_all_of_it_is_data(monkeypatch):
+    def refuse(*_):
+        raise KernelError("PAGEMAP_SCAN", ENOTTY)
+
+    monkeypatch.setattr(Pagemap, "scan", refuse)
     with allocate("anonymous", 3) as mapping:
         assert list(mapping.data_extents()) == [(0, 3 * PAGE)]
         assert list(mapping.data_extents(PAGE + 1, PAGE + 2)) == [(PAGE, PAGE)]

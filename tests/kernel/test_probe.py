@@ -5,7 +5,7 @@ import os
 import pytest
 
 from postcopy.errors import HostError
-from postcopy.kernel import Feature, Ioctl, Mode, Way, memory_type
+from postcopy.kernel import MEMORY_TYPES, Feature, Ioctl, Mode, Way, memory_type
 from postcopy.kernel.memory_type import ModeGrant, TypeGrants
 from postcopy.kernel.opening import OpenedBy, available_features
 from postcopy.kernel.probe import Need, name_modes, probe_host, require
@@ -26,7 +26,7 @@ def test_root_may_do_all_of_it():
     assert probe.ioctls == Ioctl.API | Ioctl.REGISTER | Ioctl.UNREGISTER
     assert [way.by for way in probe.ways] == [OpenedBy.DEVICE, OpenedBy.SYSCALL, OpenedBy.USER_MODE_ONLY]
     assert [way.refusal for way in probe.ways] == [None] * 3
-    assert [grants.name for grants in probe.types] == ["shmem", "hugetlb-2M", "hugetlb-1G"]
+    assert [grants.name for grants in probe.types] == list(MEMORY_TYPES)
     shmem = probe.types[0]
     assert shmem.reason is None
     assert shmem.granted(BOTH) & Ioctl.CONTINUE
@@ -56,7 +56,7 @@ def test_a_kernel_without_userfaultfd_is_shown_not_raised(monkeypatch):
     probe = probe_host()
     assert probe.refusal == "no userfaultfd here"
     assert probe.features == 0
-    assert [grants.reason for grants in probe.types] == ["no userfaultfd here"] * 3
+    assert [grants.reason for grants in probe.types] == ["no userfaultfd here"] * len(MEMORY_TYPES)
 
 
 def test_what_is_there_is_no_error():

@@ -22,6 +22,11 @@ def test_the_names_users_type():
         "shmem": 4096,
         "hugetlb-2M": 1 << 21,
         "hugetlb-1G": 1 << 30,
+        "anonymous": 4096,
+        "tmpfs": 4096,
+        "hugetlbfs-2M": 1 << 21,
+        "hugetlbfs-1G": 1 << 30,
+        "guest_memfd": 4096,
     }
 
 
@@ -30,7 +35,10 @@ def test_an_unknown_name_lists_the_known_ones():
         memory_type("hugetlb")
 
 
-@pytest.mark.parametrize("name", MEMORY_TYPES)
+SHARED = [name for name in MEMORY_TYPES if name not in {"anonymous", "guest_memfd"}]
+
+
+@pytest.mark.parametrize("name", [*SHARED, "anonymous"])
 def test_what_is_declared_is_granted(name):
     known = memory_type(name)
     grants = known.probe()
@@ -41,11 +49,11 @@ def test_what_is_declared_is_granted(name):
         ways = [way for way in known.ways if way is not Way.CONTINUE or alias]
         assert known.ioctls_for(*ways) & ~granted == 0
         assert known.zero_way(alias=alias) in ways
-    assert known.modes_for(alias=True) == Mode.MISSING | Mode.MINOR
+    assert known.modes_for(alias=True) == (Mode.MISSING if name == "anonymous" else Mode.MISSING | Mode.MINOR)
     assert known.modes_for(alias=False) == Mode.MISSING
 
 
-@pytest.mark.parametrize("name", MEMORY_TYPES)
+@pytest.mark.parametrize("name", SHARED)
 def test_the_features_are_those_of_the_modes(name):
     known = memory_type(name)
     assert known.features_for(Mode.MISSING) in {Feature.MISSING_SHMEM, Feature.MISSING_HUGETLB}
@@ -182,8 +190,8 @@ def test_the_narrowest_limit_counts(machine):
 
 
 def test_a_new_type_is_a_class_and_a_line(monkeypatch):
-    class Tmpfs(MemoryType):
-        name = "tmpfs"
+    class Ram(MemoryType):
+        name = "ram"
         page_size = PAGE
         alias = True
         modes = Mode.MISSING | Mode.MINOR
@@ -201,10 +209,10 @@ def test_a_new_type_is_a_class_and_a_line(monkeypatch):
         def zero_way(self, *, alias):
             return Way.ZEROPAGE
 
-    monkeypatch.setitem(MEMORY_TYPES, "tmpfs", Tmpfs())
-    known = memory_type("tmpfs")
+    monkeypatch.setitem(MEMORY_TYPES, "ram", Ram())
+    known = memory_type("ram")
     assert known.probe().granted(Mode.MISSING | Mode.MINOR) & Ioctl.CONTINUE
-    with known.allocate(Region(0, "tmpfs", PAGE, PAGE)) as mapping, Userfaultfd.open(optional=PLAIN) as uffd:
+    with known.allocate(Region(0, "ram", PAGE, PAGE)) as mapping, Userfaultfd.open(optional=PLAIN) as uffd:
         uffd.register(mapping.address, PAGE, known.modes_for(alias=True))
         calls.write_memory(mapping.alias, b"new")
         uffd.continue_(mapping.address, PAGE)

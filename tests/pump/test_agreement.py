@@ -10,6 +10,7 @@ from postcopy.errors import ProtocolError
 from postcopy.pages.ledger import Ledger, PageState
 from postcopy.pages.regions import Layout, Region
 from postcopy.pump._pump import ffi, lib
+from postcopy.pump.regions import Placement
 from postcopy.wire import frame, limits
 
 LAYOUT = Layout((Region(0, "shmem", 4096, 64 * 4096), Region(1, "hugetlb-2M", 2 << 20, 4 << 20)))
@@ -19,6 +20,8 @@ def test_constants_are_the_same() -> None:
     assert lib.FRAME_MAGIC == frame.FRAME_MAGIC
     assert lib.FRAME_BYTES_MAX == limits.FRAME_BYTES_MAX
     assert limits.REGIONS_MAX == lib.PUMP_REGIONS_MAX
+    for placement in Placement:
+        assert getattr(lib, f"PLACE_{placement.name}") == placement
     for state in PageState:
         assert getattr(lib, f"PAGE_{state.name}") == state
     for kind in frame.FrameType:

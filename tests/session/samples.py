@@ -10,6 +10,8 @@ from postcopy.wire.control import (
     Hello,
     LayoutOffer,
     Loaded,
+    Probe,
+    Probed,
     Progress,
     Ready,
     Refuse,
@@ -25,6 +27,8 @@ OFFER = LayoutOffer((RegionOffer("shmem", 4096, 1 << 20),), GuestOffer("emulated
 IDENTITY = (b"i" * 16, b"t" * 32)
 REPORT = {"pages": {"total": 256, "demand": 6, "push": 250, "zero": 0}}
 
+PROBED = Probed("ready", "", "auto", {"kernel": "6.18"})
+
 MESSAGES = (
     Hello((1, 2), "test"),
     Welcome(2, *IDENTITY, "test"),
@@ -39,6 +43,8 @@ MESSAGES = (
     AllPlaced(REPORT),
     Released(),
     Cancel("enough"),
+    Probe(OFFER.regions, OFFER.guest),
+    PROBED,
 )
 
 
@@ -74,6 +80,7 @@ def of_destination(now: float) -> list[events.Event]:
         *both(now),
         events.Received(now, Hello((8, 9), "from the future")),
         events.Prepared(now),
+        events.TriedOut(now, PROBED),
         events.DataAttached(now, "urgent"),
         events.GuestLoaded(now),
         events.GuestRunning(now, 5.25),

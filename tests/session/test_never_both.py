@@ -18,6 +18,7 @@ class Side:
         self.machine = machine
         self.inbox = []  # messages on their way here
         self.work = []  # events that its own host will cause
+        self.unsent = []  # messages that met a closed connection
         self.runs = False
         self.closed = False  # it closed its end
         self.cut = False  # the network is gone for it
@@ -48,6 +49,8 @@ class World:
         for command in commands:
             getattr(self, "do_" + type(command).__name__, self.do_nothing)(side, command)
             assert not (self.source.runs and self.destination.runs)
+        if side.unsent:  # before anything else that waits
+            self.feed(side, side.unsent.pop(0))
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
@@ -57,7 +60,7 @@ class World:
     def do_Send(self, side, command):  # noqa: N802
         gone = side.cut or self.other(side).closed
         if side.closed or (gone and self.draw(st.booleans())):
-            side.work.insert(0, events.NotSent(self.now, command.message, "closed"))
+            side.unsent.append(events.NotSent(self.now, command.message, "closed"))
             return
         if isinstance(command.message, Run):
             self.run_sent = True

@@ -30,8 +30,8 @@ SOURCE_STORY = [
     (Ready(), "attaching", ["DialData"]),
     (events.DataConnected(1.4), "stopping", ["StartPump", "StopGuest"]),
     (events.GuestStopped(1.5, b"s", 1.45, "boot"), "loading", ["Send(State)"]),
-    (Loaded(), "active", ["Send(Run)", "StartPush"]),
-    (Running(1.7), "active", ["Note"]),
+    (Loaded(), "active", ["Send(Run)"]),
+    (Running(1.7), "active", ["StartPush", "Note"]),
     (Progress(9, 256, 1), "active", []),
     (
         AllPlaced(REPORT),
@@ -88,9 +88,13 @@ def test_a_migration_as_the_destination_sees_it():
     assert play(destination(), DESTINATION_STORY).state is State.COMPLETED
 
 
-def test_without_push_nothing_but_run_is_sent():
-    story = [*upto(SOURCE_STORY, "loading"), (Loaded(), "active", ["Send(Run)"])]
+def test_a_push_that_is_not_wanted_is_not_begun():
+    story = [*upto(SOURCE_STORY, "active"), (Running(1.7), "active", ["Note"]), (Progress(9, 256, 1), "active", [])]
     play(source(push=False), story)
+
+
+def test_a_guest_that_makes_no_step_does_not_hold_up_the_push():
+    play(source(), [*upto(SOURCE_STORY, "active"), (Progress(0, 256, 0), "active", ["StartPush"])])
 
 
 def test_across_hosts_the_downtime_is_the_sources_own():
@@ -172,21 +176,13 @@ def test_silence_after_run_is_a_loss_and_progress_is_not_silence():
 
 def test_version_1_has_no_progress_and_no_silence():
     machine = source()
-    machine.handle(events.Started(0.0, None))
-    machine.handle(events.Connected(0.0))
-    machine.handle(events.Received(0.0, Welcome(1, *IDENTITY, "old")))
-    for _, _, event in [
-        (0, 0, events.Received(0.1, Ready())),
-        (0, 0, events.DataConnected(0.1)),
-        (0, 0, events.GuestStopped(0.1, b"", 0.0, "b")),
-        (0, 0, events.Received(0.1, Loaded())),
-    ]:
-        machine.handle(event)
+    story = [(Welcome(1, *IDENTITY, "old"), "offering", ["Send(LayoutOffer)"]), *SOURCE_STORY[3:6]]
+    play(machine, [*SOURCE_STORY[:2], *story, (Loaded(), "active", ["Send(Run)", "StartPush"])])
     assert machine.deadline is None
     other = destination()
     other.handle(events.Received(0.0, Hello((1, 1), "old")))
     assert other.version == 1
-    play(other, [line for line in DESTINATION_STORY[1:8] if line])
+    play(other, DESTINATION_STORY[1:8])
     assert other.handle(events.Progressed(2.0, 1, 256, 0, 0, 0)) == []
 
 

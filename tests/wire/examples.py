@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from postcopy.wire import control, limits
 from postcopy.wire.control import Message
-from postcopy.wire.messages import REFUSE_CODES
+from postcopy.wire.messages import PROBE_ANSWERS, REFUSE_CODES
 
 EXAMPLES: list[Message] = [
     control.Hello((1, 2), "postcopy 0.1.0"),
@@ -26,6 +26,8 @@ EXAMPLES: list[Message] = [
     control.AllPlaced({"pages": {"total": 3, "list": [1, None, True, "x", 2.5]}}),
     control.Released(),
     control.Cancel("the user said so"),
+    control.Probe((control.RegionOffer("shmem", 4096, 8192),), control.GuestOffer("emulated", 2)),
+    control.Probed("memory", "the pool of 2 MiB pages has 3, 128 are needed", "auto", {"kernel": "6.18", "cpus": 2}),
 ]
 
 _COUNT = st.integers(0, (1 << 64) - 1)
@@ -69,6 +71,18 @@ MESSAGES = st.one_of(
     st.builds(control.Progress, _COUNT, _COUNT, _COUNT),
     st.builds(control.AllPlaced, st.dictionaries(st.text(max_size=8), _JSON, max_size=4)),
     st.builds(control.Cancel, _LINE),
+    st.builds(
+        control.Probe,
+        st.lists(_REGION, min_size=1, max_size=4).map(tuple),
+        st.builds(control.GuestOffer, _NAME, st.integers(1, limits.VCPUS_MAX)),
+    ),
+    st.builds(
+        control.Probed,
+        st.sampled_from(PROBE_ANSWERS),
+        _LINE,
+        _NAME,
+        st.dictionaries(st.text(max_size=8), _JSON, max_size=4),
+    ),
     st.sampled_from([control.Ready(), control.Loaded(), control.Run(), control.Released()]),
 )
 

@@ -1,0 +1,1 @@
+"""`postcopy bench`: what a migration costs here, beside the same work done by the barest loop in the same run."""

@@ -1,0 +1,112 @@
+"""`postcopy bench`, as click sees it: which scenarios, how long, on what; a table or one object of JSON leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from agent.bench.runner import Tell
+
+PAIRS = 5
+QUICK_PAIRS = 2
+# Of the sixty seconds that --quick may take: no pair is begun that would end later.
+QUICK_SECONDS = 52.0
+# A table wants room; a pipe has no width of its own.
+PIPE_COLUMNS = 200
+
+
+@click.command()
+@click.argument("scenarios", nargs=-1, metavar="[SCENARIO]...")
+@click.option("--quick", is_flag=True, help="Fewer and smaller scenarios, done within a minute.")
+@click.option("--pairs", type=click.IntRange(1, 1000), help="Runs of product and floor in turns.  [default: 5]")
+@click.option("--list", "list_only", is_flag=True, help="Name the scenarios and end.")
+@click.option("--compare", "earlier", type=click.Path(dir_okay=False, path_type=Path), help="An earlier --json.")
+@click.option("--pin", is_flag=True, help="A CPU for each end, of product and floor alike.")
+@click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
+def bench(scenarios: tuple[str, ...], quick: bool, list_only: bool, as_json: bool, **rest: Any) -> None:
+    """Measure what a migration costs here, beside the barest loop that does the same work.
+
+    Scenarios are named like demand, mixed/shmem or stream/*/auto; all of them run by default.
+    """
+    from agent.bench import compare, machine, render, results, runner  # noqa: PLC0415 - not for --help
+    from agent.bench.scenarios import Machine, catalogue, choose  # noqa: PLC0415
+    from agent.output import print_json  # noqa: PLC0415
+
+    earlier = compare.read_document(rest["earlier"]) if rest["earlier"] is not None else None
+    here = Machine(machine.available_bytes(), machine.huge_pages_free(), quick)
+    chosen = choose(catalogue(here), scenarios, quick=quick)
+    if list_only:
+        for scenario in chosen:
+            click.echo(scenario.name + (f"  (cannot run here: {scenario.lacking})" if scenario.lacking else ""))
+        return
+    pins = _pins() if rest["pin"] else (0, 0)
+    pairs = rest["pairs"] or (QUICK_PAIRS if quick else PAIRS)
+    plan = runner.Plan(pairs, QUICK_SECONDS if quick else None, *pins)
+    with progress() as tell, _ending_on_sigterm():
+        running = runner.Bench(plan, tell)
+        measured = running.run([one for one in chosen if one.lacking is None])
+    found = {result.name: result for result in results.results(measured)}
+    ordered = [found.get(one.name) or results.left_out(one, one.lacking or "") for one in chosen]
+    document = results.document(ordered, {**machine.environment(plan.placement.pinning), "quick": quick})
+    changes = compare.compare(earlier, document) if earlier is not None else []
+    if as_json:
+        print_json(document | ({"changes": [one.as_map() for one in changes]} if earlier is not None else {}))
+    else:
+        _print(render.whole(ordered))
+        if earlier is not None:
+            _print(render.comparison(changes, compare.same_machine(earlier, document)))
+    if running.interrupted:
+        raise SystemExit(130)
+    if results.wrong(ordered):
+        raise SystemExit(1)
+
+
+def _pins() -> tuple[int, int]:
+    """Return bit masks of two CPUs; UsageError where there is only one."""
+    from postcopy.errors import UsageError  # noqa: PLC0415
+
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2 or cpus[1] > 63:
+        raise UsageError("--pin wants two CPUs below number 64")
+    return 1 << cpus[0], 1 << cpus[1]
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console  # noqa: PLC0415
+
+    width = None if sys.stdout.isatty() else PIPE_COLUMNS
+    Console(highlight=False, width=width, no_color="NO_COLOR" in os.environ or None).print(renderable)
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that daemons and namespaces are taken away."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def progress() -> Iterator[Tell]:
+    """Show on stderr what is run, where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _what, _done, _total: None
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    console = Console(stderr=True, no_color="NO_COLOR" in os.environ or None)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

@@ -1,0 +1,279 @@
+"""The product's side of a measurement: one migration between two real daemons, as `postcopy demo` runs it.
+
+A setup enters; the report of the migration leaves, with the verdict of a check of every byte, what Prometheus was told,
+and how much memory the daemons took for themselves. What is wrong with it is said in `problems`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import tempfile
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent.admin import ask
+from agent.bench.link import Link
+from agent.bench.machine import warm
+from agent.children import ChildError, Daemon
+from postcopy.errors import PostcopyError
+from postcopy.link.address import UnixAddress
+from postcopy.link.report import with_check
+
+LOOK_SECONDS = 0.01
+SAMPLE_SECONDS = 0.02
+# The guest has to be seen running at the source before it leaves.
+SOURCE_STEPS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ProductSetup:
+    """One migration. Sizes are bytes; `steps` limits each vCPU's steps in all; `holes`: blank pages are all holes.
+
+    Without `push` the guest fetches every page by touching it, so the migration ends by itself where `blank` is 0.
+    """
+
+    memory: str = "shmem"
+    size: int = 64 << 20
+    mode: str = "auto"
+    vcpus: int = 1
+    push: bool = True
+    blank: float = 0.0
+    holes: bool = False
+    steps: int | None = None
+    steps_per_second: int = 0
+    poll_max_ns: int | None = None
+    watch_memory: bool = False
+    deadline: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the daemons run: commands that go before theirs, and the address the destination listens on."""
+
+    source: tuple[str, ...] = ()
+    destination: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    pinning: str = "none"
+
+    @classmethod
+    def on_cpus(cls, source: str, destination: str) -> Placement:
+        """Keep each daemon on the CPUs of a list as taskset(1) takes it."""
+        pins = (("taskset", "-c", source), ("taskset", "-c", destination))
+        return cls(*pins, pinning=f"source {source}, destination {destination}")
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the daemons' loopback is the bench's, too."""
+        return self.host.startswith("127.")
+
+    def through(self, link: Link) -> Placement:
+        """Put a link between the daemons."""
+        enter = ("ip", "netns", "exec")
+        return Placement(
+            (*enter, link.source, *self.source), (*enter, link.destination, *self.destination), link.host, self.pinning
+        )
+
+
+@dataclass(slots=True)
+class ProductRun:
+    """What one migration came to. `own_bytes` is the most that either daemon held beside the guest's memory."""
+
+    report: dict[str, Any]
+    stall_p99_per_vcpu: list[float] = field(default_factory=list)
+    own_bytes: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    resident_before_push: int | None = None
+    touched_before_push: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Both daemons of a migration, and how to reach them."""
+
+    source: Daemon
+    destination: Daemon
+    sockets: dict[str, UnixAddress]
+    folder: Path
+
+    async def status(self, role: str) -> dict[str, Any]:
+        """Ask one of them how it stands."""
+        return await ask(self.sockets[role], "status")
+
+    async def until(self, role: str, wanted: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
+        """Return the first status that is as wanted; ChildError after `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not wanted(status := await self.status(role)):
+                    await asyncio.sleep(LOOK_SECONDS)
+        except TimeoutError:
+            raise ChildError(f"the {role} did not get there within {seconds:g} s", 1) from None
+        return status
+
+
+async def run_product(setup: ProductSetup, placement: Placement) -> ProductRun:
+    """Migrate once between fresh daemons, check every byte, and end them; PostcopyError with their last words."""
+    async with daemons(setup, placement) as pair:
+        try:
+            async with asyncio.timeout(setup.deadline):
+                await pair.until("source", lambda status: min(status["guest"]["steps"]) >= SOURCE_STEPS, setup.deadline)
+                if setup.memory == "shmem":  # huge pages are set aside already
+                    await asyncio.to_thread(warm, int(setup.size * (1 - setup.blank)))
+                async with own_memory(pair) if setup.watch_memory else nothing() as own_bytes:
+                    run = await _migrate(setup, pair)
+                run.own_bytes = own_bytes
+                run.metrics = await scraped(pair) if placement.reachable else {}
+                return await _checked(setup, pair, run, placement.pinning)
+        except TimeoutError:
+            raise ChildError(f"the migration was not done within {setup.deadline:g} s", 1) from None
+        except PostcopyError as error:
+            words = [f"{daemon.name}: {daemon.last_words()}" for daemon in (pair.source, pair.destination)]
+            raise ChildError(f"{error} ({'; '.join(words)})", error.exit_status) from error
+
+
+@asynccontextmanager
+async def daemons(setup: ProductSetup, placement: Placement) -> AsyncIterator[Pair]:
+    """Start both daemons and always reap them."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="postcopy-bench-")))
+        sockets = {role: UnixAddress(str(folder / f"{role}.sock")) for role in ("source", "destination")}
+        poll = [] if setup.poll_max_ns is None else ["--poll-max-ns", str(setup.poll_max_ns)]
+        started = {}
+        for role, arguments, prefix in (
+            ("destination", _destination_arguments(setup, placement), placement.destination),
+            ("source", _source_arguments(setup), placement.source),
+        ):
+            arguments += ["--admin", str(sockets[role]), *poll]
+            daemon = Daemon(role, arguments, folder / f"{role}.log", prefix)
+            started[role] = await stack.enter_async_context(daemon)
+        yield Pair(started["source"], started["destination"], sockets, folder)
+
+
+def _destination_arguments(setup: ProductSetup, placement: Placement) -> list[str]:
+    arguments = ["--listen", f"tcp:{placement.host}:0", "--mode", setup.mode, "--metrics", "127.0.0.1:0"]
+    return arguments if placement.reachable else [*arguments, "--insecure"]
+
+
+def _source_arguments(setup: ProductSetup) -> list[str]:
+    arguments = ["--memory", setup.memory, "--size", str(setup.size), "--vcpus", str(setup.vcpus)]
+    arguments += ["--steps-per-second", str(setup.steps_per_second), "--blank", str(setup.blank)]
+    if setup.holes:
+        arguments.append("--holes")
+    return arguments if setup.steps is None else [*arguments, "--steps", str(setup.steps)]
+
+
+async def _migrate(setup: ProductSetup, pair: Pair) -> ProductRun:
+    address = (await pair.status("destination"))["address"]
+    arguments = {"to": address, "push": setup.push, "rate": None, "timeout": None}
+    migration = asyncio.create_task(ask(pair.sockets["source"], "migrate", arguments))
+    found: dict[str, int | None] = {"resident_before_push": None, "touched_before_push": None}
+    try:
+        if not setup.push and setup.steps is not None:
+            found = await _rest(setup, pair, migration)
+            await ask(pair.sockets["source"], "set", {"push": True})
+        report = await migration
+    finally:
+        migration.cancel()
+        with contextlib.suppress(asyncio.CancelledError, PostcopyError):
+            await migration
+    await pair.until("destination", lambda status: bool(status["state"] == "completed"), setup.deadline)
+    return ProductRun(report, **found)  # type: ignore[arg-type]
+
+
+async def _rest(setup: ProductSetup, pair: Pair, migration: asyncio.Task[dict[str, Any]]) -> dict[str, int | None]:
+    """Wait until the guest has made its last step at the destination; return what is resident, what it touched."""
+
+    def at_rest(status: dict[str, Any]) -> bool:
+        return migration.done() or (status["guest"] is not None and min(status["guest"]["steps"]) == setup.steps)
+
+    status = await pair.until("destination", at_rest, setup.deadline)
+    if migration.done():
+        await migration
+    return {
+        "resident_before_push": status["pages"]["placed"],
+        "touched_before_push": status["guest"]["accesses"],
+    }
+
+
+async def _checked(setup: ProductSetup, pair: Pair, run: ProductRun, pinning: str) -> ProductRun:
+    """Add the check of every byte and what the guest's threads felt one by one."""
+    status = await pair.status("destination")
+    run.stall_p99_per_vcpu = list(status["guest"].get("stall_p99_seconds", []))
+    found = await ask(pair.sockets["destination"], "check")
+    run.report = with_check(run.report, found["pages_checked"], found["pages_mismatched"])
+    run.report["environment"] = {**run.report["environment"], "pinning": pinning}
+    if found["pages_checked"] * 4096 != setup.size:
+        raise ChildError(f"the check looked at {found['pages_checked']} pages of {setup.size // 4096}", 1)
+    return run
+
+
+async def scraped(pair: Pair) -> dict[str, float]:
+    """Read what the destination tells Prometheus; nothing where it does not answer."""
+    log = (pair.folder / "destination.log").read_text(errors="replace")
+    where = re.search(r"http://\S+/metrics", log)
+    if where is None:
+        return {}
+    try:
+        text = await asyncio.to_thread(_read_url, where[0])
+    except OSError:
+        return {}
+    return parse_metrics(text)
+
+
+def _read_url(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - the pattern above begins with http://
+        text: str = answer.read().decode()
+        return text
+
+
+def parse_metrics(text: str) -> dict[str, float]:
+    """Return each metric of the exposition format summed over its labels, buckets left out."""
+    found: dict[str, float] = {}
+    for line in text.splitlines():
+        if line and not line.startswith("#") and "_bucket{" not in line:
+            name, _, value = line.rpartition(" ")
+            name = name.partition("{")[0]
+            found[name] = found.get(name, 0.0) + float(value)
+    return found
+
+
+@asynccontextmanager
+async def nothing() -> AsyncIterator[dict[str, int]]:
+    """Watch nothing: looking takes time from what is measured."""
+    yield {}
+
+
+@asynccontextmanager
+async def own_memory(pair: Pair) -> AsyncIterator[dict[str, int]]:
+    """Watch, while the block runs, how much memory each daemon holds that is not the guest's."""
+    most = {"source": 0, "destination": 0}
+
+    async def watch() -> None:
+        pids = {role: (await pair.status(role))["pid"] for role in most}
+        while True:
+            for role, pid in pids.items():
+                most[role] = max(most[role], own_bytes(pid))
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield most
+    finally:
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError, PostcopyError):
+            await watching
+
+
+def own_bytes(pid: int) -> int:
+    """Return resident anonymous and file memory of a process; the guest's, a memfd, counts as neither."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith(("RssAnon:", "RssFile:")):
+                total += int(line.split()[1]) * 1024
+    return total

@@ -1,0 +1,78 @@
+"""`postcopy bench` as it is typed, on a few MiB: real daemons, a real floor, one pair. No time is judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from agent.bench.command import bench
+from agent.bench.floor import FloorSetup
+from agent.bench.product import ProductSetup
+from agent.bench.results import results, wrong
+from agent.bench.runner import Bench, Plan
+from agent.bench.scenarios import Scenario
+from agent.bench.targets import FLOOR, Target
+
+ROOT = Path(__file__).parent.parent.parent
+MIB = 1 << 20
+_BENCH = "from agent.bench.command import bench; bench()"
+
+
+def test_product_and_floor_in_turns(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    target = Target("fault_p50", "<=", 1e9, FLOOR)
+    scenarios = [
+        Scenario("tiny/demand", ProductSetup(size=2 * MIB, push=False), {"copy": FloorSetup(2 * MIB)}, (target,)),
+        Scenario("tiny/push", ProductSetup(size=2 * MIB), {}, (Target("throughput", ">=", plus=1.0),)),
+    ]
+    told = []
+    measured = Bench(Plan(pairs=1), lambda *now: told.append(now)).run(scenarios)
+    assert [one.failures for one in measured] == [[], []]
+    demand, push = results(measured)
+    assert wrong([demand, push]) == []
+    assert demand.report["pages"]["demand"] == demand.report["pages"]["total"] == 512
+    assert demand.floor["pages"]["demand"] == 512
+    assert demand.ratio["fault_p50"] > 0
+    assert [verdict.reached for verdict in (*demand.verdicts, *push.verdicts)] == [True, True]
+    assert push.report["integrity"] == {"pages_checked": 512, "pages_mismatched": 0}
+    assert [(what, total) for what, _, total in told] == [
+        ("tiny/demand: product", 3),
+        ("tiny/demand: floor, copy", 3),
+        ("tiny/push: product", 3),
+    ]
+
+
+def test_a_scenario_that_fails_does_not_end_the_bench(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    scenarios = [Scenario("tiny/broken", ProductSetup(memory="no-such", size=2 * MIB), {})]
+    (measured,) = Bench(Plan(pairs=3), lambda *_: None).run(scenarios)
+    assert len(measured.failures) == 2
+    assert "no-such" in results([measured])[0].skipped
+
+
+def test_no_pair_is_begun_without_the_time_for_it():
+    scenarios = [Scenario("tiny", ProductSetup(size=2 * MIB), {})]
+    (measured,) = Bench(Plan(pairs=3, seconds=0.0), lambda *_: None).run(scenarios)
+    assert results([measured])[0].skipped == "there was no time left for it"
+
+
+def test_the_command_prints_one_object_and_compares_with_it(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", _BENCH, "honest", "--pairs", "1", "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert [one["name"] for one in found["scenarios"]] == ["honest/untouched", "honest/touched"]
+    untouched, touched = found["scenarios"]
+    assert untouched["report"]["pages"]["demand"] == 0
+    assert touched["report"]["pages"]["demand"] > 0
+    assert found["environment"]["cpus"] == len(os.sched_getaffinity(0))
+    (tmp_path / "before.json").write_text(ended.stdout)
+    listed = CliRunner().invoke(bench, ["--list", "--compare", str(tmp_path / "before.json"), "demand/shmem"])
+    assert listed.exit_code == 0
+    assert listed.output.splitlines() == ["demand/shmem/auto", "demand/shmem/minor", "demand/shmem/missing"]

@@ -1,0 +1,42 @@
+"""The product's side: what the daemons are told, and how their metrics are read. No daemon is started here."""
+
+from __future__ import annotations
+
+import os
+
+from agent.bench.link import Link
+from agent.bench.product import Placement, own_bytes, parse_metrics
+from agent.bench.runner import Plan
+
+METRICS = """# HELP postcopy_faults_total Page faults read from userfaultfd.
+# TYPE postcopy_faults_total counter
+postcopy_faults_total{kind="missing"} 40.0
+postcopy_faults_total{kind="minor"} 2.0
+postcopy_fault_latency_seconds_bucket{le="1e-06"} 1.0
+postcopy_fault_latency_seconds_count 42.0
+"""
+
+
+def test_metrics_are_summed_over_their_labels():
+    assert parse_metrics(METRICS) == {"postcopy_faults_total": 42.0, "postcopy_fault_latency_seconds_count": 42.0}
+
+
+def test_a_plan_pins_both_ends_or_none():
+    assert Plan().placement == Placement()
+    pinned = Plan(source_cpus=0b1, destination_cpus=0b1010).placement
+    assert pinned.source == ("taskset", "-c", "0")
+    assert pinned.destination == ("taskset", "-c", "1,3")
+    assert pinned.pinning == "source 0, destination 1,3"
+
+
+def test_a_link_goes_before_the_pins():
+    placement = Plan(source_cpus=1, destination_cpus=2).placement.through(Link("a", "b", "10.0.0.2"))
+    assert placement.source == ("ip", "netns", "exec", "a", "taskset", "-c", "0")
+    assert placement.host == "10.0.0.2"
+    assert not placement.reachable
+    assert Placement().reachable
+
+
+def test_own_memory_is_what_is_not_shared_memory():
+    assert own_bytes(os.getpid()) > 1 << 20
+    assert own_bytes(1 << 30) == 0
