@@ -11,6 +11,7 @@ setup(
         "postcopy/kernel/build.py:ffibuilder",
         "postcopy/pump/build.py:ffibuilder",
         "postcopy/guest/build.py:ffibuilder",
+        "agent/bench/build.py:ffibuilder",
     ],
     options={} if free_threaded else {"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -285,7 +285,8 @@ def demo(memory: tuple[Memory, ...], size: int, as_json: bool, no_push: bool, lo
 
 def register(group: click.Group) -> None:
     """Add every command to the program."""
+    from agent.bench.command import bench  # noqa: PLC0415 - as below
     from agent.doctor.command import doctor  # noqa: PLC0415 - it uses check_plain of here
 
-    for command in (demo, source, destination, migrate, status, cancel, check, set_, doctor):
+    for command in (demo, source, destination, migrate, status, cancel, check, set_, doctor, bench):
         group.add_command(command)

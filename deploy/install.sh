@@ -14,8 +14,8 @@ postcopy_lacks() {
 
 # What the installed state depends on; when this changes, it is made anew.
 postcopy_state() {
-    (cd "$postcopy_root" && cat "deploy/$1" pyproject.toml setup.py postcopy/*/*.[ch] postcopy/*/*.cdef \
-        postcopy/*/build.py && "$postcopy_python" -V && pwd) | cksum
+    (cd "$postcopy_root" && cat "deploy/$1" pyproject.toml setup.py */*/[!_]*.[ch] */*/*.cdef */*/build.py &&
+        "$postcopy_python" -V && pwd) | cksum
 }
 
 postcopy_find_tools() {

@@ -6,6 +6,7 @@
 #define POSTCOPY_DESTINATION_H
 
 #include <stdbool.h>
+#include <pthread.h>
 #include <stdint.h>
 
 #include "page_map.h"
@@ -47,6 +48,7 @@ struct receiver {
     /* Where the payload goes straight into the alias: bytes that have arrived, and the run being filled. */
     uint64_t taken, run_begin, run_end;
     bool run_claimed;
+    uint32_t changing; /* times in a row that placing met PLACE_CHANGING */
 };
 
 struct pending {
@@ -71,7 +73,15 @@ struct destination {
     uint32_t pending_count;
     struct frame requests[PENDING_MAX]; /* bytes [requests_begin, requests_end) are to be sent */
     uint64_t requests_begin, requests_end;
+    /* Faults that were read while placing, to be served by the next read; only with events. */
+    struct uffd_message backlog[PENDING_MAX];
+    uint64_t backlog_at[PENDING_MAX]; /* when they were read, ns */
+    uint32_t backlog_count;
     struct waiter waiter;
+
+    bool told; /* events tell of pages that the guest gives back */
+    /* Held by the push while it places, and from reading an event until the page map knows: see README.md. */
+    pthread_mutex_t gate;
 
     _Atomic bool news; /* the push placed a page that a fault is accounted for */
     int news_fd;       /* the same for a demand thread that sleeps; also ends its wait at a stop */
@@ -90,6 +100,22 @@ int receiver_step(struct destination *pump, struct receiver *receiver);
 /* receive.c: place one page of zeros that the caller has claimed, and account for it. 0, or -1 with a failed status. */
 int zero_claimed(struct destination *pump, struct receiver *receiver, uint32_t region, uint64_t page);
 
+/*
+ * receive.c: wait until what stood against placing has passed; for the demand thread that means to read it. `tries`
+ * counts the times in a row. 0, or -1 with a failed status.
+ */
+int await_change(struct destination *pump, struct receiver *receiver, uint32_t region, uint64_t page);
+
+/* removal.c: the gate between the push's placing and the reading of events. Nothing where no events are told. */
+void gate_enter(struct destination *pump);
+void gate_leave(struct destination *pump);
+/* removal.c: the kernel told that the guest gave [start, stop) back. The gate is held. 0, or -1 with a failed status. */
+int take_removal(struct destination *pump, uint64_t start, uint64_t stop);
+/* removal.c: the owner of a page that is DROPPED gives it up before it was placed. 0, or -1 with a failed status. */
+int finish_dropped(struct destination *pump, struct receiver *receiver, uint32_t region, uint64_t page);
+
+/* demand.c: read what waits: events take effect, faults go to the backlog. 0, or -1 with a failed status. */
+int read_ahead(struct destination *pump);
 /* demand.c: the thread of the urgent connection. */
 void demand_run(void *pump);
 

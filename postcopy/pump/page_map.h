@@ -5,9 +5,13 @@
  *   ABSENT ──claim──> PLACING  ──placed──> PLACED      PLACING ──fault──> WATCHED
  *   ABSENT ──zero───> ZERO     ──fault───> PLACING
  *
+ *   ABSENT, REQUESTED ──given back──> ZERO
+ *   PLACING, WATCHED ──given back──> DROPPED ──its owner──> ZERO, or PLACED if its content had been placed already
+ *
  * Whoever moves a page to PLACING or WATCHED owns its memory until PLACED: nobody else writes a byte of it. WATCHED
- * says in addition that a fault is accounted for this page, so its placer tells the demand thread. A page that lost
- * its claim (PLACING, WATCHED, PLACED, ZERO) must not be written by the loser: the guest may own it already.
+ * says in addition that a fault is accounted for this page, so its placer tells the demand thread. DROPPED asks the
+ * owner not to place it: the guest gave the page back meanwhile. A page that lost its claim (PLACING, WATCHED, DROPPED,
+ * PLACED, ZERO) must not be written by the loser: the guest may own it already.
  */
 #ifndef POSTCOPY_PAGE_MAP_H
 #define POSTCOPY_PAGE_MAP_H
@@ -51,9 +55,34 @@ static inline bool page_claim(page_byte *page) {
 /* The owner is done with `count` pages; true if a fault waits for the news of any of them. */
 static inline bool pages_placed(page_byte *pages, uint64_t count) {
     bool watched = false;
-    for (uint64_t i = 0; i < count; i++)
-        watched |= atomic_exchange_explicit(&pages[i], PAGE_PLACED, memory_order_acq_rel) == PAGE_WATCHED;
+    for (uint64_t i = 0; i < count; i++) {
+        uint8_t before = atomic_exchange_explicit(&pages[i], PAGE_PLACED, memory_order_acq_rel);
+        watched |= before == PAGE_WATCHED || before == PAGE_DROPPED;
+    }
     return watched;
+}
+
+/* The owner of `count` pages asks how many of them, from the first on, are still to be placed. */
+static inline uint64_t pages_kept(const page_byte *pages, uint64_t count) {
+    uint64_t kept = 0;
+    while (kept < count && page_load(&pages[kept]) != PAGE_DROPPED)
+        kept++;
+    return kept;
+}
+
+/*
+ * The guest gives a page back. Returns what it was: ABSENT or REQUESTED, and now it is ZERO; PLACING or WATCHED, and
+ * now it is DROPPED; all others stay, their content is settled.
+ */
+static inline uint8_t page_discard(page_byte *page) {
+    for (;;) {
+        uint8_t before = page_load(page);
+        bool owned = before == PAGE_PLACING || before == PAGE_WATCHED;
+        if (!owned && before != PAGE_ABSENT && before != PAGE_REQUESTED)
+            return before;
+        if (page_move(page, before, owned ? PAGE_DROPPED : PAGE_ZERO))
+            return before;
+    }
 }
 
 /*

@@ -65,6 +65,7 @@ static int64_t attempt(struct placer *placer, uint32_t operation, uint64_t addre
 static int place(struct placer *placer, uint32_t operation, uint64_t address, const uint8_t *content,
                  uint64_t length, uint64_t page_size) {
     uint64_t retries = 0;
+    placer->done = 0;
     while (length) {
         int64_t done = attempt(placer, operation, address, content, length);
         if (operation == UFFD_IOC_MOVE && (done == -EBUSY || done == -EINVAL)) {
@@ -73,6 +74,8 @@ static int place(struct placer *placer, uint32_t operation, uint64_t address, co
         }
         if (done == -EAGAIN) {
             hist_add(&placer->counters->outcome_retry, 1);
+            if (placer->told)
+                return PLACE_CHANGING;
             if (++retries > RETRIES_MAX)
                 return refused(placer, operation, EAGAIN);
             sched_yield();
@@ -96,6 +99,7 @@ static int place(struct placer *placer, uint32_t operation, uint64_t address, co
             hist_add(&placer->counters->bytes_placed, (uint64_t)done);
         }
         retries = 0;
+        placer->done += (uint64_t)done;
         address += (uint64_t)done;
         content = content ? content + done : NULL;
         length -= (uint64_t)done;

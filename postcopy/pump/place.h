@@ -17,6 +17,7 @@
 #define UFFD_IOC_ZEROPAGE 0xC020AA04u
 #define UFFD_IOC_CONTINUE 0xC020AA07u
 #define UFFD_EVENT_PAGEFAULT 0x12
+#define UFFD_EVENT_REMOVE 0x15 /* start and end stand where a fault has flags and address */
 #define UFFD_FAULT_WP 2u
 #define UFFD_FAULT_MINOR 4u
 
@@ -40,11 +41,17 @@ struct placer {
     uint32_t operation;
     int number;
     bool found; /* set where a page was there already */
+    bool told;  /* events are enabled: the mappings may be changing until somebody reads of it, see PLACE_CHANGING */
+    uint64_t done; /* bytes of the latest call that are present now */
 };
+
+/* Nothing more can be placed before the events that wait have been read; only where the placer is told of them. */
+#define PLACE_CHANGING 1
 
 /*
  * Each places `length` bytes at `address` and wakes the waiters. 0: all of it is present now, whoever placed it.
  * -1: the kernel refused; placer->operation and ->number say what. GONE (the address space is ending) counts as done.
+ * PLACE_CHANGING: placer->done bytes are present, and for the others the call is to be made again.
  */
 int place_copy(struct placer *placer, uint64_t address, const void *content, uint64_t length, uint64_t page_size);
 /*

@@ -33,6 +33,14 @@ enum page_state {
     PAGE_PLACED = 3,
     PAGE_ZERO = 4,
     PAGE_WATCHED = 5,
+    PAGE_DROPPED = 6,
+};
+
+/* What it means where the kernel tells that the guest gave pages back (madvise): see README.md, "Pages given back". */
+enum pump_removal {
+    REMOVAL_UNTOLD = 0,   /* it is not told: no such event is enabled */
+    REMOVAL_KEEPS = 1,    /* pages that are still at the source are fetched all the same */
+    REMOVAL_DISCARDS = 2, /* they are zeros from now on */
 };
 
 enum pump_state { PUMP_IDLE = 0, PUMP_RUNNING = 1, PUMP_COMPLETE = 2, PUMP_FAILED = 3 };
@@ -56,6 +64,7 @@ struct pump_region {
     uint32_t push;       /* enum pump_placement of a pushed page */
     int32_t fd;          /* the file behind it, -1 if none: the source looks for holes there */
     uint32_t zeropage;   /* whether UFFDIO_ZEROPAGE works on this memory (not on hugetlb) */
+    uint32_t removal;    /* enum pump_removal; all of a pump's regions are told of, or none */
 };
 
 /* Why a pump failed. Written once, before `state` becomes PUMP_FAILED. */
@@ -100,6 +109,7 @@ struct destination_counters {
     struct destination_demand demand;
     struct destination_channel urgent, push;
     _Alignas(128) _Atomic uint64_t resident; /* pages whose content needs nothing from the source any more */
+    _Atomic uint64_t removed;                /* of these, given back by the guest before they were placed: zeros */
 };
 
 struct source_channel {
@@ -136,6 +146,13 @@ const struct destination_counters *destination_counters(const struct destination
 const uint8_t *destination_map(const struct destination *pump, uint32_t region);
 /* Readable once the pump is complete or has failed. */
 int destination_event_fd(const struct destination *pump);
+/*
+ * The guest gives these pages back: those that were not placed yet are zeros from now on, and no copy of them is placed
+ * any more when this returns. It waits for one that is being placed just now. What the memory itself holds of them the
+ * caller takes away afterwards. Any thread may call it between start and destroy. 0, -EINVAL, or -ECANCELED where the
+ * pump ended before a page that was being placed had come.
+ */
+int destination_discard(struct destination *pump, uint32_t region, uint64_t offset, uint64_t length);
 /* Nanoseconds of CPU used by its threads so far. */
 uint64_t destination_cpu_ns(const struct destination *pump);
 
