@@ -29,46 +29,52 @@ class Daemon:
     """One daemon: `name` is its command, `arguments` follow. Its log goes to `log`. Leaving the block ends it.
 
     `prefix` is a command that runs it somewhere else, in its own process (`ip netns exec NAME`, `taskset -c 0`).
+    It holds one end of a pipe of which this process alone holds the other: however this process ends, even by SIGKILL,
+    the daemon sees it and ends, too. Then nobody else is left to remove `scratch`, a folder, so the daemon does.
     """
 
-    def __init__(self, name: str, arguments: list[str], log: Path, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, name: str, arguments: list[str], log: Path, prefix: tuple[str, ...] = (), scratch: Path | None = None
+    ) -> None:
         self.name = name
         self._prefix = prefix
-        self._arguments = arguments
+        self._arguments = [*arguments, *(["--scratch", str(scratch)] if scratch is not None else [])]
         self._log = log
         self._process: asyncio.subprocess.Process | None = None
+        self._alive_fd = -1
 
     async def __aenter__(self) -> Self:
         """Start it and wait until it says that it is ready; ChildError with its last words if it ends before."""
-        read_fd, write_fd = os.pipe()
+        read_fd, ready_fd = os.pipe()
         try:
-            with self._log.open("wb") as log:
-                self._process = await asyncio.create_subprocess_exec(
-                    *self._prefix,
-                    sys.executable,
-                    "-m",
-                    "agent",
-                    self.name,
-                    *self._arguments,
-                    "--ready-fd",
-                    str(write_fd),
-                    pass_fds=[write_fd],
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,  # Ctrl-C is for the command; it ends its children in its own order
-                )
-            os.close(write_fd)
-            write_fd = -1
+            try:
+                await self._start(ready_fd)
+            finally:
+                os.close(ready_fd)
             await self._ready(read_fd)
         except BaseException:
             await self.end()
             raise
         finally:
             os.close(read_fd)
-            if write_fd >= 0:
-                os.close(write_fd)
         return self
+
+    async def _start(self, ready_fd: int) -> None:
+        end_fd, self._alive_fd = os.pipe()
+        try:
+            with self._log.open("wb") as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    *self._prefix,
+                    *(sys.executable, "-m", "agent", self.name, *self._arguments),
+                    *("--ready-fd", str(ready_fd), "--end-with-fd", str(end_fd)),
+                    pass_fds=[ready_fd, end_fd],
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C is for the command; it ends its children in its own order
+                )
+        finally:
+            os.close(end_fd)
 
     async def _ready(self, read_fd: int) -> None:
         loop = asyncio.get_running_loop()
@@ -105,9 +111,14 @@ class Daemon:
 
     async def end(self) -> None:
         """Ask it to end, then make it; never leave it behind."""
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
+        if self._process is not None and self._process.returncode is None:
+            await self._end(self._process)
+        if self._alive_fd >= 0:
+            os.close(self._alive_fd)
+            self._alive_fd = -1
+
+    @staticmethod
+    async def _end(process: asyncio.subprocess.Process) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)

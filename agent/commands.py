@@ -7,12 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.parameters import ADDRESS, CPUS, HOST_PORT, MEMORY, RATE, SIZE, Memory
+from agent.parameters import (
+    ADDRESS,
+    CPUS,
+    HOST_PORT,
+    LIMIT,
+    MEMORY,
+    RATE,
+    READ_FD,
+    SECONDS,
+    SIZE,
+    WRITE_FD,
+    Memory,
+)
 
 if TYPE_CHECKING:
     from postcopy.link.address import Address
 
 POLL_MAX_NS = 200_000
+# Beyond a second it is no polling any more but a CPU given away.
+POLL_LIMIT_NS = 1_000_000_000
+
+RATE_HELP = "Limit the push, like 100MiB/s; 0: no limit."
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
 admin_option = click.option("--admin", required=True, metavar="unix:PATH", help="The agent's admin socket.")
@@ -62,11 +78,13 @@ def daemon_options(command: Any) -> Any:
     for option in reversed(
         (
             click.option("--admin", metavar="unix:PATH", help="Where commands reach this agent (mode 0600)."),
-            click.option("--metrics", type=HOST_PORT, metavar="HOST:PORT", help="Serve Prometheus metrics there."),
-            click.option("--ready-fd", type=int, metavar="N", help="Write READY=1 there once it is."),
+            click.option("--metrics", type=HOST_PORT, metavar="HOST:PORT", help="Serve Prometheus metrics there, to anybody."),
+            click.option("--ready-fd", type=WRITE_FD, metavar="N", help="Write READY=1 there once it is."),
+            click.option("--end-with-fd", type=READ_FD, hidden=True),
+            click.option("--scratch", type=click.Path(path_type=Path), hidden=True),
             click.option(
                 "--poll-max-ns",
-                type=int,
+                type=click.IntRange(0, POLL_LIMIT_NS),
                 default=POLL_MAX_NS,
                 show_default=True,
                 help="How long the pump polls before it blocks.",
@@ -85,11 +103,11 @@ def daemon_options(command: Any) -> Any:
 @daemon_options
 @click.option("--steps-per-second", type=int, default=0, help="How fast each vCPU goes; 0: as fast as it can.")
 @click.option("--steps", type=int, metavar="N", help="Each vCPU rests after so many steps, wherever it made them.")
-@click.option("--blank", type=float, default=0.125, show_default=True, help="Part of the memory left blank.")
+@click.option("--blank", type=float, default=0.125, show_default=True, help="Part of the memory that the guest never touches: half of it holes, half zeros.")
 def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, seed: int, **rest: Any) -> None:
     """Run a guest, and send it away when `migrate` asks for it."""
     from agent.admin import admin_address  # noqa: PLC0415 - see the module's docstring, here and below
-    from agent.daemon import run  # noqa: PLC0415
+    from agent.daemon import Parent, run  # noqa: PLC0415
     from agent.source_daemon import SourceOptions, serve_source  # noqa: PLC0415
 
     options = SourceOptions(
@@ -106,6 +124,7 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
         steps_max=rest["steps"],
         blank=rest["blank"],
         thp=rest["thp"],
+        parent=Parent(rest["end_with_fd"], rest["scratch"]),
     )
     run(serve_source(options))
 
@@ -127,7 +146,7 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
 def destination(listen: Address, mode: str, once: bool, insecure: bool, **rest: Any) -> None:
     """Wait for a guest, run it while its memory arrives, and keep it."""
     from agent.admin import admin_address  # noqa: PLC0415
-    from agent.daemon import run  # noqa: PLC0415
+    from agent.daemon import Parent, run  # noqa: PLC0415
     from agent.destination_daemon import DestinationOptions, serve_destination  # noqa: PLC0415
 
     check_plain(listen, insecure=insecure)
@@ -141,6 +160,7 @@ def destination(listen: Address, mode: str, once: bool, insecure: bool, **rest: 
         metrics=rest["metrics"],
         ready_fd=rest["ready_fd"],
         poll_max_ns=rest["poll_max_ns"],
+        parent=Parent(rest["end_with_fd"], rest["scratch"]),
     )
     run(serve_destination(options))
 
@@ -156,9 +176,9 @@ def check_plain(address: Address, *, insecure: bool) -> None:
 @click.command()
 @click.argument("to", type=ADDRESS, metavar="tcp:HOST:PORT")
 @admin_option
-@click.option("--timeout", type=float, metavar="SECONDS", help="Cancel unless the switchover came by then.")
+@click.option("--timeout", type=LIMIT, metavar="SECONDS", help="Cancel unless the switchover came by then.")
 @click.option("--no-push", is_flag=True, help="Send no page that was not asked for.")
-@click.option("--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help="Limit the push, like 100MiB/s.")
+@click.option("--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help=RATE_HELP)
 @click.option("--insecure", is_flag=True, help="Allow plain TCP beyond this host.")
 @json_option
 def migrate(to: Address, admin: str, as_json: bool, insecure: bool, **rest: Any) -> None:
@@ -170,7 +190,8 @@ def migrate(to: Address, admin: str, as_json: bool, insecure: bool, **rest: Any)
     from agent.summary import rows  # noqa: PLC0415
 
     check_plain(to, insecure=insecure)
-    arguments = {"to": str(to), "timeout": rest["timeout"], "push": not rest["no_push"], "rate": rest["rate"]}
+    arguments = {"to": str(to), "timeout": rest["timeout"], "push": not rest["no_push"]}
+    arguments["rate"] = rest["rate"] or None
     with progress("migration") as tell:
         report = uvloop.run(run_migrate(admin, arguments, tell))
     if as_json:
@@ -230,9 +251,7 @@ def check(admin: str, as_json: bool) -> None:
 
 @click.command("set")
 @admin_option
-@click.option(
-    "--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help="Limit the push, like 100MiB/s; 0: no limit."
-)
+@click.option("--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help=RATE_HELP)
 @click.option("--push", is_flag=True, help="Begin the push of a migration that was started with --no-push.")
 @json_option
 def set_(admin: str, rate: int | None, push: bool, as_json: bool) -> None:
@@ -257,9 +276,11 @@ def set_(admin: str, rate: int | None, push: bool, as_json: bool) -> None:
 @guest_options
 @click.option("--mode", default="auto", show_default=True, help="How pages are placed: auto, minor, missing or move.")
 @click.option("--no-push", is_flag=True, help="Let the guest fetch its pages by touching them, then push the rest.")
-@click.option("--seconds", type=float, default=2.0, show_default=True, help="With --no-push: how long it may.")
-@click.option("--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help="Limit the push, like 100MiB/s.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="Cancel unless the switchover came by then.")
+@click.option(
+    "--seconds", type=SECONDS, default=2.0, show_default=True, metavar="SECONDS", help="With --no-push: how long it may."
+)
+@click.option("--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help=RATE_HELP)
+@click.option("--timeout", type=LIMIT, metavar="SECONDS", help="Cancel unless the switchover came by then.")
 @click.option("--logs", type=click.Path(file_okay=False, path_type=Path), help="Keep both daemons' logs there.")
 @json_option
 def demo(memory: tuple[Memory, ...], size: int, as_json: bool, no_push: bool, logs: Path | None, **rest: Any) -> None:
@@ -272,6 +293,7 @@ def demo(memory: tuple[Memory, ...], size: int, as_json: bool, no_push: bool, lo
 
     if logs is not None:
         logs.mkdir(parents=True, exist_ok=True)
+    rest["rate"] = rest["rate"] or None
     options = DemoOptions(memory=sized(memory, size), push=not no_push, keep_logs=logs, **rest)
     with progress("migration") as tell:
         report = uvloop.run(run_demo(options, tell))

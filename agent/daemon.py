@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import uvloop
@@ -21,18 +24,42 @@ log = logging.getLogger("postcopy.agent")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stop:
-    """SIGTERM and SIGINT, counted: `asked` is set by the first, `again` by the second."""
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The command that started a daemon for itself: the end of `end_fd` is its own, `scratch` is its folder."""
 
-    def __init__(self) -> None:
+    end_fd: int | None = None
+    scratch: Path | None = None
+
+
+class Stop:
+    """SIGTERM and SIGINT, counted: `asked` is set by the first, `again` by the second.
+
+    A terminal that goes away may say so more than once, so SIGHUP only asks. Nobody can ask on behalf of a parent
+    that is gone: its end counts as both.
+    """
+
+    def __init__(self, parent: Parent) -> None:
         self.asked = asyncio.Event()
         self.again = asyncio.Event()
-        loop = asyncio.get_running_loop()
+        self._parent = parent
+        self._loop = asyncio.get_running_loop()
         for number in SIGNALS:
-            loop.add_signal_handler(number, self._take)
+            self._loop.add_signal_handler(number, self._take)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup(1) leaves it
+            self._loop.add_signal_handler(signal.SIGHUP, self.asked.set)
+        if parent.end_fd is not None:
+            self._loop.add_reader(parent.end_fd, self._orphaned, parent.end_fd)
 
     def _take(self) -> None:
         (self.again if self.asked.is_set() else self.asked).set()
+
+    def _orphaned(self, end_fd: int) -> None:
+        self._loop.remove_reader(end_fd)
+        if self._parent.scratch is not None:
+            shutil.rmtree(self._parent.scratch, ignore_errors=True)
+        self.asked.set()
+        self.again.set()
 
 
 def tell_ready(ready_fd: int | None, address: str = "") -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,11 @@ import click
 from postcopy.errors import UsageError
 from postcopy.link.address import parse_address, parse_host_port
 from postcopy.pages.units import format_size, parse_rate, parse_size
+
+
+# The most that Linux can be built for (CONFIG_NR_CPUS).
+CPU_MAX = 8191
+RATE_MAX = 1 << 50
 
 
 class Parsed(click.ParamType[Any]):
@@ -31,10 +39,60 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     try:
         for part in text.split(","):
             first, dash, last = part.partition("-")
+            if int(last if dash else first) > CPU_MAX:
+                raise click.BadParameter(f"CPUs {text!r}: no host has more than {CPU_MAX + 1}")
             numbers += range(int(first), int(last if dash else first) + 1)
     except ValueError:
         raise click.BadParameter(f"CPUs {text!r} are not understood: write them like 0,2-3") from None
     return tuple(numbers)
+
+
+def parse_seconds(text: str) -> float:
+    """Return a time that is over one day: no less than nothing, and neither "nan" nor "inf"."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no number of seconds") from None
+    if not math.isfinite(seconds) or seconds < 0:
+        raise click.BadParameter(f"{text!r} is not a time that passes: write seconds, like 2.5")
+    return seconds
+
+
+def parse_limit(text: str) -> float:
+    """Return a time limit: seconds, more than none."""
+    seconds = parse_seconds(text)
+    if not seconds:
+        raise click.BadParameter("within no time nothing is done: write seconds, like 2.5")
+    return seconds
+
+
+def parse_bandwidth(text: str) -> int:
+    """Return bytes a second, 0 for no limit."""
+    rate = parse_rate(text)
+    if rate > RATE_MAX:
+        raise click.BadParameter(f"{text!r} is more than any network carries: write 0 for no limit")
+    return rate
+
+
+def descriptor(option: str, *refused: int) -> Parsed:
+    """Make the type of a descriptor that was handed over, open and in none of the `refused` modes (O_RDONLY ...).
+
+    It is looked at before this process opens any of its own, which could come to have that very number.
+    """
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+            os.fstat(number)
+        except ValueError:
+            raise UsageError(f"{option} {text!r}: this is no number") from None
+        except (OSError, OverflowError):
+            raise UsageError(f"{option} {text}: Bad file descriptor") from None
+        if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE in refused:
+            raise UsageError(f"{option} {text}: it was opened for something else")
+        return number
+
+    return Parsed("fd", parse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +126,11 @@ def parse_memory(text: str) -> Memory:
 
 
 SIZE = Parsed("size", parse_size)
-RATE = Parsed("rate", parse_rate)
+RATE = Parsed("rate", parse_bandwidth)
+SECONDS = Parsed("seconds", parse_seconds)
+LIMIT = Parsed("seconds", parse_limit)
+WRITE_FD = descriptor("--ready-fd", os.O_RDONLY)
+READ_FD = descriptor("--end-with-fd", os.O_WRONLY)
 ADDRESS = Parsed("address", parse_address)
 HOST_PORT = Parsed("host:port", parse_host_port)
 CPUS = Parsed("cpus", parse_cpus)

@@ -142,9 +142,10 @@ class Bench:
         after = Sample.take()
         one.product.seconds = after.at - before.at
         figures = product_figures(run, setup, on_link=one.scenario.on_link)
-        one.product.add(run.report, figures, before.until(after))
+        load = before.until(after)
+        one.product.add(run.report, figures, load)
         pushes = setup.push or setup.steps is not None
-        found = checks.complaints(run.report, run.metrics, vcpus=setup.vcpus, push=pushes)
+        found = checks.complaints(run.report, run.metrics, vcpus=setup.vcpus, push=pushes, disturbed=load.disturbed)
         if run.resident_before_push is not None and run.touched_before_push is not None:
             demand = run.report["pages"]["demand"]
             found += checks.residency(run.resident_before_push, run.touched_before_push, demand)

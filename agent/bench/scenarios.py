@@ -242,15 +242,14 @@ def _sparse() -> Scenario:
 
 def _memory() -> Iterator[Scenario]:
     sizes = (GIB, 4 * GIB)
+    # A byte for each page that the larger guest has beyond the smaller one: of the allowance, and of what was measured.
     beyond = (sizes[1] - sizes[0]) / 4096
-    for size, target in zip(
-        sizes,
-        (Target("own_bytes", "<=", plus=40 * MIB), Target("own_bytes", "<=", 1.0, "memory/1GiB", beyond)),
-        strict=True,
-    ):
+    allowed = (Target("own_bytes", "<=", plus=40 * MIB),)
+    grown = (Target("own_bytes", "<=", plus=40 * MIB + beyond), Target("own_bytes", "<=", 1.0, "memory/1GiB", beyond))
+    for size, targets in zip(sizes, (allowed, grown), strict=True):
         product = ProductSetup(size=size, steps_per_second=IDLE_STEPS_PER_SECOND, watch_memory=True)
         name = f"memory/{format_size(size).replace(' ', '')}"
-        yield Scenario(name, product, {}, (target,), ("own_bytes",), ("own_bytes",))
+        yield Scenario(name, product, {}, targets, ("own_bytes",), ("own_bytes",))
 
 
 def _honest() -> Iterator[Scenario]:

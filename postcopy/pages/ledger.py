@@ -9,6 +9,9 @@ against this one.
     ABSENT ── claim ──────────────▶ PLACING ── place ──▶ PLACED
                                     PLACING ── fault ──▶ WATCHED
     ABSENT ── zero ───▶ ZERO ── fault ──▶ PLACING
+    ABSENT, REQUESTED ── discard ──▶ ZERO
+    PLACING, WATCHED ── discard ──▶ DROPPED ── drop ──▶ ZERO
+                                    DROPPED ── place ──▶ PLACED
 
 Whoever moves a page to PLACING or WATCHED holds its claim: that one alone writes the page, once, and then
 calls `place`. A second copy that arrives meanwhile or later finds no claim to win and is dropped, so that
@@ -31,6 +34,7 @@ class PageState(IntEnum):
     PLACED = 3  # present in the guest's memory, its waiters woken
     ZERO = 4  # known to hold zeros only, not placed: it costs nothing until it is touched
     WATCHED = 5  # claimed as PLACING is, and a fault is accounted for it: its placement is news
+    DROPPED = 6  # claimed, and given back by the guest meanwhile: its owner is not to place it any more
 
 
 class Action(IntEnum):
@@ -59,7 +63,7 @@ class Ledger:
     def fault(self, page: int) -> Action:
         """Take note that a thread waits for `page`, and say what to do.
 
-        ABSENT becomes REQUESTED: REQUEST, for the first fault only. REQUESTED and WATCHED stay, PLACING
+        ABSENT becomes REQUESTED: REQUEST, for the first fault only. REQUESTED, WATCHED and DROPPED stay, PLACING
         becomes WATCHED: WAIT. ZERO becomes PLACING: PLACE_ZERO, and the caller has the claim. PLACED stays:
         WAKE.
         """
@@ -67,7 +71,7 @@ class Ledger:
             case PageState.ABSENT:
                 self._states[page] = PageState.REQUESTED
                 return Action.REQUEST
-            case PageState.REQUESTED | PageState.WATCHED:
+            case PageState.REQUESTED | PageState.WATCHED | PageState.DROPPED:
                 return Action.WAIT
             case PageState.PLACING:
                 self._states[page] = PageState.WATCHED
@@ -96,14 +100,35 @@ class Ledger:
     def place(self, page: int) -> bool:
         """Take note that the holder of the claim has made `page` present and woken its waiters.
 
-        PLACING becomes PLACED: False. WATCHED becomes PLACED: True, a fault waits for this news. Any other
-        state is a mistake in the program: ValueError.
+        PLACING becomes PLACED: False. WATCHED becomes PLACED: True, a fault waits for this news; DROPPED too, where
+        the page was present before the guest gave it back, which takes its content away. Any other state is a mistake
+        in the program: ValueError.
         """
         before = self[page]
-        if before not in {PageState.PLACING, PageState.WATCHED}:
+        if before not in {PageState.PLACING, PageState.WATCHED, PageState.DROPPED}:
             raise ValueError(f"page {page} is placed without a claim: it is {before.name}")
         self._states[page] = PageState.PLACED
-        return before is PageState.WATCHED
+        return before is not PageState.PLACING
+
+    def discard(self, page: int) -> bool:
+        """Take note that the guest gives `page` back; True where its content is settled by that: it is zeros.
+
+        ABSENT and REQUESTED become ZERO: True, and who waits for it is woken to fault again. PLACING and WATCHED
+        become DROPPED, PLACED and ZERO stay: False.
+        """
+        match self[page]:
+            case PageState.ABSENT | PageState.REQUESTED:
+                self._states[page] = PageState.ZERO
+                return True
+            case PageState.PLACING | PageState.WATCHED:
+                self._states[page] = PageState.DROPPED
+        return False
+
+    def drop(self, page: int) -> None:
+        """Take note that the holder of the claim has not placed a DROPPED page: it becomes ZERO. Else ValueError."""
+        if self[page] is not PageState.DROPPED:
+            raise ValueError(f"page {page} is dropped and nobody asked for it: it is {self[page].name}")
+        self._states[page] = PageState.ZERO
 
     def zero(self, page: int) -> bool:
         """Take note that `page` holds zeros only; False means: its content was settled before, drop the news.

@@ -12,6 +12,7 @@ SOURCES = [
     "order.c",
     "place.c",
     "receive.c",
+    "removal.c",
     "source.c",
     "thread.c",
     "wait.c",
@@ -46,6 +47,10 @@ static uint64_t page_map_zero(uint8_t *pages, uint64_t first, uint64_t stop) {
 }
 static bool page_map_placed(uint8_t *pages, uint64_t first, uint64_t count) {
     return pages_placed((page_byte *)pages + first, count);
+}
+static uint8_t page_map_discard(uint8_t *pages, uint64_t page) { return page_discard((page_byte *)pages + page); }
+static uint64_t page_map_kept(uint8_t *pages, uint64_t first, uint64_t count) {
+    return pages_kept((page_byte *)pages + first, count);
 }
 static uint64_t staging_payload(const struct destination *pump, uint32_t role) {
     return (uint64_t)(uintptr_t)(role == ROLE_PUSH ? pump->push : pump->urgent).staging + STAGING_PAYLOAD;

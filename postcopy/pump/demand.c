@@ -14,8 +14,7 @@ static int fail_number(struct destination *pump, uint32_t failure, int number, u
     return fail(pump, &status);
 }
 
-/* Faults whose page has become present are over: record how long they took. */
-static void settle(struct destination *pump) {
+void faults_settle(struct destination *pump) {
     uint64_t now = 0;
     for (uint32_t i = 0; i < pump->pending_count;) {
         struct pending *pending = &pump->pending[i];
@@ -57,9 +56,16 @@ static int resolve_placed(struct destination *pump, uint32_t region, uint64_t pa
     struct receiver *urgent = &pump->urgent;
     if (!(flags & UFFD_FAULT_MINOR))
         return zero_claimed(pump, urgent, region, page);
-    if (!place_continue(&urgent->placer, memory->region.guest + page * size, size, size))
-        return 0;
-    return fail_placing(pump, urgent, region, page);
+    uint64_t address = memory->region.guest + page * size;
+    int result;
+    while ((result = place_continue(&urgent->placer, address, size, size)) == PLACE_CHANGING)
+        if (await_change(pump, urgent, region, page))
+            return -1;
+    urgent->changing = 0;
+    /* Given back since the fault was raised: woken, its thread faults again, on a page that is missing now. */
+    if (result == PLACE_HOLE)
+        result = place_wake(&urgent->placer, address, size);
+    return result ? fail_placing(pump, urgent, region, page) : 0;
 }
 
 /* Bring a faulting page on its way. */
@@ -116,7 +122,7 @@ static bool told_already(const struct destination *pump, uint32_t region, uint64
 static int take_fault(struct destination *pump, const struct uffd_message *message, uint64_t read_at) {
     uint32_t region;
     uint64_t page;
-    if (message->event != UFFD_EVENT_PAGEFAULT || !locate(pump, message->address, &region, &page))
+    if (!locate(pump, message->address, &region, &page))
         return fail_number(pump, FAILURE_KERNEL, EPROTO, message->event);
     if (!told_already(pump, region, page, message->thread)) {
         hist_add(message->flags & UFFD_FAULT_WP      ? &pump->counters.demand.faults_wp
@@ -140,18 +146,65 @@ static bool has_room(const struct destination *pump) {
            unsent + MESSAGES_MAX * sizeof(struct frame) <= sizeof pump->requests;
 }
 
+/*
+ * Read up to `room` messages. What the guest gives back takes effect at once, before the push may place again: as soon
+ * as its event is read the kernel goes on. Faults are left to the caller. Returns how many messages, or -1.
+ */
+static int read_messages(struct destination *pump, struct uffd_message *messages, size_t room) {
+    gate_enter(pump);
+    ssize_t got = read(pump->uffd, messages, room * sizeof *messages);
+    int number = errno, failed = 0;
+    for (ssize_t i = 0; i < got / (ssize_t)sizeof *messages && !failed; i++) {
+        const struct uffd_message *message = &messages[i];
+        if (message->event == UFFD_EVENT_REMOVE && pump->told)
+            failed = take_removal(pump, message->flags, message->address);
+        else if (message->event != UFFD_EVENT_PAGEFAULT)
+            failed = fail_number(pump, FAILURE_KERNEL, EPROTO, message->event);
+    }
+    gate_leave(pump);
+    if (got < 0)
+        return number == EAGAIN || number == EINTR ? 0 : fail_number(pump, FAILURE_KERNEL, number, 0);
+    return failed ? -1 : (int)(got / (ssize_t)sizeof *messages);
+}
+
+int read_ahead(struct destination *pump) {
+    struct uffd_message messages[MESSAGES_MAX];
+    size_t room = PENDING_MAX - pump->backlog_count;
+    if (!room)
+        return 0;
+    int count = read_messages(pump, messages, room < MESSAGES_MAX ? room : MESSAGES_MAX);
+    uint64_t read_at = now_ns();
+    for (int i = 0; i < count; i++) {
+        if (messages[i].event != UFFD_EVENT_PAGEFAULT)
+            continue;
+        pump->backlog_at[pump->backlog_count] = read_at;
+        pump->backlog[pump->backlog_count++] = messages[i];
+    }
+    return count < 0 ? -1 : 0;
+}
+
+/* Faults that were read while something was being placed come first. Serving one may add to them. */
+static int take_backlog(struct destination *pump) {
+    struct uffd_message message = pump->backlog[0];
+    uint64_t read_at = pump->backlog_at[0];
+    pump->backlog_count--;
+    memmove(pump->backlog, pump->backlog + 1, pump->backlog_count * sizeof *pump->backlog);
+    memmove(pump->backlog_at, pump->backlog_at + 1, pump->backlog_count * sizeof *pump->backlog_at);
+    return take_fault(pump, &message, read_at) ? STEP_FAILED : STEP_PROGRESS;
+}
+
 static int read_faults(struct destination *pump) {
     struct uffd_message messages[MESSAGES_MAX];
     if (!has_room(pump))
         return STEP_IDLE;
-    ssize_t got = read(pump->uffd, messages, sizeof messages);
-    if (got < 0)
-        return errno == EAGAIN || errno == EINTR ? STEP_IDLE : fail_number(pump, FAILURE_KERNEL, errno, 0);
+    if (pump->backlog_count)
+        return take_backlog(pump);
+    int count = read_messages(pump, messages, MESSAGES_MAX);
     uint64_t read_at = now_ns();
-    for (size_t i = 0; i < (size_t)got / sizeof *messages; i++)
-        if (take_fault(pump, &messages[i], read_at))
+    for (int i = 0; i < count; i++)
+        if (messages[i].event == UFFD_EVENT_PAGEFAULT && take_fault(pump, &messages[i], read_at))
             return STEP_FAILED;
-    return got ? STEP_PROGRESS : STEP_IDLE;
+    return count < 0 ? STEP_FAILED : count ? STEP_PROGRESS : STEP_IDLE;
 }
 
 static int send_requests(struct destination *pump) {
@@ -196,10 +249,11 @@ void demand_run(void *argument) {
         if (answers < 0)
             break;
         if (atomic_exchange(&pump->news, false) || faults || answers)
-            settle(pump);
+            faults_settle(pump);
         if (faults || requests || answers)
             waiter_progress(&pump->waiter);
         else if (wait_for_work(pump))
             break;
     }
+    faults_settle(pump);
 }

@@ -114,6 +114,7 @@ static int receiver_create(struct destination *pump, struct receiver *receiver, 
     receiver->role = role;
     receiver->allowed = role == ROLE_PUSH ? FRAMES_PUSH : FRAMES_URGENT;
     receiver->placer.uffd = pump->uffd;
+    receiver->placer.told = pump->told;
     receiver->placer.counters = role == ROLE_PUSH ? &pump->counters.push : &pump->counters.urgent;
     receiver->capacity = STAGING_PAYLOAD + payload + 2 * sizeof(struct frame) + READ_AHEAD;
     void *staging = mmap(NULL, receiver->capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -144,6 +145,8 @@ static int memory_create(struct destination *pump, const struct pump_region *reg
         /* Only small pages of memory without a file can be moved. */
         if ((region->demand == PLACE_MOVE || region->push == PLACE_MOVE) && (region->fd >= 0 || region->page_size != page))
             return -EINVAL;
+        if (region->removal > REMOVAL_DISCARDS || (region->removal != REMOVAL_UNTOLD) != pump->told)
+            return -EINVAL;
         memory->region = *region;
         memory->pages = region->size / region->page_size;
         /* Untouched, a large map costs address space only. */
@@ -172,6 +175,8 @@ struct destination *destination_create(int uffd, const struct pump_region *regio
     memset(pump, 0, sizeof *pump);
     pump->uffd = uffd;
     pump->count = count;
+    pump->told = regions[0].removal != REMOVAL_UNTOLD;
+    pthread_mutex_init(&pump->gate, NULL); /* cannot fail with default attributes */
     pump->waiter.window_ns = poll_max_ns;
     pump->waiter.busy = &pump->counters.push.bytes_received;
     pump->urgent.socket = pump->push.socket = -1;
@@ -233,6 +238,7 @@ void destination_destroy(struct destination *pump) {
     receiver_destroy(&pump->urgent);
     receiver_destroy(&pump->push);
     free(pump->zeros);
+    pthread_mutex_destroy(&pump->gate);
     for (uint32_t i = 0; i < pump->count; i++)
         free((void *)(uintptr_t)pump->memory[i].map);
     free(pump);

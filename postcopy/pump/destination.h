@@ -116,6 +116,8 @@ int finish_dropped(struct destination *pump, struct receiver *receiver, uint32_t
 
 /* demand.c: read what waits: events take effect, faults go to the backlog. 0, or -1 with a failed status. */
 int read_ahead(struct destination *pump);
+/* demand.c, for the demand thread: faults whose page has become present are over, and how long they took is known. */
+void faults_settle(struct destination *pump);
 /* demand.c: the thread of the urgent connection. */
 void demand_run(void *pump);
 

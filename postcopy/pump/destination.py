@@ -5,16 +5,17 @@ Nothing here is on the way of a page: the C threads work whether or not Python r
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from postcopy.errors import HostError
+from postcopy.errors import HostError, LinkError, UsageError
 from postcopy.pages.regions import Layout
 from postcopy.pump._pump import ffi, lib
 from postcopy.pump.histogram import Histogram, read_histogram
-from postcopy.pump.regions import MappedRegion, Placement, describe
+from postcopy.pump.regions import MappedRegion, Placement, Removal, describe
 from postcopy.pump.status import PumpStatus, read_status
 
 Role = Literal["urgent", "push"]
@@ -31,6 +32,7 @@ class DestinationStats:
     pages_push: int
     pages_zero: int
     pages_duplicate: int
+    pages_removed: int
     faults_missing: int
     faults_minor: int
     faults_wp: int
@@ -63,44 +65,55 @@ class DestinationPump:
         push: Sequence[Placement],
         zeropage: Sequence[bool],
         poll_max_ns: int,
+        removal: Sequence[Removal] | None = None,
     ) -> None:
         self._layout = layout
-        regions, count = describe(layout, mappings, demand, push, zeropage)
+        regions, count = describe(layout, mappings, demand, push, zeropage, removal=removal)
         self._pump: Any = lib.destination_create(uffd_fd, regions, count, poll_max_ns)
         if self._pump == ffi.NULL:
             raise HostError(f"the destination's pump could not be created: {os.strerror(ffi.errno)}")
 
+    @property
+    def _handle(self) -> Any:
+        """The pump in C; RuntimeError once it is closed: C would follow the pointer wherever it leads."""
+        if self._pump == ffi.NULL:
+            raise RuntimeError("the destination's pump is closed")
+        return self._pump
+
     def attach(self, role: Role, socket_fd: int) -> None:
         """Hand over the connected socket of a role; it belongs to the pump from here on, whatever happens."""
-        result = lib.destination_attach(self._pump, ROLES[role], socket_fd)
+        if self._pump == ffi.NULL:
+            os.close(socket_fd)
+        result = lib.destination_attach(self._handle, ROLES[role], socket_fd)
         if result:
             raise ValueError(f"{role}: {os.strerror(-result)}")
 
     def start(self) -> None:
         """Start both threads; both connections must be there."""
-        result = lib.destination_start(self._pump)
+        result = lib.destination_start(self._handle)
         if result:
             raise HostError(f"the destination's pump could not be started: {os.strerror(-result)}")
 
     @property
     def event_fd(self) -> int:
         """Readable once every page is resident, or the pump has failed: `status()` tells which."""
-        return int(lib.destination_event_fd(self._pump))
+        return int(lib.destination_event_fd(self._handle))
 
     def status(self) -> PumpStatus:
         """Return the state and, where it failed, why."""
-        return read_status(lib.destination_status(self._pump), "source")
+        return read_status(lib.destination_status(self._handle), "source")
 
     def snapshot(self) -> DestinationStats:
         """Return all counters; costs the C threads nothing."""
-        counters = lib.destination_counters(self._pump)
+        counters = lib.destination_counters(self._handle)
         demand, urgent, push = counters.demand, counters.urgent, counters.push
         return DestinationStats(
             pages_total=self._layout.pages,
             pages_resident=counters.resident,
             pages_demand=urgent.pages,
             pages_push=push.pages,
-            pages_zero=urgent.zero + push.zero,
+            pages_zero=urgent.zero + push.zero + counters.removed,
+            pages_removed=counters.removed,
             pages_duplicate=urgent.duplicate + push.duplicate,
             faults_missing=demand.faults_missing,
             faults_minor=demand.faults_minor,
@@ -119,14 +132,27 @@ class DestinationPump:
             bytes_sent_urgent=demand.bytes_sent,
             bytes_placed=urgent.bytes_placed + push.bytes_placed,
             push_ended=bool(push.ended),
-            cpu_seconds=lib.destination_cpu_ns(self._pump) / 1e9,
+            cpu_seconds=lib.destination_cpu_ns(self._handle) / 1e9,
             fault_latency=read_histogram(ffi, demand.latency),
         )
 
     def page_map(self, region: int) -> memoryview:
         """Return the read-only page states of a region (enum page_state), one byte a page; valid until close()."""
         pages = self._layout.region(region).pages
-        return memoryview(ffi.buffer(lib.destination_map(self._pump, region), pages)).toreadonly()
+        return memoryview(ffi.buffer(lib.destination_map(self._handle, region), pages)).toreadonly()
+
+    def discard(self, region: int, offset: int, length: int) -> None:
+        """Take note that the guest gives these bytes (whole pages) back: what is not placed yet is zeros from now on.
+
+        When it returns no late copy comes any more, so whoever calls it takes the memory's own content away after it
+        (Mapping.punch_hole), not before. It waits for a page that is being placed just now. Raises UsageError (outside
+        of the region, no whole pages), LinkError where the pump ended before such a page had come.
+        """
+        result = lib.destination_discard(self._handle, region, offset, length)
+        if result == -errno.EINVAL:
+            raise UsageError(f"region {region}: {length} bytes at {offset:#x} are no whole pages of it")
+        if result:
+            raise LinkError(f"region {region}: the pump ended while {length} bytes at {offset:#x} were given back")
 
     def stop(self) -> None:
         """End both threads and wait for them. Idempotent. Faults raised from now on wait."""

@@ -85,6 +85,8 @@ static int place(struct placer *placer, uint32_t operation, uint64_t address, co
             hist_add(&placer->counters->outcome_gone, 1);
             return 0;
         }
+        if (done == -EFAULT && operation == UFFD_IOC_CONTINUE)
+            return PLACE_HOLE;
         if (done == -EEXIST) {
             /* The first page is there already: nobody was woken for it. Go on behind it. */
             hist_add(&placer->counters->outcome_present, 1);

@@ -47,11 +47,13 @@ struct placer {
 
 /* Nothing more can be placed before the events that wait have been read; only where the placer is told of them. */
 #define PLACE_CHANGING 1
+/* The file has no page where CONTINUE wants to map one: the guest gave it back. placer->done bytes are present. */
+#define PLACE_HOLE 2
 
 /*
  * Each places `length` bytes at `address` and wakes the waiters. 0: all of it is present now, whoever placed it.
  * -1: the kernel refused; placer->operation and ->number say what. GONE (the address space is ending) counts as done.
- * PLACE_CHANGING: placer->done bytes are present, and for the others the call is to be made again.
+ * PLACE_CHANGING, PLACE_HOLE: placer->done bytes are present, the others are not.
  */
 int place_copy(struct placer *placer, uint64_t address, const void *content, uint64_t length, uint64_t page_size);
 /*

@@ -3,6 +3,7 @@
  * the claims in the page map are all that the two share.
  */
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -17,6 +18,10 @@
 
 /* A claimed run is placed once it is this long, so that a page early in a frame does not wait for the whole of it. */
 #define RUN_BYTES_MAX (256u << 10)
+/* Where events are told of, the push places no more than this at a time: the thread that reads them waits for it. */
+#define GATE_BYTES_MAX (64u << 10)
+/* So often in a row nothing could be placed because the mappings were changing: that is not coming to an end. */
+#define CHANGES_MAX 1000000u
 
 static uint64_t buffered(const struct receiver *receiver) { return receiver->end - receiver->begin; }
 
@@ -25,7 +30,11 @@ static uint32_t placement(const struct destination *pump, const struct receiver 
     return receiver->role == ROLE_PUSH ? region->push : region->demand;
 }
 
-/* Bring what is buffered to where it belongs: see STAGING_PAYLOAD. */
+/*
+ * Bring what is buffered to where it belongs: see STAGING_PAYLOAD. Done before more is read, which is in time for every
+ * payload: one that came behind other frames with a single read is not whole.
+ */
+_Static_assert(READ_AHEAD <= 4096, "behind another frame's header no whole page fits into one read");
 static void arrange(struct receiver *receiver) {
     uint64_t home = STAGING_PAYLOAD - (receiver->in_payload ? 0 : sizeof(struct frame));
     if (receiver->begin == home)
@@ -39,26 +48,46 @@ static void arrange(struct receiver *receiver) {
 static void account(struct destination *pump, struct receiver *receiver, struct memory *memory, uint64_t page,
                     uint64_t count) {
     bool watched = pages_placed(&memory->map[page], count);
-    if (watched && receiver == &pump->push) {
+    if (watched && receiver == &pump->urgent) {
+        faults_settle(pump);
+    } else if (watched) {
         atomic_store(&pump->news, true);
         signal_fd(pump->news_fd);
     }
     resident_add(pump, count);
 }
 
+int await_change(struct destination *pump, struct receiver *receiver, uint32_t region, uint64_t page) {
+    if (++receiver->changing > CHANGES_MAX) {
+        receiver->placer.operation = UFFD_EVENT_REMOVE;
+        receiver->placer.number = EAGAIN;
+        return fail_placing(pump, receiver, region, page);
+    }
+    if (receiver == &pump->urgent && read_ahead(pump))
+        return -1;
+    sched_yield();
+    return 0;
+}
+
+static int place_zeros(struct destination *pump, struct receiver *receiver, struct memory *memory, uint64_t offset) {
+    uint64_t size = memory->region.page_size, address = memory->region.guest + offset;
+    if (memory->region.zeropage)
+        return place_zero(&receiver->placer, address, size, size);
+    if (!memory->region.alias)
+        return place_copy(&receiver->placer, address, pump->zeros, size, size);
+    /* A first look at the alias makes the kernel allocate the page, zeroed; then it is a minor fault's page. */
+    (void)*(volatile uint8_t *)alias_of(memory, offset);
+    return place_continue(&receiver->placer, address, size, size);
+}
+
 int zero_claimed(struct destination *pump, struct receiver *receiver, uint32_t region, uint64_t page) {
     struct memory *memory = &pump->memory[region];
-    uint64_t size = memory->region.page_size, offset = page * size, address = memory->region.guest + offset;
     int result;
-    if (memory->region.zeropage) {
-        result = place_zero(&receiver->placer, address, size, size);
-    } else if (memory->region.alias) {
-        /* A first look at the alias makes the kernel allocate the page, zeroed; then it is a minor fault's page. */
-        (void)*(volatile uint8_t *)alias_of(memory, offset);
-        result = place_continue(&receiver->placer, address, size, size);
-    } else {
-        result = place_copy(&receiver->placer, address, pump->zeros, size, size);
-    }
+    /* A page that the guest gives back between the look and the CONTINUE leaves a hole: look again. */
+    while ((result = place_zeros(pump, receiver, memory, page * memory->region.page_size)) > 0)
+        if (await_change(pump, receiver, region, page))
+            return -1;
+    receiver->changing = 0;
     return result ? fail_placing(pump, receiver, region, page) : 0;
 }
 
@@ -94,6 +123,65 @@ static int fail_found(struct destination *pump, struct receiver *receiver, uint3
     return fail_placing(pump, receiver, region, page);
 }
 
+/* Place up to `count` pages; how many are present then stands in placer->done, in bytes. As place.h says. */
+static int place_some(struct destination *pump, struct receiver *receiver, uint64_t page, uint64_t count,
+                      uint8_t *content) {
+    const struct pump_region *region = &pump->memory[receiver->frame.region].region;
+    uint64_t size = region->page_size, address = region->guest + page * size;
+    /* With events the reader of the next one waits meanwhile. */
+    if (pump->told && count * size > GATE_BYTES_MAX)
+        count = size < GATE_BYTES_MAX ? GATE_BYTES_MAX / size : 1;
+    uint64_t length = count * size;
+    receiver->placer.found = false;
+    int result = placement(pump, receiver) == PLACE_CONTINUE
+                     ? place_continue(&receiver->placer, address, length, size)
+                     : placement(pump, receiver) == PLACE_MOVE
+                           ? place_move(&receiver->placer, address, content, length, size)
+                           : place_copy(&receiver->placer, address, content, length, size);
+    if (!result)
+        receiver->placer.done = length; /* also where the address space is ending */
+    return result;
+}
+
+/* Place claimed pages of the present frame, `content` being theirs, but those that the guest gave back meanwhile. */
+static int place_claimed(struct destination *pump, struct receiver *receiver, uint64_t page, uint64_t count,
+                         uint8_t *content) {
+    uint32_t region = receiver->frame.region;
+    struct memory *memory = &pump->memory[region];
+    bool staged = placement(pump, receiver) != PLACE_CONTINUE, gated = receiver == &pump->push;
+    while (count) {
+        if (gated)
+            gate_enter(pump);
+        uint64_t kept = pages_kept(&memory->map[page], count), done = 0;
+        int result = kept ? place_some(pump, receiver, page, kept, content) : 0;
+        if (gated)
+            gate_leave(pump);
+        if (kept)
+            done = receiver->placer.done / memory->region.page_size;
+        if (result < 0)
+            return fail_placing(pump, receiver, region, page + done);
+        if (kept && staged && receiver->placer.found)
+            return fail_found(pump, receiver, region, page);
+        if (result == PLACE_HOLE && zero_claimed(pump, receiver, region, page + done++))
+            return -1;
+        if (done) {
+            hist_add(&receiver->placer.counters->pages, done);
+            account(pump, receiver, memory, page, done);
+            receiver->changing = 0;
+        } else if (!kept) {
+            if (finish_dropped(pump, receiver, region, page))
+                return -1;
+            done = 1;
+        }
+        if (result == PLACE_CHANGING && await_change(pump, receiver, region, page))
+            return -1;
+        page += done;
+        count -= done;
+        content += done * memory->region.page_size;
+    }
+    return 0;
+}
+
 /* Place a whole payload out of the staging buffer, by COPY or MOVE, run by run of pages that could be claimed. */
 static int take_staged(struct destination *pump, struct receiver *receiver) {
     const struct frame *frame = &receiver->frame;
@@ -113,15 +201,8 @@ static int take_staged(struct destination *pump, struct receiver *receiver) {
             i++;
             continue;
         }
-        uint64_t address = memory->region.guest + (page + i) * size;
-        receiver->placer.found = false;
-        if (move ? place_move(&receiver->placer, address, content + i * size, run * size, size)
-                 : place_copy(&receiver->placer, address, content + i * size, run * size, size))
-            return fail_placing(pump, receiver, frame->region, page + i);
-        if (receiver->placer.found)
-            return fail_found(pump, receiver, frame->region, page + i);
-        hist_add(&receiver->placer.counters->pages, run);
-        account(pump, receiver, memory, page + i, run);
+        if (place_claimed(pump, receiver, page + i, run, content + i * size))
+            return STEP_FAILED;
         i += run;
     }
     /* What was given away comes back as one, not page by page in the next recv. A kernel that cannot is no matter. */
@@ -163,10 +244,8 @@ static int end_run(struct destination *pump, struct receiver *receiver) {
     if (!receiver->run_claimed) {
         hist_add(&receiver->placer.counters->duplicate, 1);
     } else {
-        if (place_continue(&receiver->placer, memory->region.guest + offset, bytes, size))
-            return fail_placing(pump, receiver, frame->region, offset / size);
-        hist_add(&receiver->placer.counters->pages, bytes / size);
-        account(pump, receiver, memory, offset / size, bytes / size);
+        if (place_claimed(pump, receiver, offset / size, bytes / size, alias_of(memory, offset)))
+            return STEP_FAILED;
     }
     if (receiver->taken == frame->length)
         receiver->in_payload = false;
@@ -215,12 +294,10 @@ static int use(struct destination *pump, struct receiver *receiver) {
             return take_zero(pump, receiver);
         receiver->in_payload = true;
         receiver->taken = 0;
-        if (placement(pump, receiver) == PLACE_CONTINUE) {
+        if (placement(pump, receiver) == PLACE_CONTINUE)
             begin_run(pump, receiver);
-        } else {
+        else
             receiver->run_end = 0;
-            arrange(receiver);
-        }
     }
     if (!receiver->run_end)
         return buffered(receiver) < frame->length ? STEP_IDLE : take_staged(pump, receiver);

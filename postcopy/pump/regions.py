@@ -18,6 +18,18 @@ class Placement(IntEnum):
     MOVE = lib.PLACE_MOVE
 
 
+class Removal(IntEnum):
+    """What it means where the kernel tells that the guest gave pages back by madvise(2), which are not here yet.
+
+    UNTOLD: it is not told (Feature.EVENT_REMOVE is off). KEEPS: they are fetched all the same. DISCARDS: they are
+    zeros from then on.
+    """
+
+    UNTOLD = lib.REMOVAL_UNTOLD
+    KEEPS = lib.REMOVAL_KEEPS
+    DISCARDS = lib.REMOVAL_DISCARDS
+
+
 class MappedRegion(Protocol):
     """What a pump needs of a mapping; postcopy.kernel's Mapping is one."""
 
@@ -44,10 +56,12 @@ def describe(
     demand: Sequence[Placement] | None = None,
     push: Sequence[Placement] | None = None,
     zeropage: Sequence[bool] | None = None,
+    *,
+    removal: Sequence[Removal] | None = None,
 ) -> tuple[Any, int]:
     """Return the C array of regions and their number.
 
-    `demand`, `push` and `zeropage` have one entry for each region; a source needs none of them.
+    `demand`, `push`, `zeropage` and `removal` have one entry for each region; a source needs none of them.
     """
     count = len(layout.regions)
     regions = ffi.new("struct pump_region[]", count)
@@ -58,4 +72,5 @@ def describe(
         entry.demand = demand[index] if demand else Placement.COPY
         entry.push = push[index] if push else Placement.COPY
         entry.zeropage = zeropage[index] if zeropage else False
+        entry.removal = removal[index] if removal else Removal.UNTOLD
     return regions, count

@@ -5,8 +5,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
-#include <string.h>
+#include <time.h>
 
 #include "destination.h"
 
@@ -78,7 +77,7 @@ int finish_dropped(struct destination *pump, struct receiver *receiver, uint32_t
     /* What came into the alias meanwhile is nobody's: the page reads as zeros. */
     if (memory->region.alias && memory->region.fd >= 0 &&
         fallocate(memory->region.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(page * size), (off_t)size))
-        return fail_call(pump, 0, errno, region, page);
+        return fail_call(pump, UFFD_EVENT_REMOVE, errno, region, page);
     atomic_store_explicit(&memory->map[page], PAGE_ZERO, memory_order_release);
     hist_add(&receiver->placer.counters->duplicate, 1); /* its copy came and was not wanted */
     return count_removed(pump, region, page, page + 1, 1, true);
@@ -102,7 +101,7 @@ int destination_discard(struct destination *pump, uint32_t region, uint64_t offs
         uint32_t state = atomic_load(&pump->status.state);
         if (atomic_load(&pump->stopping) || (state != PUMP_RUNNING && state != PUMP_COMPLETE))
             return -ECANCELED;
-        sched_yield();
+        nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
     }
     return 0;
 }

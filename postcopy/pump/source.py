@@ -56,21 +56,30 @@ class SourcePump:
         if self._pump == ffi.NULL:
             raise HostError(f"the source's pump could not be created: {os.strerror(ffi.errno)}")
 
+    @property
+    def _handle(self) -> Any:
+        """The pump in C; RuntimeError once it is closed: C would follow the pointer wherever it leads."""
+        if self._pump == ffi.NULL:
+            raise RuntimeError("the source's pump is closed")
+        return self._pump
+
     def attach(self, role: Role, socket_fd: int) -> None:
         """Hand over the connected socket of a role; it belongs to the pump from here on, whatever happens."""
-        result = lib.source_attach(self._pump, ROLES[role], socket_fd)
+        if self._pump == ffi.NULL:
+            os.close(socket_fd)
+        result = lib.source_attach(self._handle, ROLES[role], socket_fd)
         if result:
             raise ValueError(f"{role}: {os.strerror(-result)}")
 
     def start(self) -> None:
         """Start both threads; both connections must be there."""
-        result = lib.source_start(self._pump)
+        result = lib.source_start(self._handle)
         if result:
             raise HostError(f"the source's pump could not be started: {os.strerror(-result)}")
 
     def guest_stopped(self) -> None:
         """Say that the guest stands still for good; no byte of its memory is read before."""
-        lib.source_guest_stopped(self._pump)
+        lib.source_guest_stopped(self._handle)
 
     def push(self, extents: Sequence[PushExtent]) -> int:
         """Queue extents for the push, in order; return how many of them the ring had room for."""
@@ -78,7 +87,7 @@ class SourcePump:
         for order, extent in zip(orders, extents, strict=True):
             order.region, order.offset, order.length = extent.region, extent.offset, extent.length
             order.zero = extent.zero
-        accepted: int = lib.source_push(self._pump, orders, len(extents))
+        accepted: int = lib.source_push(self._handle, orders, len(extents))
         if accepted == -errno.EBUSY:
             raise RuntimeError("the push begins when the guest has stopped")
         if accepted < 0:
@@ -87,25 +96,25 @@ class SourcePump:
 
     def push_end(self) -> None:
         """Say that nothing more will be queued; the last frame of the push is END."""
-        lib.source_push_end(self._pump)
+        lib.source_push_end(self._handle)
 
     @property
     def low_fd(self) -> int:
         """Readable (an eventfd) when the ring has run low since the last push()."""
-        return int(lib.source_low_fd(self._pump))
+        return int(lib.source_low_fd(self._handle))
 
     @property
     def event_fd(self) -> int:
         """Readable once the pump has failed."""
-        return int(lib.source_event_fd(self._pump))
+        return int(lib.source_event_fd(self._handle))
 
     def status(self) -> PumpStatus:
         """Return the state and, where it failed, why."""
-        return read_status(lib.source_status(self._pump), "destination")
+        return read_status(lib.source_status(self._handle), "destination")
 
     def snapshot(self) -> SourceStats:
         """Return all counters; costs the C threads nothing."""
-        counters = lib.source_counters(self._pump)
+        counters = lib.source_counters(self._handle)
         urgent, push = counters.urgent, counters.push
         return SourceStats(
             pages_demand=urgent.pages,
@@ -116,8 +125,8 @@ class SourcePump:
             requests_ignored=urgent.ignored,
             bytes_sent_urgent=urgent.bytes_sent,
             bytes_sent_push=push.bytes_sent,
-            queued=lib.source_queued(self._pump),
-            cpu_seconds=lib.source_cpu_ns(self._pump) / 1e9,
+            queued=lib.source_queued(self._handle),
+            cpu_seconds=lib.source_cpu_ns(self._handle) / 1e9,
         )
 
     def stop(self) -> None:

@@ -20,6 +20,7 @@ _STATES: dict[int, State] = {
 }
 _ROLES = {lib.ROLE_URGENT: "urgent", lib.ROLE_PUSH: "push"}
 _OPERATIONS = {
+    0x15: "giving back a page",
     0x8010AA02: "UFFDIO_WAKE",
     0xC028AA03: "UFFDIO_COPY",
     0xC028AA05: "UFFDIO_MOVE",

@@ -126,6 +126,11 @@ class StartGuest(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class MakeReport(Command):
+    """Wait a moment for the guest's first step, if it has not made it, then sum up: AllResident or WorkFailed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settle(Command):
     """Every page is here: trap no faults any more. Data connections stay open until StopPump."""
 

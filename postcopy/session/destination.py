@@ -2,9 +2,11 @@
 
 In come the source's messages, data connections that proved themselves and what this host's own work led to; out go
 commands. Until Run is here everything can be thrown away, with one exception: after Loaded was sent, Run may already be
-on its way, so then the destination does not walk off by itself; it asks the source to cancel and goes on listening
-until either Run or the end of the connection arrives. After Run pages that are still at the source are part of the
-guest: when they become unreachable the guest is lost, its threads are kept waiting, and no zeros are given out.
+on its way, so then nobody's change of mind and no clock makes the destination walk off; it asks the source to cancel
+and goes on listening until either Run or the end of the connection arrives. It leaves by itself only where it could not
+run the guest any more: its pump or its own work has failed, or the source broke the protocol. After Run pages that are
+still at the source are part of the guest: when they become unreachable the guest is lost, its threads are kept waiting,
+and no zeros are given out. With the last page placed nothing the source does can harm the guest any more.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from postcopy.session.commands import (
     Finish,
     HoldMemory,
     Load,
+    MakeReport,
     Note,
     Prepare,
     Send,
@@ -41,6 +44,7 @@ from postcopy.session.events import (
     Progressed,
     PumpFailed,
     Received,
+    Resident,
     TriedOut,
     WorkFailed,
 )
@@ -48,6 +52,7 @@ from postcopy.session.limits import (
     ANSWER_SECONDS,
     DIAL_SECONDS,
     LOAD_SECONDS,
+    OFFER_SECONDS,
     RELEASE_SECONDS,
     SILENCE_SECONDS,
     STOP_SECONDS,
@@ -65,6 +70,7 @@ from postcopy.wire.messages import (
     Progress,
     Ready,
     Refuse,
+    Run,
     Running,
     Welcome,
 )
@@ -85,7 +91,8 @@ class Step(StrEnum):
     LOADING = "loading"  # for its own work
     LOADED = "loaded"  # for Run
     ACTIVE = "active"  # for the last page
-    RELEASING = "releasing"  # for Released; needs nothing more from the source
+    SETTLING = "settling"  # for its own report; needs nothing more from the source
+    RELEASING = "releasing"  # for Released; as before
     PROBED = "probed"
     COMPLETED = "completed"
     FAILED = "failed"
@@ -110,7 +117,8 @@ class DestinationMachine(Machine[Step]):
         Step.LOADING: State.DEVICE,
         Step.LOADED: State.DEVICE,
         Step.ACTIVE: State.POSTCOPY_ACTIVE,
-        Step.RELEASING: State.POSTCOPY_ACTIVE,
+        Step.SETTLING: State.COMPLETED,
+        Step.RELEASING: State.COMPLETED,
         Step.PROBED: State.CANCELLED,
         Step.COMPLETED: State.COMPLETED,
         Step.FAILED: State.FAILED,
@@ -119,12 +127,13 @@ class DestinationMachine(Machine[Step]):
     }
     patience: ClassVar = {
         Step.IDLE: ANSWER_SECONDS,
-        Step.GREETED: ANSWER_SECONDS,
+        Step.GREETED: OFFER_SECONDS,
         Step.WAITING: DIAL_SECONDS + ANSWER_SECONDS,
         Step.ATTACHED: STOP_SECONDS + ANSWER_SECONDS,
         Step.LOADED: LOAD_SECONDS + ANSWER_SECONDS,
         Step.RELEASING: RELEASE_SECONDS,
     }
+    lingering: ClassVar = frozenset({Step.SETTLING, Step.RELEASING})
 
     def __init__(
         self, versions: tuple[int, int], identity: tuple[bytes, bytes], software: str, boot_id: str, now: float
@@ -138,6 +147,7 @@ class DestinationMachine(Machine[Step]):
         self.attached: set[str] = set()
         self.comparable = False
         self.probed = False  # it was only ever a question: no migration began
+        self.resident = False  # every page was placed before Run had been read
         self._fed_bytes = -1
         self._fed_at = now
 
@@ -150,6 +160,8 @@ class DestinationMachine(Machine[Step]):
                 return "LastDataAttached"
             case Progressed() if self._starved(event):
                 return "Starved"
+            case Received(message=Run()) if self.resident:
+                return "RunResident"
             case _:
                 return super().key(event)
 
@@ -163,6 +175,17 @@ class DestinationMachine(Machine[Step]):
         if event.owed == 0 or event.received_bytes != self._fed_bytes:
             self._fed_bytes, self._fed_at = event.received_bytes, event.now
         return event.now - self._fed_at > SILENCE_SECONDS
+
+    def give_up(self, failure: WorkFailed) -> list[Command]:
+        """Before Run the guest is the source's; after it the pages decide whether it is whole."""
+        if self.step in {Step.SETTLING, Step.RELEASING}:
+            commands, self.step = _complete(self, failure), Step.COMPLETED
+        elif self.step is Step.ACTIVE:
+            commands, self.step = _lose(self, failure), Step.LOST
+        else:
+            commands, self.step = _fail(self, failure), Step.FAILED
+        self.deadline = None
+        return commands
 
 
 # --- the way forward, in the order in which it is gone ----------------------------------------------------
@@ -231,10 +254,33 @@ def _progress(machine: DestinationMachine, event: Progressed) -> list[Command]:
     return [Send(Progress(event.placed_pages, event.total_pages, event.faults))]
 
 
+def _resident_early(machine: DestinationMachine, _event: Event) -> list[Command]:
+    # The source sends Run and then its memory, on connections of their own: a small guest may be here before Run is.
+    machine.resident = True
+    return []
+
+
+def _start_resident(_machine: DestinationMachine, _event: Event) -> list[Command]:
+    return [StartGuest(), MakeReport()]
+
+
+def _sum_up(_machine: DestinationMachine, _event: Event) -> list[Command]:
+    return [MakeReport()]
+
+
 def _all_placed(_machine: DestinationMachine, event: AllResident) -> list[Command]:
     # The data connections stay open until Released: closed earlier, the source would take their end for a
     # loss.
     return [Settle(), Send(AllPlaced(event.report))]
+
+
+def _all_placed_unreported(_machine: DestinationMachine, _event: WorkFailed) -> list[Command]:
+    # A report that cannot be made is no reason to let the source wait, and call the guest lost.
+    return [Settle(), Send(AllPlaced({}))]
+
+
+def _settle_alone(machine: DestinationMachine, event: Event) -> list[Command]:
+    return [Settle(), *_complete(machine, event)]
 
 
 def _complete(_machine: DestinationMachine, _event: Event) -> list[Command]:
@@ -266,6 +312,9 @@ def _away(subject: Event | Message, state: State) -> list[Command]:
             text = f"the source broke the protocol: {text}"
             goodbye = [Send(Refuse("protocol", text))]
         case CancelAsked(text=text) | PumpFailed(text=text):
+            goodbye = [Send(Cancel(text))]
+        case Resident():
+            text = "every page came before the guest's state"
             goodbye = [Send(Cancel(text))]
         case _:
             text = "the source did not go on in time"
@@ -307,6 +356,7 @@ def _mine(_machine: DestinationMachine, _event: Event) -> list[Command]:
 _EARLY = (Step.GREETED, Step.PROBING, Step.PREPARING, Step.WAITING, Step.ATTACHED, Step.LOADING)
 _FAILURES = ("ControlLost", "NotSent", "Broken", "WorkFailed", "PumpFailed", "Refuse", "Elapsed")
 _GOODBYES = ("ControlLost", "Broken", "Refuse", "Elapsed")
+_LATE = ("NotSent", "PumpFailed", "Starved", "Resident")
 _CANCELS = ("Cancel", "CancelAsked")
 
 DestinationMachine.table = {
@@ -323,12 +373,19 @@ DestinationMachine.table = {
     (Step.LOADED, "Run"): (Step.ACTIVE, _start_guest),
     (Step.ACTIVE, "GuestRunning"): (Step.ACTIVE, _running),
     (Step.ACTIVE, "Progressed"): (Step.ACTIVE, _progress),
-    (Step.ACTIVE, "AllResident"): (Step.RELEASING, _all_placed),
+    (Step.ACTIVE, "Resident"): (Step.SETTLING, _sum_up),
+    (Step.SETTLING, "GuestRunning"): (Step.SETTLING, _running),
+    (Step.SETTLING, "Progressed"): (Step.SETTLING, _progress),
+    (Step.SETTLING, "AllResident"): (Step.RELEASING, _all_placed),
+    (Step.SETTLING, "WorkFailed"): (Step.RELEASING, _all_placed_unreported),
     (Step.RELEASING, "GuestRunning"): (Step.RELEASING, _running),
     (Step.RELEASING, "Released"): (Step.COMPLETED, _complete),
     **{(step, key): (Step.FAILED, _fail) for step in (Step.IDLE, *_EARLY) for key in _FAILURES},
     **{(step, key): (Step.CANCELLED, _cancel) for step in (Step.IDLE, *_EARLY) for key in _CANCELS},
+    **{(step, "Resident"): (Step.FAILED, _fail) for step in (Step.ATTACHED, Step.LOADING)},
     # from here Run may be on its way
+    (Step.LOADED, "Resident"): (Step.LOADED, _resident_early),
+    (Step.LOADED, "RunResident"): (Step.SETTLING, _start_resident),
     **{(Step.LOADED, key): (Step.LOADED, _ask_to_cancel) for key in ("CancelAsked", "Elapsed")},
     **{(Step.LOADED, key): (Step.FAILED, _fail) for key in _FAILURES if key != "Elapsed"},
     (Step.LOADED, "Cancel"): (Step.CANCELLED, _cancel),
@@ -340,10 +397,9 @@ DestinationMachine.table = {
     (Step.ACTIVE, "NotSent"): (Step.ACTIVE, _stay),  # ControlLost follows it
     (Step.ACTIVE, "CancelAsked"): (Step.ACTIVE, _mine),
     # every page is here: whatever the source does now, the guest does not need it
+    **{(Step.SETTLING, key): (Step.COMPLETED, _settle_alone) for key in _GOODBYES},
     **{(Step.RELEASING, key): (Step.COMPLETED, _complete) for key in _GOODBYES},
-    **{
-        (Step.RELEASING, key): (Step.RELEASING, _stay)
-        for key in ("NotSent", "PumpFailed", "WorkFailed", "Progressed", "Starved", "AllResident")
-    },
-    (Step.RELEASING, "CancelAsked"): (Step.RELEASING, _mine),
+    **{(step, key): (step, _stay) for step in (Step.SETTLING, Step.RELEASING) for key in _LATE},
+    **{(Step.RELEASING, key): (Step.RELEASING, _stay) for key in ("WorkFailed", "Progressed", "AllResident")},
+    **{(step, "CancelAsked"): (step, _mine) for step in (Step.SETTLING, Step.RELEASING)},
 }

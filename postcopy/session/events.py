@@ -1,6 +1,7 @@
 """What happens to a migration: the events that the interpreter hands to the two machines, with the time of each.
 
-`now` is seconds on any clock that only goes forward; the machines compare it with nothing but earlier `now`s.
+`now` is seconds on any clock that only goes forward; the machines compare it with nothing but earlier `now`s. Where the
+guest's own clock readings are to be set beside it (the parts of the downtime) it has to be CLOCK_MONOTONIC, as they are.
 """
 
 from __future__ import annotations
@@ -94,6 +95,11 @@ class Started(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class PushAsked(Event):
+    """Somebody wants pages to be sent in the background, too, in a migration that was begun without."""
+
+
+@dataclass(frozen=True, slots=True)
 class Connected(Event):
     """The control connection stands."""
 
@@ -158,7 +164,12 @@ class Progressed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Resident(Event):
+    """Every page is placed. Handed in before any other event that waits: none of them can lose the guest any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class AllResident(Event):
-    """Every page is placed; `report` is the destination's part of the migration's report."""
+    """MakeReport was done: `report` is the destination's part of the migration's report."""
 
     report: dict[str, object]

@@ -8,8 +8,13 @@ DIAL_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
 """For an answer that costs the other side no work (Welcome, the accepted data connections)."""
 
-PREPARE_SECONDS = 120.0
-"""For Ready: the destination allocates and registers; a terabyte of huge pages has to be cleared for it."""
+OFFER_SECONDS = 5.0
+"""For LayoutOffer after Welcome: a source has it ready. Whoever says no more than Hello does not stay longer."""
+
+PREPARE_SECONDS = 20.0
+"""For Ready: the destination reserves and registers, and clears nothing, so it takes milliseconds whatever the size
+(pages are made when they are placed). The rest is for a host under pressure and for a probe that is being answered. One
+that says Welcome and then nothing holds the source no longer than this."""
 
 LOAD_SECONDS = 5.0
 """For Loaded: the guest stands still meanwhile, so the source rather takes it back than waits longer."""

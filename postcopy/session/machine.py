@@ -1,6 +1,6 @@
 """What the two machines share: events in, a look into the table, commands out.
 
-A table is a dict: (step, key) -> (next step, action). A step is finer than a state (`setup` has five of them); the key
+A table is a dict: (step, key) -> (next step, action). A step is finer than a state (`setup` has several); the key
 names what happened: an event's class, a message's class, or a word of the machine's own where the same event can mean
 two things (`Elapsed` and `LimitElapsed`). An action is a function (machine, subject) -> commands, the subject being the
 message that was received or else the event; it may note facts on the machine, but never chooses the next step: the
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from postcopy.errors import PostcopyError, ProtocolError
 from postcopy.session.commands import Command
-from postcopy.session.events import Elapsed, Event, Received
+from postcopy.session.events import Elapsed, Event, Received, WorkFailed
 from postcopy.session.states import ENDED, State
 
 StepT = TypeVar("StepT", bound=StrEnum)
@@ -39,6 +39,8 @@ class Machine(Generic[StepT]):
     states: ClassVar[Mapping[Any, State]]
     patience: ClassVar[Mapping[Any, float]]
     """Seconds that a step may take from the moment it was entered."""
+    lingering: ClassVar[frozenset[Any]] = frozenset()
+    """Steps that people may see as the end they lead to, in which the other side is still to be heard."""
 
     def __init__(self, step: StepT) -> None:
         self.step = step
@@ -54,7 +56,11 @@ class Machine(Generic[StepT]):
     @property
     def ended(self) -> bool:
         """Whether nothing can happen any more."""
-        return self.states[self.step] in ENDED
+        return self.states[self.step] in ENDED and self.step not in self.lingering
+
+    def give_up(self, failure: WorkFailed) -> list[Command]:
+        """End at once, after a mistake that no table foresaw: the step's own way out, whoever owns the guest there."""
+        raise NotImplementedError
 
     def handle(self: Self, event: Event) -> list[Command]:
         """Take one event, go where the table says, return what is to be done, in order.

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from postcopy.session.commands import CloseLinks, Command, Connect, Finish, Send
-from postcopy.session.events import Broken, Event, Received, Started
+from postcopy.session.events import Broken, Event, Received, Started, WorkFailed
 from postcopy.session.limits import ANSWER_SECONDS, DIAL_SECONDS, PREPARE_SECONDS
 from postcopy.session.machine import Machine
 from postcopy.session.states import Owner, State
@@ -60,6 +60,11 @@ class ProbeMachine(Machine[Step]):
                 return "WelcomeUnspoken"
             case _:
                 return super().key(event)
+
+    def give_up(self, failure: WorkFailed) -> list[Command]:
+        """Leave without an answer."""
+        commands, self.step, self.deadline = _fail(self, failure), Step.FAILED, None
+        return commands
 
 
 def _connect(_machine: ProbeMachine, _event: Started) -> list[Command]:

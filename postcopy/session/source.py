@@ -37,6 +37,7 @@ from postcopy.session.events import (
     Event,
     GuestStopped,
     NotSent,
+    PushAsked,
     Started,
     WorkFailed,
 )
@@ -87,8 +88,8 @@ class Step(StrEnum):
 class SourceMachine(Machine[Step]):
     """One migration as its source sees it.
 
-    `hello` and `offer` are sent as they are; `push` says whether pages are sent in the background from the
-    start.
+    `hello` and `offer` are sent as they are. `push`: pages are to be sent in the background, too; what was begun is
+    wanted no more, until it is asked for again.
     """
 
     states: ClassVar = {
@@ -120,8 +121,10 @@ class SourceMachine(Machine[Step]):
         self.hello = hello
         self.offer = offer
         self.push = push
+        self.pushing = False
         self.identity = (b"", b"")
         self.timeline = Timeline()
+        self.pages = sum(region.size // region.page_size for region in offer.regions)
         self.placed_pages = 0
         self.report: dict[str, Any] = {}
         self._limit_at: float | None = None
@@ -142,6 +145,15 @@ class SourceMachine(Machine[Step]):
         if self._limit_at is None or deadline is None:
             return deadline
         return min(deadline, self._limit_at)
+
+    def give_up(self, failure: WorkFailed) -> list[Command]:
+        """Before Run the guest goes on here; after it nobody knows where it runs."""
+        if self.step is Step.ACTIVE:
+            commands, self.step = _lose(self, failure), Step.LOST
+        else:
+            commands, self.step = _fail(self, failure), Step.FAILED
+        self.deadline = None
+        return commands
 
 
 # --- the way forward, in the order in which it is gone ----------------------------------------------------
@@ -172,8 +184,7 @@ def _dial_data(machine: SourceMachine, _event: Event) -> list[Command]:
     return [DialData(*machine.identity)]
 
 
-def _stop_guest(machine: SourceMachine, _event: Event) -> list[Command]:
-    machine.timeline.stop_asked = machine.now
+def _stop_guest(_machine: SourceMachine, _event: Event) -> list[Command]:
     # the pump runs before the guest stands still: its start is no part of the downtime
     return [StartPump(), StopGuest()]
 
@@ -197,8 +208,19 @@ def _begin_push(machine: SourceMachine) -> list[Command]:
     Up to Running the link and the CPUs are for the page of the guest's first step alone, since the downtime ends with
     it. A guest that makes no step must not hold up its own memory: Progress comes in any case.
     """
-    wanted, machine.push = machine.push, False
+    wanted, machine.push = machine.push and not machine.pushing, False
+    machine.pushing = machine.pushing or wanted
     return [StartPush()] if wanted else []
+
+
+def _wish_push(machine: SourceMachine, _event: PushAsked) -> list[Command]:
+    machine.push = True
+    return []
+
+
+def _push(machine: SourceMachine, _event: PushAsked) -> list[Command]:
+    machine.push = True
+    return _begin_push(machine)
 
 
 def _running(machine: SourceMachine, message: Running) -> list[Command]:
@@ -211,14 +233,14 @@ def _running(machine: SourceMachine, message: Running) -> list[Command]:
 
 
 def _progress(machine: SourceMachine, message: Progress) -> list[Command]:
-    machine.placed_pages = message.placed_pages
+    machine.placed_pages = min(message.placed_pages, machine.pages)
     return _begin_push(machine)
 
 
 def _release(machine: SourceMachine, message: AllPlaced) -> list[Command]:
     machine.timeline.all_placed = machine.now
     machine.report = message.report
-    machine.placed_pages = sum(region.size // region.page_size for region in machine.offer.regions)
+    machine.placed_pages = machine.pages
     end = Finish(State.COMPLETED, Owner.DESTINATION, "every page is at the destination", 0)
     return [Send(Released()), StopPump(), ReleaseMemory(), CloseLinks(), end]
 
@@ -294,8 +316,9 @@ def _too_late(_machine: SourceMachine, _event: Event) -> list[Command]:
     return [Note("not cancelled: the guest runs at the destination")]
 
 
-def _note(_machine: SourceMachine, event: WorkFailed) -> list[Command]:
-    # faults are served as before: a push that stopped is no reason to give up a running guest
+def _note(machine: SourceMachine, event: WorkFailed) -> list[Command]:
+    # Faults are served as before: a push that stopped is no reason to give up a running guest. It may be asked for again.
+    machine.pushing = False
     return [Note(f"the push stopped: {event.text}")]
 
 
@@ -317,6 +340,9 @@ SourceMachine.table = {
     (Step.ACTIVE, "AllPlaced"): (Step.COMPLETED, _release),
     **{(step, key): (Step.FAILED, _fail) for step in BEFORE_RUN for key in _FAILURES},
     **{(step, key): (Step.CANCELLED, _cancel) for step in BEFORE_RUN for key in _CANCELS},
+    # a wish until the guest has left: its memory may not be read while it still runs here
+    **{(step, "PushAsked"): (step, _wish_push) for step in (Step.IDLE, *BEFORE_RUN)},
+    (Step.ACTIVE, "PushAsked"): (Step.ACTIVE, _push),
     (Step.ACTIVE, "RunNotSent"): (Step.FAILED, _fail),
     **{(Step.ACTIVE, key): (Step.LOST, _lose) for key in ("ControlLost", "Broken", "PumpFailed", "Refuse", "Elapsed")},
     (Step.ACTIVE, "NotSent"): (Step.ACTIVE, _stay),  # ControlLost follows it

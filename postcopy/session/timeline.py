@@ -9,13 +9,12 @@ from dataclasses import dataclass
 class Timeline:
     """The source's marks of one migration; 0.0 means not yet.
 
-    `stopped_at` and `first_instruction_at` are CLOCK_MONOTONIC readings of the two hosts, which may be
-    compared only when both ends share a boot; the destination sends 0.0 where they do not. All others are
-    the source's own `now`s.
+    All are CLOCK_MONOTONIC readings of the source's host, but for `first_instruction_at`, which is the destination's:
+    that may be compared only when both ends share a boot, and the destination sends 0.0 where they do not.
+    `stopped_at` is the end of the guest's last step here, `stopped` when its state was sent.
     """
 
     started: float = 0.0
-    stop_asked: float = 0.0
     stopped: float = 0.0
     run_sent: float = 0.0
     running: float = 0.0
@@ -31,9 +30,12 @@ class Timeline:
     @property
     def downtime(self) -> float:
         """Last guest instruction here to the first there; across hosts longer by the way of Running."""
-        if self.exact:
-            return self.first_instruction_at - self.stopped_at
-        return self.running - self.stopped if self.running else 0.0
+        return self._runs_at - self.stopped_at if self.running else 0.0
+
+    @property
+    def _runs_at(self) -> float:
+        """The guest's first step there; where the clocks cannot be compared, when it was heard of."""
+        return self.first_instruction_at if self.exact else self.running
 
     @property
     def total(self) -> float:
@@ -41,11 +43,16 @@ class Timeline:
         return self.all_placed - self.started if self.all_placed else 0.0
 
     def parts(self) -> dict[str, float]:
-        """Return the downtime's parts as the source saw them: vCPUs parked, state to Loaded, Run to Running heard."""
+        """Return the downtime's parts, which add up to it; none before the guest runs there.
+
+        stop: from the guest's last step until its state was sent; load: until Run was sent, so the state's way, the
+        destination's loading and the way of Loaded; run: until the guest's first step there, with the fault on its
+        page, and across hosts with the way of Running.
+        """
         if not self.running:
             return {}
         return {
-            "stop": self.stopped - self.stop_asked,
+            "stop": self.stopped - self.stopped_at,
             "load": self.run_sent - self.stopped,
-            "run": self.running - self.run_sent,
+            "run": self._runs_at - self.run_sent,
         }

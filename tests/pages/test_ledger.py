@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from postcopy.pages import Action, Ledger, PageState
 
-ABSENT, REQUESTED, PLACING, PLACED, ZERO, WATCHED = PageState
+ABSENT, REQUESTED, PLACING, PLACED, ZERO, WATCHED, DROPPED = PageState
 
 # (state, call) -> (state after, what the call returns); what is not here is a ValueError.
 TABLE = {
@@ -32,6 +32,18 @@ TABLE = {
     (ZERO, "zero"): (ZERO, False),
     (PLACING, "place"): (PLACED, False),
     (WATCHED, "place"): (PLACED, True),
+    (DROPPED, "place"): (PLACED, True),
+    (DROPPED, "fault"): (DROPPED, Action.WAIT),
+    (DROPPED, "claim"): (DROPPED, False),
+    (DROPPED, "zero"): (DROPPED, False),
+    (DROPPED, "discard"): (DROPPED, False),
+    (DROPPED, "drop"): (ZERO, None),
+    (ABSENT, "discard"): (ZERO, True),
+    (REQUESTED, "discard"): (ZERO, True),
+    (PLACING, "discard"): (DROPPED, False),
+    (WATCHED, "discard"): (DROPPED, False),
+    (PLACED, "discard"): (PLACED, False),
+    (ZERO, "discard"): (ZERO, False),
 }
 WAYS = {
     ABSENT: [],
@@ -40,8 +52,12 @@ WAYS = {
     WATCHED: ["claim", "fault"],
     PLACED: ["claim", "place"],
     ZERO: ["zero"],
+    DROPPED: ["claim", "discard"],
 }
-CALLS = ["fault", "claim", "zero", "place"]
+CALLS = ["fault", "claim", "zero", "place", "discard", "drop"]
+
+
+OWNED = {PLACING, WATCHED, DROPPED}
 
 
 @pytest.mark.parametrize("state", PageState)
@@ -56,7 +72,8 @@ def test_every_transition(state: PageState, call: str) -> None:
         assert getattr(ledger, call)(1) is result
         assert ledger[1] is after
     else:
-        with pytest.raises(ValueError, match=f"placed without a claim: it is {state.name}"):
+        mistake = rf"page 1 is (placed without a claim|dropped and nobody asked for it): it is {state.name}"
+        with pytest.raises(ValueError, match=mistake):
             getattr(ledger, call)(1)
         assert ledger[1] is state
     assert (ledger[0], ledger[2]) == (ABSENT, ABSENT), "the neighbours are untouched"
@@ -69,11 +86,12 @@ def test_a_page_is_written_once_and_asked_for_once(calls: list[tuple[int, str]])
     requests = [0] * 3
     for page, call in calls:
         before = ledger[page]
-        if call == "place" and before not in {PLACING, WATCHED}:
+        if (call == "place" and before not in OWNED) or (call == "drop" and before is not DROPPED):
             continue
         result = getattr(ledger, call)(page)
         requests[page] += result is Action.REQUEST
-        claims[page] += before not in {PLACING, WATCHED} and ledger[page] in {PLACING, WATCHED}
+        claims[page] += before not in OWNED and ledger[page] in OWNED
+        claims[page] -= call == "drop"  # what is zeros by that may be placed, as zeros
         assert not (before is PLACED and ledger[page] is not PLACED), "placed for ever"
         assert not (before is not ABSENT and ledger[page] is ABSENT), "nothing is forgotten"
     assert max(claims) <= 1

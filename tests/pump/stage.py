@@ -20,7 +20,7 @@ from postcopy.kernel import Feature, Mode, Userfaultfd, Way, memory_type
 from postcopy.pages.regions import Layout, Region
 from postcopy.pump._pump import ffi
 from postcopy.pump.destination import DestinationPump
-from postcopy.pump.regions import Placement
+from postcopy.pump.regions import Placement, Removal
 from postcopy.wire.frame import FrameType, Header, pack
 
 DEADLINE = 10.0
@@ -85,6 +85,7 @@ class Stage:
         pages: int = 8,
         placement: Placement = Placement.COPY,
         connect: Callable[[], tuple[socket.socket, socket.socket]] = connection,
+        removal: Removal = Removal.UNTOLD,
     ) -> None:
         self.type = memory_type(type_name)
         self.page_size = self.type.page_size
@@ -92,7 +93,8 @@ class Stage:
         self.layout = Layout((self.region,))
         self.mapping = self.type.allocate(self.region, alias=True)
         modes = Mode.MISSING | Mode.MINOR if placement is Placement.CONTINUE else Mode.MISSING
-        self.uffd = Userfaultfd.open(self.type.features_for(modes) | Feature.THREAD_ID)
+        features = self.type.features_for(modes) | Feature.THREAD_ID
+        self.uffd = Userfaultfd.open(features if removal is Removal.UNTOLD else features | Feature.EVENT_REMOVE)
         self.uffd.register(self.mapping.address, self.region.size, modes)
         self.pump = DestinationPump(
             self.layout,
@@ -102,6 +104,7 @@ class Stage:
             push=[placement],
             zeropage=[self.type.zero_way(alias=False) is Way.ZEROPAGE],
             poll_max_ns=0,
+            removal=[removal],
         )
         self.urgent, urgent = connect()
         self.push, push = connect()

@@ -78,7 +78,7 @@ def test_the_page_map_follows_the_ledger(data: st.DataObject) -> None:
     ours = states + 8
     for _ in range(data.draw(st.integers(0, 60), "steps")):
         page = data.draw(st.integers(0, pages - 1))
-        match data.draw(st.sampled_from(["fault", "claim", "place", "zero"])):
+        match data.draw(st.sampled_from(["fault", "claim", "place", "zero", "discard", "drop"])):
             case "fault":
                 before = ledger[page]
                 ledger.fault(page)
@@ -87,7 +87,15 @@ def test_the_page_map_follows_the_ledger(data: st.DataObject) -> None:
                     ours[page] = ledger[page]
             case "claim":
                 assert lib.page_map_claim(ours, page) == ledger.claim(page)
-            case "place" if ledger[page] in {PageState.PLACING, PageState.WATCHED}:
+            case "discard":
+                before = ledger[page]
+                assert lib.page_map_discard(ours, page) == before
+                ledger.discard(page)
+            case "drop" if ledger[page] is PageState.DROPPED:
+                assert lib.page_map_kept(ours, page, 1) == 0
+                ours[page] = PageState.ZERO  # the owner's move
+                ledger.drop(page)
+            case "place" if ledger[page] in {PageState.PLACING, PageState.WATCHED, PageState.DROPPED}:
                 assert lib.page_map_placed(ours, page, 1) == ledger.place(page)
             case "zero":
                 stop = data.draw(st.integers(page + 1, pages))

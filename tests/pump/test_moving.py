@@ -226,11 +226,12 @@ def test_the_buffer_is_kept_from_being_merged_in_a_process_that_merges_everythin
 def merged() -> None:
     with Moving() as stage:
         last = stage.hold(stage.pages(0, 7, 7, 7, 7))
-        calls.advise(stage.staging(0), 3 * PAGE, MERGEABLE)
+        # All pages of the run, since MOVE refuses a run that is not one mapping; the last one is written to once more.
+        calls.advise(stage.staging(0), 4 * PAGE, MERGEABLE)
         until(lambda: int(Path("/proc/self/ksm_merging_pages").read_text()) > 0, "the merging of equal pages")
         stage.push.sendall(last)
         stage.shows(0, 7, 7, 7, 7)
-        assert stage.busy > 0
+        assert stage.busy in {1, 2, 3}
 
 
 def test_merged_pages_are_copied(set_kernel: Any) -> None:
