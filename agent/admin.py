@@ -1,7 +1,7 @@
 """The admin socket of a daemon: a Unix socket that only its owner and root may use.
 
-Requests {"command", "arguments"} enter; any number of {"progress": map}, then one {"result": map} or {"error": map}
-leave. One request a connection.
+Requests {"command", "arguments"} enter; any number of {"progress": map} and {"alive": true}, then one {"result": map}
+or {"error": map} leave. One request a connection.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.frames import read_map, write_map
-from postcopy.errors import MigrationLost, PostcopyError, ProtocolError, UsageError
+from postcopy.errors import MigrationLost, Owner, PostcopyError, ProtocolError, UsageError
 from postcopy.link.address import TcpAddress, UnixAddress, parse_address
 from postcopy.link.listen import bind
+from postcopy.session.states import State
 
 log = logging.getLogger("postcopy.admin")
 
@@ -27,6 +28,11 @@ log = logging.getLogger("postcopy.admin")
 REQUEST_SECONDS = 5.0
 # Answers that are on their way when a daemon ends.
 FLUSH_SECONDS = 2.0
+# While a command takes its time, the daemon says that it is there; one that says nothing for so long is not waited for.
+ALIVE_SECONDS = 1.0
+SILENCE_SECONDS = 10.0
+# What waits for a command that does not read; what it misses of a progress is told again.
+UNREAD_BYTES_MAX = 64 << 10
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 Tell = Callable[[dict[str, Any]], None]
@@ -34,11 +40,12 @@ Handler = Callable[[dict[str, Any], Tell], Awaitable[dict[str, Any]]]
 
 
 class RemoteError(PostcopyError):
-    """What a daemon answered instead of a result; it brings the daemon's exit status along."""
+    """What a daemon answered instead of a result; it brings the daemon's exit status and the guest's owner along."""
 
-    def __init__(self, text: str, exit_status: int) -> None:
+    def __init__(self, text: str, exit_status: int, owner: Owner | None = None) -> None:
         super().__init__(text)
         self.exit_status = exit_status
+        self.owner = owner
 
 
 def admin_address(text: str) -> UnixAddress:
@@ -90,7 +97,7 @@ class AdminServer:
                 await self._answer(request, writer)
         except PostcopyError as error:
             log.warning("closed an admin connection: %s", error)
-            write_map(writer, error_map(str(error), 2))
+            write_map(writer, error_map(str(error), 2, None))
         except (OSError, TimeoutError) as error:
             log.warning("closed an admin connection: %s", str(error) or "no request in time")
         finally:
@@ -100,25 +107,40 @@ class AdminServer:
 
     async def _answer(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         def tell(progress: dict[str, Any]) -> None:
-            if not writer.is_closing():
-                write_map(writer, {"progress": progress})
+            say(writer, {"progress": progress})
 
+        living = asyncio.create_task(live(writer))
         try:
             command = self._commands.get(str(request.get("command")), unknown)
             answer = {"result": await command(request.get("arguments") or {}, tell)}
         except PostcopyError as error:
-            answer = error_map(str(error), error.exit_status)
+            answer = error_map(str(error), error.exit_status, error.owner)
         except Exception as error:
             log.exception("internal error")
-            answer = error_map(f"internal error: {error!r}", 1)
+            answer = error_map(f"internal error: {error!r}", 1, None)
+        finally:
+            living.cancel()
         if not writer.is_closing():
             write_map(writer, answer)
             await writer.drain()
 
 
-def error_map(text: str, exit_status: int) -> dict[str, Any]:
-    """Build the answer that says what went wrong, and the exit status that goes with it."""
-    return {"error": {"text": text, "exit_status": exit_status}}
+def say(writer: asyncio.StreamWriter, value: dict[str, Any]) -> None:
+    """Send what may be missed."""
+    if not writer.is_closing() and writer.transport.get_write_buffer_size() < UNREAD_BYTES_MAX:
+        write_map(writer, value)
+
+
+async def live(writer: asyncio.StreamWriter) -> None:
+    """Say again and again that this daemon is there, until cancelled."""
+    while True:
+        await asyncio.sleep(ALIVE_SECONDS)
+        say(writer, {"alive": True})
+
+
+def error_map(text: str, exit_status: int, owner: Owner | None) -> dict[str, Any]:
+    """Build the answer that says what went wrong, the exit status that goes with it, and who owns the guest."""
+    return {"error": {"text": text, "exit_status": exit_status, "owner": owner}}
 
 
 async def unknown(_arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
@@ -139,9 +161,10 @@ async def ask(
 ) -> dict[str, Any]:
     """Send one request to a daemon and return its result.
 
-    Raises UsageError where nobody listens, RemoteError for what the daemon refuses, MigrationLost where it vanishes in
-    the middle of a migration.
+    Raises UsageError where nobody listens, RemoteError for what the daemon refuses or where it falls silent,
+    MigrationLost where it vanishes in the middle of a migration.
     """
+    heard = {"state": State.NONE.value}
     try:
         reader, writer = await asyncio.open_unix_connection(address.path)
     except OSError as error:
@@ -149,15 +172,18 @@ async def ask(
     try:
         write_map(writer, {"command": command, "arguments": arguments or {}})
         await writer.drain()
-        while (answer := await read_map(reader)) is not None:
+        while (answer := await next_map(reader)) is not None:
             if "progress" in answer:
+                heard = answer["progress"]
                 if tell is not None:
-                    tell(answer["progress"])
+                    tell(heard)
             elif "error" in answer:
-                raise RemoteError(str(answer["error"]["text"]), int(answer["error"]["exit_status"]))
-            else:
+                raise remote_error(answer["error"])
+            elif "result" in answer:
                 result: dict[str, Any] = answer["result"]
                 return result
+    except TimeoutError:
+        raise silence(address, heard) from None
     except (OSError, ProtocolError):
         pass  # it ended in the middle of something: the same as an end before the answer
     finally:
@@ -165,3 +191,29 @@ async def ask(
     text = f"the agent at {address} ended before it answered"
     # whoever sends a guest away holds pages of it: ending, it takes them along
     raise MigrationLost(text) if command == "migrate" else RemoteError(text, 1)
+
+
+async def next_map(reader: asyncio.StreamReader) -> dict[str, Any] | None:
+    """Return what a daemon says next, None at its end; TimeoutError where it says nothing."""
+    reading = asyncio.create_task(read_map(reader))
+    try:
+        for _ in range(2):  # a process that was itself stopped for long has to look once before it complains
+            if (await asyncio.wait({reading}, timeout=SILENCE_SECONDS / 2))[0]:
+                return reading.result()
+    finally:
+        reading.cancel()
+    raise TimeoutError
+
+
+def remote_error(error: dict[str, Any]) -> RemoteError:
+    """Build the error that a daemon's answer tells of."""
+    return RemoteError(str(error["text"]), int(error["exit_status"]), error.get("owner"))
+
+
+def silence(address: UnixAddress, heard: dict[str, Any]) -> PostcopyError:
+    """Build the error that says what the silence of a daemon means; `heard` is its latest progress."""
+    if heard["state"] == State.POSTCOPY_ACTIVE:
+        return MigrationLost(
+            f"the source's agent at {address} does not answer any more, and pages of the running guest are there"
+        )
+    return RemoteError(f"the agent at {address} does not answer: nothing was heard for {SILENCE_SECONDS:g} s", 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -98,10 +99,11 @@ class Daemon:
         return status if status >= 0 else 128 - status
 
     def last_words(self) -> str:
-        """Return the last line of its log, without the name of the program."""
+        """Return the last line of its log, without when it was and who said it."""
         with contextlib.suppress(OSError):
             lines = self._log.read_text(errors="replace").splitlines()
-            return lines[-1].removeprefix("postcopy: ") if lines else ""
+            said = re.sub(r"^[\d:.]{12} ", "", lines[-1]) if lines else ""
+            return said.removeprefix("postcopy: ").removeprefix(f"{self.name}: ")
         return ""
 
     async def __aexit__(

@@ -5,6 +5,9 @@ Nothing heavy is imported before the command is known: `postcopy --help` loads n
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
 import traceback
 from typing import NoReturn
@@ -16,13 +19,14 @@ from postcopy.errors import PostcopyError
 
 STATUSES = """\b
 Exit status: who owns the guest.
-  0  done
-  1  internal error
-  2  the command line makes no sense
-  3  this host lacks something
-  4  failed before the switchover: the source runs the guest
-  6  lost after the switchover
-  7  cancelled or timed out: the source runs the guest"""
+  0        done
+  1        internal error, an agent that does not answer, a page that differs
+  2        the command line makes no sense, or not now
+  3        this host lacks something
+  4        failed before the switchover: the source runs the guest
+  6        lost after the switchover
+  7        cancelled or timed out: the source runs the guest
+  128 + n  ended by signal n: 130 by Ctrl-C, 143 by SIGTERM"""
 
 
 @click.group(epilog=STATUSES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,35 +48,57 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     commands.register(cli)
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         status = cli.main(arguments, prog_name="postcopy", standalone_mode=False)
+        sys.stdout.flush()  # not left to the interpreter's end, which could not say what went wrong
     except BaseException as error:
         status = status_of(error, debug="--debug" in arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: the interpreter only cleans up
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def status_of(error: BaseException, *, debug: bool) -> int:
-    """Say an error in one line and return the exit status that goes with it."""
+    """Say an error in one line, unless it is none, and return the exit status that goes with it."""
     match error:
         case SystemExit(code=int(status)):
             return status
-        case PostcopyError():
-            text, status = str(error), error.exit_status
         case click.exceptions.Exit():
             return error.exit_code
+        case BrokenPipeError():
+            abandon_output()
+            return 0
         case click.exceptions.NoArgsIsHelpError():
             click.echo(error.format_message(), err=True)
             return 2
-        case click.ClickException():
-            text, status = error.format_message(), 2
-        case click.Abort() | KeyboardInterrupt():
-            text, status = "interrupted", 130
-        case BrokenPipeError():
-            return 0
-        case MemoryError():
-            text, status = "this host has not got enough memory", 3
-        case _:
-            text, status = f"internal error: {type(error).__name__}: {error} (--debug shows where)", 1
+    text, status = words_of(error)
     if debug:
         traceback.print_exception(error)
     click.echo("postcopy: " + " ".join(text.split()), err=True)
     return status
+
+
+def words_of(error: BaseException) -> tuple[str, int]:
+    """Return what to say of an error, and its exit status."""
+    match error:
+        case PostcopyError():
+            return str(error), error.exit_status
+        case click.ClickException():
+            return error.format_message(), 2
+        case click.Abort() | KeyboardInterrupt():
+            return "interrupted", 130
+        case OSError(strerror=reason, filename=file):
+            abandon_output()
+            return f"{file}: {reason}" if file else str(reason or error), 1
+        case MemoryError():
+            return "this host has not got enough memory", 3
+        case _:
+            return f"internal error: {type(error).__name__}: {error} (--debug shows where)", 1
+
+
+def abandon_output() -> None:
+    """Drop what could not be written: at its end the interpreter would try again, and complain in its own words."""
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)

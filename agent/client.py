@@ -1,16 +1,21 @@
-"""The commands' side of the admin socket: one question and its answer, and a migration that Ctrl-C cancels."""
+"""The commands' side of the admin socket: one question and its answer, and a migration that a signal leaves."""
 
 from __future__ import annotations
 
 import asyncio
-import signal
+import contextlib
 from typing import Any
 
 import uvloop
 
 from agent.admin import Tell, admin_address, ask
-from agent.output import say
+from agent.interrupt import Interrupted, Signals
 from postcopy.errors import PostcopyError
+from postcopy.link.address import UnixAddress
+from postcopy.session.states import State
+
+# For a source to take its guest back, which it does in far less, or to cross its switchover on the way.
+CANCEL_SECONDS = 5.0
 
 
 def ask_now(admin: str, command: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -19,31 +24,42 @@ def ask_now(admin: str, command: str, arguments: dict[str, Any] | None = None) -
 
 
 async def run_migrate(admin: str, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:
-    """Have the source at `admin` migrate and return the report. The first Ctrl-C cancels, the second walks away."""
+    """Have the source at `admin` migrate and return the report.
+
+    A signal ends this command at once: before the switchover the migration is cancelled, after it nobody can do that,
+    and it goes on by itself: Interrupted.
+    """
     address = admin_address(admin)
-    running = asyncio.create_task(ask(address, "migrate", arguments, tell))
-    interrupted = 0
+    switched_over = asyncio.Event()
 
-    async def cancel() -> None:
-        try:
+    def follow(now: dict[str, Any]) -> None:
+        if now["state"] == State.POSTCOPY_ACTIVE:
+            switched_over.set()
+        tell(now)
+
+    signals = Signals()
+    running = asyncio.create_task(ask(address, "migrate", arguments, follow))
+    signalled = asyncio.create_task(signals.next())
+    await asyncio.wait({running, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    if not running.done():
+        again = asyncio.create_task(signals.next())
+        leaving = asyncio.create_task(_cancel(address, running, switched_over))
+        await asyncio.wait({leaving, again}, return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        return running.result()
+    if not switched_over.is_set():
+        raise Interrupted(signalled.result(), "the agent did not cancel the migration in time: ask it for its status")
+    interrupted = Interrupted(
+        signalled.result(), "the guest runs at the destination, and the migration goes on without this command"
+    )
+    interrupted.owner = "destination"
+    raise interrupted
+
+
+async def _cancel(address: UnixAddress, running: asyncio.Task[dict[str, Any]], switched_over: asyncio.Event) -> None:
+    """Return when the migration is cancelled, or has switched over before it could be, or nobody answers."""
+    crossing = asyncio.create_task(switched_over.wait())
+    with contextlib.suppress(PostcopyError, TimeoutError):
+        async with asyncio.timeout(CANCEL_SECONDS):
             await ask(address, "cancel")
-        except PostcopyError as error:
-            say(f"{error}; still waiting for the last page, Ctrl-C again to wait no longer")
-
-    asked: set[asyncio.Task[None]] = set()
-
-    def interrupt() -> None:
-        nonlocal interrupted
-        interrupted += 1
-        if interrupted > 1:
-            running.cancel()
-        else:
-            asked.add(asyncio.create_task(cancel()))
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupt)
-    try:
-        return await running
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
+            await asyncio.wait({running, crossing}, return_when=asyncio.FIRST_COMPLETED)

@@ -78,7 +78,9 @@ def daemon_options(command: Any) -> Any:
     for option in reversed(
         (
             click.option("--admin", metavar="unix:PATH", help="Where commands reach this agent (mode 0600)."),
-            click.option("--metrics", type=HOST_PORT, metavar="HOST:PORT", help="Serve Prometheus metrics there, to anybody."),
+            click.option(
+                "--metrics", type=HOST_PORT, metavar="HOST:PORT", help="Serve Prometheus metrics there, to anybody."
+            ),
             click.option("--ready-fd", type=WRITE_FD, metavar="N", help="Write READY=1 there once it is."),
             click.option("--end-with-fd", type=READ_FD, hidden=True),
             click.option("--scratch", type=click.Path(path_type=Path), hidden=True),
@@ -103,7 +105,14 @@ def daemon_options(command: Any) -> Any:
 @daemon_options
 @click.option("--steps-per-second", type=int, default=0, help="How fast each vCPU goes; 0: as fast as it can.")
 @click.option("--steps", type=int, metavar="N", help="Each vCPU rests after so many steps, wherever it made them.")
-@click.option("--blank", type=float, default=0.125, show_default=True, help="Part of the memory that the guest never touches: half of it holes, half zeros.")
+@click.option(
+    "--blank",
+    type=float,
+    default=0.125,
+    show_default=True,
+    help="Part of the memory that the guest never touches: half holes, half zeros.",
+)
+@click.option("--holes", is_flag=True, help="Leave all of the blank part holes: write no zeros.")
 def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, seed: int, **rest: Any) -> None:
     """Run a guest, and send it away when `migrate` asks for it."""
     from agent.admin import admin_address  # noqa: PLC0415 - see the module's docstring, here and below
@@ -123,6 +132,7 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
         steps_per_second=rest["steps_per_second"],
         steps_max=rest["steps"],
         blank=rest["blank"],
+        holes=rest["holes"],
         thp=rest["thp"],
         parent=Parent(rest["end_with_fd"], rest["scratch"]),
     )
@@ -187,13 +197,18 @@ def migrate(to: Address, admin: str, as_json: bool, insecure: bool, **rest: Any)
 
     from agent.client import run_migrate  # noqa: PLC0415
     from agent.output import print_json, print_rows, progress  # noqa: PLC0415
-    from agent.summary import rows  # noqa: PLC0415
+    from agent.summary import failure, rows  # noqa: PLC0415
+    from postcopy.errors import PostcopyError  # noqa: PLC0415
 
-    check_plain(to, insecure=insecure)
-    arguments = {"to": str(to), "timeout": rest["timeout"], "push": not rest["no_push"]}
-    arguments["rate"] = rest["rate"] or None
-    with progress("migration") as tell:
-        report = uvloop.run(run_migrate(admin, arguments, tell))
+    arguments = {"to": str(to), "timeout": rest["timeout"], "push": not rest["no_push"], "rate": rest["rate"] or None}
+    try:
+        check_plain(to, insecure=insecure)
+        with progress("migration") as tell:
+            report = uvloop.run(run_migrate(admin, arguments, tell))
+    except PostcopyError as error:
+        if as_json:
+            print_json(failure(error))
+        raise
     if as_json:
         print_json(report)
     else:
@@ -277,7 +292,12 @@ def set_(admin: str, rate: int | None, push: bool, as_json: bool) -> None:
 @click.option("--mode", default="auto", show_default=True, help="How pages are placed: auto, minor, missing or move.")
 @click.option("--no-push", is_flag=True, help="Let the guest fetch its pages by touching them, then push the rest.")
 @click.option(
-    "--seconds", type=SECONDS, default=2.0, show_default=True, metavar="SECONDS", help="With --no-push: how long it may."
+    "--seconds",
+    type=SECONDS,
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --no-push: how long it may.",
 )
 @click.option("--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help=RATE_HELP)
 @click.option("--timeout", type=LIMIT, metavar="SECONDS", help="Cancel unless the switchover came by then.")
@@ -288,6 +308,7 @@ def demo(memory: tuple[Memory, ...], size: int, as_json: bool, no_push: bool, lo
     import uvloop  # noqa: PLC0415
 
     from agent.demo import DemoOptions, run_demo  # noqa: PLC0415
+    from agent.interrupt import unless_interrupted  # noqa: PLC0415
     from agent.output import print_json, print_rows, progress  # noqa: PLC0415
     from agent.summary import rows  # noqa: PLC0415
 
@@ -296,7 +317,7 @@ def demo(memory: tuple[Memory, ...], size: int, as_json: bool, no_push: bool, lo
     rest["rate"] = rest["rate"] or None
     options = DemoOptions(memory=sized(memory, size), push=not no_push, keep_logs=logs, **rest)
     with progress("migration") as tell:
-        report = uvloop.run(run_demo(options, tell))
+        report = uvloop.run(unless_interrupted(run_demo(options, tell)))
     if as_json:
         print_json(report)
     else:

@@ -18,6 +18,7 @@ import uvloop
 
 from agent import logs
 from postcopy.errors import UsageError
+from postcopy.link.address import UnixAddress
 
 log = logging.getLogger("postcopy.agent")
 
@@ -83,8 +84,10 @@ def run(daemon: Coroutine[Any, Any, int]) -> NoReturn:
     raise SystemExit(uvloop.run(daemon))
 
 
-def end_without_cleaning(status: int) -> NoReturn:
+def end_without_cleaning(status: int, admin: UnixAddress | None) -> NoReturn:
     """End at once. The userfaultfd stays open up to the last thread: no guest thread ever wakes to zeros."""
+    if admin is not None:
+        Path(admin.path).unlink(missing_ok=True)
     logs.flush()
     os._exit(status)
 

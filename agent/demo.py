@@ -49,19 +49,32 @@ class DemoOptions:
 async def run_demo(options: DemoOptions, tell: Tell) -> dict[str, Any]:
     """Migrate a guest from one daemon to another and check it; return the report. Children are always reaped."""
     async with AsyncExitStack() as stack:
-        folder = options.keep_logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="postcopy-demo-")))
+        scratch = None
+        if options.keep_logs is None:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="postcopy-demo-")))
+        folder = options.keep_logs or scratch or Path()
         sockets = {role: UnixAddress(str(folder / f"{role}.sock")) for role in ("source", "destination")}
         source = await stack.enter_async_context(
-            Daemon("source", _source_arguments(options, sockets), folder / "source.log")
+            Daemon("source", _source_arguments(options, sockets), folder / "source.log", scratch=scratch)
         )
         destination = await stack.enter_async_context(
-            Daemon("destination", _destination_arguments(options, sockets), folder / "destination.log")
+            Daemon("destination", _destination_arguments(options, sockets), folder / "destination.log", scratch=scratch)
         )
         try:
             return await _migrate_and_check(options, sockets, tell)
         except PostcopyError as error:
-            words = [f"{daemon.name}: {daemon.last_words()}" for daemon in (source, destination)]
-            raise ChildError(f"{error} ({'; '.join(words)})", error.exit_status) from error
+            raise ChildError(with_last_words(str(error), source, destination), error.exit_status) from error
+
+
+def with_last_words(text: str, *daemons: Daemon) -> str:
+    """Add what the daemons said last, where it is not what is said already."""
+    said, added = text, []
+    for daemon in daemons:
+        words = daemon.last_words()
+        if words and words not in said:
+            added.append(f"{daemon.name}: {words}")
+            said += words
+    return f"{text} ({'; '.join(added)})" if added else text
 
 
 def _destination_arguments(options: DemoOptions, sockets: dict[str, UnixAddress]) -> list[str]:

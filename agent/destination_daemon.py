@@ -16,11 +16,12 @@ from typing import Any
 
 from agent import metrics
 from agent.admin import AdminServer, Tell
-from agent.daemon import Stop, end_without_cleaning, first_of, tell_ready
-from agent.running_guest import check_guest, describe_guest, describe_memory
+from agent.daemon import Parent, Stop, end_without_cleaning, first_of, tell_ready
+from agent.running_guest import CHECK, Use, check_guest, describe_end, describe_guest, describe_memory
 from postcopy import __version__
 from postcopy.errors import UsageError
 from postcopy.guest import Guest
+from postcopy.guest.state import VCPUS_MAX
 from postcopy.kernel.opening import available_features
 from postcopy.link.address import Address, TcpAddress, UnixAddress
 from postcopy.link.destination import Destination
@@ -43,11 +44,12 @@ class DestinationOptions:
     metrics: TcpAddress | None
     ready_fd: int | None
     poll_max_ns: int
+    parent: Parent
 
 
 async def serve_destination(options: DestinationOptions) -> int:
     """Run the daemon; return its exit status. A guest that is not whole ends the process without returning."""
-    stop = Stop()
+    stop = Stop(options.parent)
     daemon = DestinationDaemon(options)
     # Without it no guest could ever come: better said now than to the first source.
     await asyncio.to_thread(available_features)
@@ -55,18 +57,21 @@ async def serve_destination(options: DestinationOptions) -> int:
         if options.metrics is not None:
             log.info("metrics: %s", metrics.serve(options.metrics, daemon.figures))
         destination = await stack.enter_async_context(daemon.destination)
+        address = str(destination.address)
         admin = AdminServer(options.admin, daemon.commands()) if options.admin is not None else None
         if admin is not None:
             await admin.open()
             stack.push_async_callback(admin.close)
         watching = asyncio.create_task(daemon.watch())
         stack.callback(watching.cancel)
-        log.info("destination: listening on %s", destination.address)
-        tell_ready(options.ready_fd, str(destination.address))
+        log.info("destination: listening on %s", address)
+        tell_ready(options.ready_fd, address)
         await first_of(stop.asked, daemon.lost, daemon.over)
-        if daemon.lost.is_set() or destination.state is State.POSTCOPY_ACTIVE:
-            daemon.end_lost()
-        return daemon.verdict()
+        daemon.end_if_lost()
+        await daemon.finish(stop)
+    # Not before: what was on its way when the end was asked for may have arrived, and gone on, or been lost.
+    daemon.end_if_lost()
+    return daemon.verdict()
 
 
 class DestinationDaemon:
@@ -77,7 +82,7 @@ class DestinationDaemon:
         self.lost = asyncio.Event()
         self.over = asyncio.Event()
         restore = partial(Guest.restore, cpus=options.cpus)
-        kinds = frozenset({Guest.kind})
+        kinds = {Guest.kind: VCPUS_MAX}
         self.destination = Destination(
             options.listen,
             restore,
@@ -86,8 +91,9 @@ class DestinationDaemon:
             memory_dirs=options.memory_dirs,
             poll_max_ns=options.poll_max_ns,
         )
+        self.use = Use()
         self._latest: Finish | None = None
-        self._checking = False
+        self._faults: dict[tuple[str, str], int] = {}
         self._migrations: dict[tuple[str, str, str], int] = {}
 
     async def watch(self) -> None:
@@ -102,12 +108,18 @@ class DestinationDaemon:
             elif self.options.once:
                 self.over.set()
 
-    def end_lost(self) -> None:
-        """End the process with the guest's threads still waiting: none of them ever sees zeros."""
-        log.error("destination: the guest is lost: pages that were still at the source are gone")
-        if self.options.admin is not None:
-            Path(self.options.admin.path).unlink(missing_ok=True)
-        end_without_cleaning(6)
+    def end_if_lost(self) -> None:
+        """End the process if the guest is not whole, its threads still waiting: none of them ever sees zeros."""
+        if self.lost.is_set() or self.destination.state in {State.POSTCOPY_ACTIVE, State.LOST}:
+            log.error("destination: the guest is lost: pages that were still at the source are gone")
+            end_without_cleaning(6, self.options.admin)
+
+    async def finish(self, stop: Stop) -> None:
+        """Wait for a check that is running: it reads the guest's memory. A second signal ends the process instead."""
+        self.use.refuse()
+        await first_of(stop.again, self.use.over)
+        if not self.use.over.is_set():
+            end_without_cleaning(self.verdict(), self.options.admin)
 
     def verdict(self) -> int:
         """Say who owns the guest now, and return the exit status that says the same."""
@@ -132,17 +144,23 @@ class DestinationDaemon:
         guest = self.destination.guest
         return guest if running and isinstance(guest, Guest) else None
 
+    def _owner(self) -> str:
+        """Say who may run the guest, as far as this side can know."""
+        if self.destination.state is State.LOST:
+            return Owner.LOST.value
+        return (Owner.SOURCE if self._guest() is None else Owner.DESTINATION).value
+
     async def status(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Say where the guest and the latest migration are."""
         destination = self.destination
-        guest, layout, stats, ended = self._guest(), destination.layout, destination.snapshot(), self._latest
+        guest, layout, stats = self._guest(), destination.layout, destination.snapshot()
         return {
             "schema_version": 1,
             "role": "destination",
             "version": __version__,
             "pid": os.getpid(),
             "state": destination.state.value,
-            "owner": "destination" if guest is not None else "source",
+            "owner": self._owner(),
             "address": str(destination.address),
             "mode": self.options.mode,
             "guest": describe_guest(guest) if guest is not None else None,
@@ -151,7 +169,7 @@ class DestinationDaemon:
                 "total": stats.pages_total if stats is not None else 0,
                 "placed": stats.pages_resident if stats is not None else 0,
             },
-            "ended": None if ended is None else {"text": ended.text, "exit_status": ended.exit_status},
+            "ended": describe_end(self._latest),
             "report": destination.report,
         }
 
@@ -167,20 +185,17 @@ class DestinationDaemon:
         guest = self._guest()
         if guest is None:
             raise UsageError("there is no guest here to check")
-        if self.destination.state is not State.COMPLETED or self._checking:
-            raise UsageError("the guest cannot be checked now: pages are still at the source, or a check is running")
-        self._checking = True
-        try:
-            return {"schema_version": 1, "role": "destination", **await check_guest(guest)}
-        finally:
-            self._checking = False
+        with self.use.take(CHECK):
+            if self.destination.state is not State.COMPLETED:
+                raise UsageError("the guest cannot be checked now: pages are still at the source")
+            return {"schema_version": 1, "role": "destination", **await check_guest(guest, lambda: True)}
 
     # --- metrics --------------------------------------------------------------------------------------------------
 
     def figures(self) -> metrics.Figures:
         """Return what a scrape shows."""
         destination = self.destination
-        figures = metrics.Figures(state=destination.state, migrations=dict(self._migrations))
+        figures = metrics.Figures("destination", destination.state, migrations=dict(self._migrations))
         guest, stats, layout = self._guest(), destination.snapshot(), destination.layout
         if guest is not None:
             figures.stall = guest.stall
@@ -189,7 +204,8 @@ class DestinationDaemon:
             figures.downtime_seconds = destination.report["downtime_seconds"]
         if stats is None:
             return figures
-        figures.faults = {"missing": stats.faults_missing, "minor": stats.faults_minor, "wp": stats.faults_wp}
+        kinds = {"missing": stats.faults_missing, "minor": stats.faults_minor, "wp": stats.faults_wp}
+        self._faults = figures.faults = metrics.faults_by_result(kinds, stats.requests, self._faults)
         figures.placements = stats.outcomes
         figures.retries = stats.outcomes["retry"]
         figures.fault_latency = stats.fault_latency
@@ -204,6 +220,7 @@ class DestinationDaemon:
             ("received", "urgent"): stats.bytes_received_urgent,
             ("received", "push"): stats.bytes_received_push,
             ("sent", "urgent"): stats.bytes_sent_urgent,
+            **metrics.control_bytes(destination.control_bytes),
         }
         if layout is not None:
             left = stats.pages_total - stats.pages_resident

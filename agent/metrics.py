@@ -7,6 +7,7 @@ HTTP server's thread, so it asks the event loop's thread for the figures: nothin
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,26 +24,36 @@ from prometheus_client.registry import Collector
 from postcopy import __version__
 from postcopy.errors import UsageError
 from postcopy.link.address import TcpAddress
+from postcopy.link.placement import MODES
 from postcopy.pump.histogram import Histogram
 from postcopy.session.states import State
 
+log = logging.getLogger("postcopy.metrics")
+
 SCRAPE_SECONDS = 5.0
+# The source learns the mode with the last page: a migration that ended before has none.
+NO_MODE = "none"
 _PREFIX = "postcopy_"
+PAGES_TEXT = {
+    "source": "Pages sent, by what sent them; path duplicate: those of them that had been sent before.",
+    "destination": "Pages that arrived, by the way they came first; path duplicate: dropped, for they were here.",
+}
 
 
 @dataclass
 class Figures:
     """What a daemon has to tell, at one moment. Counts are of the latest migration but for `migrations`.
 
-    Keys of the mappings are label values: faults by kind, placements by outcome, pages by path, bytes by
-    (direction, channel), migrations by (role, mode, outcome).
+    Keys of the mappings are label values: faults by (kind, result), placements by outcome, pages by path, bytes by
+    (direction, channel), migrations by (role, mode, outcome). `role` is "source" or "destination".
     """
 
+    role: str
     state: State = State.NONE
     migrations: dict[tuple[str, str, str], int] = field(default_factory=dict)
     duration_seconds: float = 0.0
     downtime_seconds: float = 0.0
-    faults: dict[str, int] = field(default_factory=dict)
+    faults: dict[tuple[str, str], int] = field(default_factory=dict)
     placements: dict[str, int] = field(default_factory=dict)
     fault_latency: Histogram | None = None
     stall: Histogram | None = None
@@ -51,6 +62,36 @@ class Figures:
     remaining_bytes: int = 0
     queue_depth: int = 0
     retries: int = 0
+
+
+def mode_of(report: Any) -> str:
+    """Return the mode that a report names, NO_MODE where there is none or it names nothing that is known here."""
+    mode = report.get("mode") if isinstance(report, dict) else None
+    return mode if isinstance(mode, str) and mode in MODES else NO_MODE
+
+
+def control_bytes(sent_received: tuple[int, int]) -> dict[tuple[str, str], int]:
+    """Return what a control connection carried, as `transferred` has it."""
+    sent, received = sent_received
+    return {("sent", "control"): sent, ("received", "control"): received}
+
+
+def faults_by_result(
+    kinds: dict[str, int], requests: int, before: dict[tuple[str, str], int]
+) -> dict[tuple[str, str], int]:
+    """Return faults by (kind, result): a page was `requested`, or is `joined` on its way here, or was here already.
+
+    The pump counts faults by kind and requests apart; what is requested is a missing page wherever there are as many.
+    It counts on while it is read, and counters may never go back: none is less than `before`, which was told last.
+    """
+    told, left = {}, requests
+    for kind, count in kinds.items():
+        requested = min(count, left)
+        left -= requested
+        told[kind, "requested"], told[kind, "joined"] = requested, count - requested
+    if sum(told.values()) < sum(before.values()):
+        return told  # of another migration
+    return {key: max(count, before.get(key, 0)) for key, count in told.items()}
 
 
 class MigrationCollector(Collector):
@@ -69,7 +110,9 @@ class MigrationCollector(Collector):
         now = asyncio.run_coroutine_threadsafe(self._read(), self._loop).result(SCRAPE_SECONDS)
         yield from session_families(now)
         yield from page_families(now)
-        yield from time_families(now)
+        if now.role == "destination":
+            yield from fault_families(now)
+        yield from histogram("stall_seconds", "The guest's accesses here that took 1 microsecond or more.", now.stall)
 
     async def _read(self) -> Figures:
         return self._figures()
@@ -85,44 +128,42 @@ def session_families(now: Figures) -> Iterator[Metric]:
         state.add_metric([one.value], float(one is now.state))
     yield state
     ended = CounterMetricFamily(
-        _PREFIX + "migrations", "Migrations that ended, by outcome.", labels=["role", "mode", "outcome"]
+        _PREFIX + "migrations",
+        f"Migrations that ended; mode {NO_MODE}: before this side was told it.",
+        labels=["role", "mode", "outcome"],
     )
     for key, count in now.migrations.items():
         ended.add_metric(list(key), count)
     yield ended
+    begin = "start of the latest migration" if now.role == "source" else "guest's start here in the latest migration"
+    yield gauge("migration_duration_seconds", f"From the {begin} to its last page.", now.duration_seconds)
+    limit = "at most, where the hosts share no clock" if now.role == "source" else "0 where the hosts share no clock"
     yield gauge(
-        "migration_duration_seconds", "From the start of the latest migration to its last page.", now.duration_seconds
-    )
-    yield gauge(
-        "migration_downtime_seconds", "How long the guest stood still in the latest migration.", now.downtime_seconds
+        "migration_downtime_seconds",
+        f"How long the guest stood still in the latest migration; {limit}.",
+        now.downtime_seconds,
     )
     yield counter("reconnects", "Connections that were made anew within a migration.", {}, 0)
 
 
 def page_families(now: Figures) -> Iterator[Metric]:
     """Tell what moved, and what is still to move."""
-    yield counter(
-        "faults", "Page faults read from userfaultfd.", {(kind,): n for kind, n in now.faults.items()}, ["kind"]
-    )
-    yield counter(
-        "placements",
-        "Pages handed to the kernel, by what it said.",
-        {(o,): n for o, n in now.placements.items()},
-        ["result"],
-    )
-    yield counter(
-        "pages", "Pages that arrived, by the way they came.", {(p,): n for p, n in now.pages.items()}, ["path"]
-    )
-    yield counter("transferred_bytes", "Bytes on data connections.", now.transferred, ["direction", "channel"])
+    yield counter("pages", PAGES_TEXT[now.role], {(path,): n for path, n in now.pages.items()}, ["path"])
+    text = "Bytes that this agent sent and received in the latest migration, by connection."
+    yield counter("transferred_bytes", text, now.transferred, ["direction", "channel"])
     yield gauge("remaining_bytes", "Bytes of guest memory that are not at the destination yet.", now.remaining_bytes)
+
+
+def fault_families(now: Figures) -> Iterator[Metric]:
+    """Tell what the guest's touch set off, which only a destination sees."""
+    text = "Page faults read from userfaultfd: the page was requested, or joined: on its way or here already."
+    yield counter("faults", text, now.faults, ["kind", "result"])
+    text = "Pages handed to the kernel, by what it said."
+    yield counter("placements", text, {(outcome,): n for outcome, n in now.placements.items()}, ["result"])
     yield gauge("request_queue_depth", "Faults that wait for their page.", now.queue_depth)
     yield counter("uffd_retries", "Placements that the kernel asked to repeat.", {}, now.retries)
-
-
-def time_families(now: Figures) -> Iterator[Metric]:
-    """Tell how long faults took, and how long the guest felt them."""
-    yield from histogram("fault_latency_seconds", "Fault read to page placed, as the agent sees it.", now.fault_latency)
-    yield from histogram("stall_seconds", "The guest's own accesses of 1 microsecond or more.", now.stall)
+    text = "Fault read by the agent to page placed by it."
+    yield from histogram("fault_latency_seconds", text, now.fault_latency)
 
 
 def gauge(name: str, text: str, value: float) -> Metric:
@@ -150,6 +191,8 @@ def histogram(name: str, text: str, recorded: Histogram | None) -> Iterator[Metr
 
 def serve(address: TcpAddress, figures: Callable[[], Figures]) -> str:
     """Serve `/metrics` from a thread of its own until the process ends; return where. UsageError: port taken."""
+    if not address.loopback:
+        log.warning("metrics: %s:%d is beyond this host: anybody who reaches it may read", address.host, address.port)
     registry = CollectorRegistry()
     registry.register(MigrationCollector(asyncio.get_running_loop(), figures))
     try:

@@ -14,7 +14,8 @@ from agent.admin import Tell
 
 def print_json(data: dict[str, Any]) -> None:
     """Print one object on one line."""
-    sys.stdout.write(json.dumps(data) + "\n")
+    with writing():
+        sys.stdout.write(json.dumps(data) + "\n")
 
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:
@@ -29,11 +30,25 @@ def print_rows(rows: Iterable[tuple[str, str]]) -> None:
         table.add_column(overflow="fold")
         for pair in pairs:
             table.add_row(*pair)
-        Console(highlight=False).print(table)
+        with writing():
+            Console(highlight=False).print(table)
         return
     width = max(len(name) for name, _ in pairs)
-    for name, value in pairs:
-        sys.stdout.write(f"{name:<{width}}  {value}\n")
+    with writing():
+        for name, value in pairs:
+            sys.stdout.write(f"{name:<{width}}  {value}\n")
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Have what the block prints written when it ends; an OSError says that it was the output."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, f"the output cannot be written: {error.strerror}") from error
 
 
 def say(text: str) -> None:

@@ -15,7 +15,6 @@ from postcopy.errors import UsageError
 from postcopy.link.address import parse_address, parse_host_port
 from postcopy.pages.units import format_size, parse_rate, parse_size
 
-
 # The most that Linux can be built for (CONFIG_NR_CPUS).
 CPU_MAX = 8191
 RATE_MAX = 1 << 50
@@ -41,7 +40,10 @@ def parse_cpus(text: str) -> tuple[int, ...]:
             first, dash, last = part.partition("-")
             if int(last if dash else first) > CPU_MAX:
                 raise click.BadParameter(f"CPUs {text!r}: no host has more than {CPU_MAX + 1}")
-            numbers += range(int(first), int(last if dash else first) + 1)
+            these = range(int(first), int(last if dash else first) + 1)
+            if not these:
+                raise click.BadParameter(f"CPUs {text!r}: there are none from {first} to {last}")
+            numbers += these
     except ValueError:
         raise click.BadParameter(f"CPUs {text!r} are not understood: write them like 0,2-3") from None
     return tuple(numbers)

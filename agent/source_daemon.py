@@ -6,7 +6,9 @@ Options enter; the admin socket is the way to everything else. Ends with the sta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -14,17 +16,19 @@ from typing import Any
 
 from agent import metrics
 from agent.admin import AdminServer, Tell
-from agent.daemon import Stop, end_without_cleaning, first_of, tell_ready
+from agent.daemon import Parent, Stop, end_without_cleaning, first_of, tell_ready
 from agent.parameters import Memory
-from agent.running_guest import check_guest, describe_guest, describe_memory
+from agent.running_guest import CHECK, MIGRATION, Use, check_guest, describe_end, describe_guest, describe_memory
 from postcopy import __version__
-from postcopy.errors import MigrationFailed, UsageError
+from postcopy.errors import PostcopyError, UsageError
 from postcopy.guest import Guest
 from postcopy.kernel import Mapping, memory_type_at
 from postcopy.link.address import TcpAddress, UnixAddress, parse_address
 from postcopy.link.source import Source
 from postcopy.pages.regions import Region
-from postcopy.session.states import Owner, State
+from postcopy.pump.source import SourceStats
+from postcopy.session.states import State
+from postcopy.wire.frame import HEADER_BYTES
 
 log = logging.getLogger("postcopy.agent")
 
@@ -33,7 +37,10 @@ PROGRESS_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What the command line of `postcopy source` says. Every memory has its size; `thp`: ask for huge pages."""
+    """What the command line of `postcopy source` says. Every memory has its size.
+
+    `thp`: ask for huge pages. `holes`: what is blank is never written.
+    """
 
     memory: tuple[Memory, ...]
     vcpus: int
@@ -47,19 +54,21 @@ class SourceOptions:
     steps_per_second: int
     steps_max: int | None
     blank: float
+    parent: Parent
     thp: bool = False
+    holes: bool = False
 
 
 async def serve_source(options: SourceOptions) -> int:
     """Run the daemon; return its exit status."""
-    stop = Stop()
+    stop = Stop(options.parent)
+    daemon = SourceDaemon(options)
     async with AsyncExitStack() as stack:
-        daemon = SourceDaemon(options)
         if options.metrics is not None:
             log.info("metrics: %s", metrics.serve(options.metrics, daemon.figures))
         await daemon.make_guest()
         stack.callback(daemon.drop_guest)
-        source = await stack.enter_async_context(daemon.source())
+        await stack.enter_async_context(daemon.source())
         admin = AdminServer(options.admin, daemon.commands()) if options.admin is not None else None
         if admin is not None:
             await admin.open()
@@ -69,14 +78,9 @@ async def serve_source(options: SourceOptions) -> int:
         log.info("source: a guest of %d vCPUs runs %s on %s", options.vcpus, options.workload, memory)
         tell_ready(options.ready_fd)
         await first_of(stop.asked, daemon.lost)
-        if stop.asked.is_set() and source.state is State.POSTCOPY_ACTIVE:
-            log.warning(
-                "source: pages of the running guest are still here: ending with the last one; signal again to end now"
-            )
-            await first_of(stop.again, daemon.ended)
-            if source.state is State.POSTCOPY_ACTIVE:
-                end_without_cleaning(daemon.verdict())
-        return daemon.verdict()
+        await daemon.finish(stop)
+    # Not before: up to here a migration may have gone on.
+    return daemon.verdict()
 
 
 class SourceDaemon:
@@ -85,11 +89,10 @@ class SourceDaemon:
     def __init__(self, options: SourceOptions) -> None:
         self.options = options
         self.lost = asyncio.Event()
-        self.ended = asyncio.Event()
+        self.use = Use()
         self.guest: Guest
         self._mappings: list[Mapping] = []
         self._source: Source | None = None
-        self._checking = False
         self._migrations: dict[tuple[str, str, str], int] = {}
 
     async def make_guest(self) -> None:
@@ -110,6 +113,7 @@ class SourceDaemon:
                 steps_per_second=options.steps_per_second,
                 steps_max=options.steps_max,
                 blank=options.blank,
+                holes=options.holes,
             )
             self.guest.fill()
         except BaseException:
@@ -118,10 +122,20 @@ class SourceDaemon:
 
     def _allocate(self, index: int, memory: Memory) -> Mapping:
         kind = memory_type_at(memory.type, memory.place)
-        mapping = kind.allocate(Region(index, kind.name, kind.page_size, memory.size or 0), alias=False)
+        region = Region(index, kind.name, kind.page_size, memory.size or 0)
+        mapping = kind.allocate(region, alias=False, data=self._data_of(region))
         if self.options.thp:
             mapping.allow_huge_pages()
         return mapping
+
+    def _data_of(self, region: Region) -> int:
+        """Return how many bytes of a region the guest will write: what is blank lies at the end of all memory."""
+        options = self.options
+        if not options.holes:
+            return region.size
+        sizes = [memory.size or 0 for memory in options.memory]
+        active = math.ceil(sum(sizes) * (1 - options.blank))
+        return min(region.size, max(0, active - sum(sizes[: region.index])))
 
     def _give_back(self) -> None:
         for mapping in self._mappings:
@@ -137,13 +151,41 @@ class SourceDaemon:
         self._source = Source(self._mappings, self.guest, poll_max_ns=self.options.poll_max_ns)
         return self._source
 
+    async def finish(self, stop: Stop) -> None:
+        """Bring what uses the guest to its end: a check; a migration, cancelled before its switchover or hurried after.
+
+        A second signal ends the process in the middle of it.
+        """
+        self.use.refuse()
+        source = self._here()
+        source.cancel("the source's agent ends")
+        hurried = False
+        while not self.use.over.is_set():
+            if stop.again.is_set():
+                end_without_cleaning(self.verdict(), self.options.admin)
+            if source.state is State.POSTCOPY_ACTIVE and not hurried:
+                hurried = True
+                await self._hurry(source)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROGRESS_SECONDS):
+                    await first_of(stop.again, self.use.over)
+
+    async def _hurry(self, source: Source) -> None:
+        """Send what is still here as fast as it goes."""
+        log.warning(
+            "source: pages of the running guest are still here: pushing them without any limit, and ending with the "
+            "last one; signal again to end now"
+        )
+        source.set_rate(None)
+        await source.start_push()
+
     def verdict(self) -> int:
         """Say who owns the guest now, and return the exit status that says the same."""
-        source = self._here()
-        if source.state is State.POSTCOPY_ACTIVE or source.owner is Owner.LOST:
+        state = self._here().state
+        if state in {State.POSTCOPY_ACTIVE, State.LOST}:
             log.error("source: the guest is lost: pages that only this agent held are gone")
             return 6
-        if source.owner is Owner.DESTINATION:
+        if state is State.COMPLETED:
             log.info("source: the guest is at the destination; nothing of it is left here")
         else:
             log.info("source: this agent owns the guest, which ends with it")
@@ -169,76 +211,70 @@ class SourceDaemon:
     async def status(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Say where the guest and the latest migration are."""
         source = self._here()
-        finish = source.finish
         return {
             "schema_version": 1,
             "role": "source",
             "version": __version__,
             "pid": os.getpid(),
             "state": source.state.value,
-            "owner": source.owner.value,
+            "owner": source.owner.value if source.owner else None,
             "guest": {"workload": self.options.workload, **describe_guest(self.guest)} if self._guest_here() else None,
             "memory": describe_memory(source.layout),
             "pages": {"total": source.layout.pages, "placed": source.placed_pages},
-            "ended": None if finish is None else {"text": finish.text, "exit_status": finish.exit_status},
+            "ended": describe_end(source.finish),
             "report": source.report,
         }
 
     def _guest_here(self) -> bool:
-        return self._here().owner is Owner.SOURCE
+        # By the state: it changes at once, an owner is named when all is cleaned up.
+        return self._here().state not in {State.POSTCOPY_ACTIVE, State.COMPLETED, State.LOST}
 
     async def migrate(self, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:
         """Migrate, telling the progress; return the report."""
         source = self._here()
-        if self._checking:
-            raise MigrationFailed("the guest is being checked: try again")
-        source.check_free()
-        self.ended.clear()
-        running = asyncio.create_task(
-            source.migrate(
-                parse_address(str(arguments["to"])),
-                timeout=arguments.get("timeout"),
-                push=bool(arguments.get("push", True)),
-                rate=arguments.get("rate"),
+        where = parse_address(str(arguments["to"]))
+        with self.use.take(MIGRATION):
+            source.check_free()
+            running = asyncio.create_task(
+                source.migrate(
+                    where,
+                    timeout=arguments.get("timeout"),
+                    push=bool(arguments.get("push", True)),
+                    rate=arguments.get("rate"),
+                )
             )
-        )
-        while not running.done():
-            await asyncio.wait({running}, timeout=PROGRESS_SECONDS)
-            tell({"state": source.state.value, "placed": source.placed_pages, "total": source.layout.pages})
-        return self._ended(running, source)
+            while not running.done():
+                await asyncio.wait({running}, timeout=PROGRESS_SECONDS)
+                tell({"state": source.state.value, "placed": source.placed_pages, "total": source.layout.pages})
+            self._note_end(source)
+            try:
+                return running.result()
+            except PostcopyError as error:
+                error.owner = source.owner.value
+                raise
 
-    def _ended(self, running: asyncio.Task[dict[str, Any]], source: Source) -> dict[str, Any]:
-        """Take note of how a migration ended, and return its report or raise what ended it."""
-        if source.finish is not None:
-            mode = source.report["mode"] if source.report is not None else "unknown"
-            self._count(str(mode), source.finish.state.value)
-        if source.owner is Owner.LOST:
+    def _note_end(self, source: Source) -> None:
+        """Take note of how a migration ended."""
+        if source.state is State.LOST:
             self.lost.set()
-        self.ended.set()
-        return running.result()
-
-    def _count(self, mode: str, outcome: str) -> None:
-        key = ("source", mode, outcome)
-        self._migrations[key] = self._migrations.get(key, 0) + 1
+        if source.finish is not None:
+            key = ("source", metrics.mode_of(source.report), source.finish.state.value)
+            self._migrations[key] = self._migrations.get(key, 0) + 1
 
     async def cancel(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Cancel a migration that has not reached its switchover."""
         source = self._here()
         if not source.cancel():
-            text = "the guest runs at the destination" if source.owner is not Owner.SOURCE else "there is none"
+            text = "there is none" if self._guest_here() else "the guest runs at the destination"
             raise UsageError(f"no migration can be cancelled: {text}")
         return {"schema_version": 1, "cancelled": True}
 
     async def check(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Compare every byte of the guest's memory while it stands still, and let it go on."""
-        source = self._here()
-        if not self._guest_here() or source.busy or self._checking:
-            raise UsageError("the guest cannot be checked here now: it has left, or is migrating, or is being checked")
-        self._checking = True
-        try:
-            return {"schema_version": 1, "role": "source", **await check_guest(self.guest)}
-        finally:
-            self._checking = False
+        with self.use.take(CHECK):
+            if not self._guest_here():
+                raise UsageError("the guest cannot be checked here: it has left")
+            return {"schema_version": 1, "role": "source", **await check_guest(self.guest, self._guest_here)}
 
     async def set(self, arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Change the running migration: limit its push, begin a push that was left out."""
@@ -253,26 +289,32 @@ class SourceDaemon:
 
     def figures(self) -> metrics.Figures:
         """Return what a scrape shows."""
-        figures = metrics.Figures(migrations=dict(self._migrations))
+        figures = metrics.Figures("source", migrations=dict(self._migrations))
         source = self._source
         if source is None:
             return figures
         figures.state = source.state
         figures.downtime_seconds, figures.duration_seconds = source.downtime, source.duration
         total, left = source.layout.pages, source.layout.pages - source.placed_pages
-        figures.remaining_bytes = source.layout.size * left // total if source.owner is not Owner.LOST else 0
+        figures.remaining_bytes = source.layout.size * left // total if source.state is not State.LOST else 0
         if self._guest_here():
             figures.stall = self.guest.stall
         stats = source.snapshot()
         if stats is not None:
-            figures.pages = {
-                "demand": stats.pages_demand,
-                "push": stats.pages_push,
-                "zero": stats.pages_zero,
-                "duplicate": stats.pages_again,
-            }
+            figures.pages = pages_sent(stats, source.layout.pages)
             figures.transferred = {
                 ("sent", "urgent"): stats.bytes_sent_urgent,
                 ("sent", "push"): stats.bytes_sent_push,
+                ("received", "urgent"): stats.requests * HEADER_BYTES,
+                **metrics.control_bytes(source.control_bytes),
             }
         return figures
+
+
+def pages_sent(stats: SourceStats, total: int) -> dict[str, int]:
+    """Return the pages sent by path. What came twice is known of a request; of a hole that was pushed, too, at the end.
+
+    Nothing is sent in vain but duplicates: once every page has left, all beyond `total` are such.
+    """
+    sent = {"demand": stats.pages_demand, "push": stats.pages_push, "zero": stats.pages_zero}
+    return {**sent, "duplicate": max(stats.pages_again, sum(sent.values()) - total)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from postcopy.errors import PostcopyError
 from postcopy.pages.units import format_rate, format_seconds, format_size
 
 PERCENTILES = (("p50", "p50"), ("p90", "p90"), ("p99", "p99"), ("p999", "p99.9"), ("max", "max"))
@@ -31,6 +32,18 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "before the push", f"{before} of {pages['total']} pages came by the guest's own touch"
     if report["integrity"]["pages_checked"]:
         yield "check", verdict(report["integrity"])
+
+
+def failure(error: PostcopyError) -> dict[str, Any]:
+    """Return the object that is printed in place of a report; `outcome` is a migration's state where there was one."""
+    outcome = {2: "refused", 6: "lost", 7: "cancelled"}.get(error.exit_status, "failed")
+    return {
+        "schema_version": 1,
+        "outcome": "interrupted" if error.exit_status > 128 else outcome,
+        "error": str(error),
+        "owner": error.owner,
+        "exit_status": error.exit_status,
+    }
 
 
 def verdict(integrity: dict[str, Any]) -> str:
@@ -66,7 +79,7 @@ def status_rows(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "address" in status:
         yield "listens on", f"{status['address']}, mode {status['mode']}"
     yield "state", status["state"]
-    yield "guest's owner", status["owner"]
+    yield "guest's owner", status["owner"] or "no guest is here"
     guest = status["guest"]
     if guest is not None:
         workload = f", {guest['workload']}" if "workload" in guest else ""

@@ -35,6 +35,12 @@ postcopy_find_tools() {
         postcopy_lacks "Python's headers are missing ($postcopy_headers/Python.h): apt-get install python3-dev" || return
 }
 
+# What is built lies in the checkout, so another user can use it but not make it; and it is not for others to remove.
+postcopy_may_build() {
+    { [ ! -e "$postcopy_venv" ] || [ -w "$postcopy_venv" ]; } && [ -w "$postcopy_root" ] ||
+        postcopy_lacks "$postcopy_root is not yours to write and not built, or out of date: let its owner run $0 once"
+}
+
 # Says how to run pip inside .venv: pip of the environment, of the host, or the wheel that Debian packages.
 postcopy_make_venv() {
     rm -rf "$postcopy_venv"
@@ -65,6 +71,7 @@ postcopy_install() {
     postcopy_stamp=$postcopy_venv/installed-$1
     postcopy_now=$(postcopy_state "$1")
     [ "$(cat "$postcopy_stamp" 2>/dev/null)" = "$postcopy_now" ] && return
+    postcopy_may_build || return
     echo "postcopy: building and installing into .venv ..." >&2
     [ -x "$postcopy_venv/bin/python" ] && "$postcopy_venv/bin/python" -m pip --version >/dev/null 2>&1 ||
         postcopy_make_venv || return

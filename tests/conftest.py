@@ -68,7 +68,8 @@ def mount(tmp_path_factory):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 lacking(f"{kind} cannot be mounted: {done.stderr.strip()}")
-            stack.callback(subprocess.run, ["umount", str(folder)], check=True)
+            # Lazily: a test that failed with a file of it still open must not leave the mount behind.
+            stack.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
             return folder
 
         yield mounted

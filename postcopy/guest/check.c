@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* Where one vCPU stands, and how often it visited each page in its pass under way. */
@@ -142,6 +143,35 @@ static bool page_descends(const struct check *check, uint64_t page, struct desce
     return holds;
 }
 
+/*
+ * Where is there anything in a segment, from page `from` on? [*begin, *end) may hold data, what is before them reads as
+ * zeros; both are the segment's end where nothing more is. The file is asked, not read. All of it is data where nobody
+ * can tell: memory without a file, and hugetlbfs, which says so itself.
+ */
+static int segment_seek(const struct guest_segment *segment, uint64_t from, uint64_t *begin, uint64_t *end) {
+    *begin = from;
+    *end = segment->pages;
+    if (segment->fd < 0)
+        return 0;
+    off_t data = lseek(segment->fd, (off_t)(from * GUEST_PAGE_BYTES), SEEK_DATA);
+    if (data < 0 && errno == ENXIO) {
+        struct stat file;
+        if (fstat(segment->fd, &file) != 0)
+            return errno;
+        *begin = segment->pages;
+        return (uint64_t)file.st_size < segment->pages * GUEST_PAGE_BYTES ? EIO : 0; /* it ends before the mapping */
+    }
+    if (data < 0)
+        return errno == EINVAL ? 0 : errno; /* a filesystem that knows no holes */
+    off_t hole = lseek(segment->fd, data, SEEK_HOLE);
+    if (hole < 0)
+        return errno;
+    uint64_t data_page = (uint64_t)data / GUEST_PAGE_BYTES, hole_page = (uint64_t)hole / GUEST_PAGE_BYTES;
+    *begin = data_page < segment->pages ? data_page : segment->pages;
+    *end = hole_page < segment->pages ? hole_page : segment->pages;
+    return 0;
+}
+
 static int page_matches(const struct check *check, uint64_t page, struct descent *descents, bool *matches) {
     const struct memory *memory = check->memory;
     uint64_t words[GUEST_PAGE_WORDS];
@@ -166,14 +196,21 @@ static int page_matches(const struct check *check, uint64_t page, struct descent
     return 0;
 }
 
-int check_range(const struct check *check, uint64_t first, uint64_t stop, const uint8_t *filter,
-                struct check_result *result) {
-    struct descent descents[GUEST_VCPUS_MAX] = {0};
-    *result = (struct check_result){.first_mismatch = UINT64_MAX};
-    if (stop > check->memory->pages)
-        return EINVAL;
+static bool is_chosen(const uint8_t *filter, uint64_t page) {
+    return filter == NULL || (filter[page / 8] >> (page % 8) & 1) != 0;
+}
+
+static uint64_t count_chosen(const uint8_t *filter, uint64_t first, uint64_t stop) {
+    uint64_t count = filter == NULL ? stop - first : 0;
+    for (uint64_t page = first; filter != NULL && page < stop; page++)
+        count += is_chosen(filter, page);
+    return count;
+}
+
+static int check_pages(const struct check *check, uint64_t first, uint64_t stop, const uint8_t *filter,
+                       struct descent *descents, struct check_result *result) {
     for (uint64_t page = first; page < stop; page++) {
-        if (filter != NULL && (filter[page / 8] >> (page % 8) & 1) == 0)
+        if (!is_chosen(filter, page))
             continue;
         bool matches = false;
         int problem = page_matches(check, page, descents, &matches);
@@ -186,4 +223,43 @@ int check_range(const struct check *check, uint64_t first, uint64_t stop, const 
             result->first_mismatch = page;
     }
     return 0;
+}
+
+/* Pages that are nowhere in the file are what they must be: of millions of them only those that are there are read. */
+static int check_holes(const struct check *check, uint64_t first, uint64_t stop, const uint8_t *filter,
+                       struct check_result *result) {
+    uint64_t base = 0; /* flat page of the segment's first */
+    for (const struct guest_segment *segment = check->memory->segments; first < stop; base += segment++->pages) {
+        uint64_t segment_stop = base + segment->pages < stop ? base + segment->pages : stop;
+        while (first < segment_stop) {
+            uint64_t begin, end;
+            int problem = segment_seek(segment, first - base, &begin, &end);
+            if (problem != 0)
+                return problem;
+            begin = base + begin < segment_stop ? base + begin : segment_stop;
+            end = base + end < segment_stop ? base + end : segment_stop;
+            result->pages_checked += count_chosen(filter, first, begin);
+            problem = check_pages(check, begin, end, filter, NULL, result);
+            if (problem != 0)
+                return problem;
+            first = end;
+        }
+    }
+    return 0;
+}
+
+int check_range(const struct check *check, uint64_t first, uint64_t stop, const uint8_t *filter,
+                struct check_result *result) {
+    const struct memory *memory = check->memory;
+    const uint64_t holes = memory->active_pages, zeroed = holes + memory->hole_pages;
+    struct descent descents[GUEST_VCPUS_MAX] = {0};
+    *result = (struct check_result){.first_mismatch = UINT64_MAX};
+    if (stop > memory->pages)
+        return EINVAL;
+    int problem = check_pages(check, first, stop < holes ? stop : holes, filter, descents, result);
+    if (problem == 0)
+        problem = check_holes(check, first > holes ? first : holes, stop < zeroed ? stop : zeroed, filter, result);
+    if (problem == 0)
+        problem = check_pages(check, first > zeroed ? first : zeroed, stop, filter, descents, result);
+    return problem;
 }

@@ -19,7 +19,7 @@ struct check_result {
     uint64_t first_mismatch; /* flat page, UINT64_MAX if there is none */
 };
 
-/* Writes the pattern to the active pages and zeros behind the holes; the holes are left alone. */
+/* Writes the pattern to the active pages and zeros behind the holes, if there is anything; the holes are left alone. */
 void memory_fill(const struct memory *memory, const struct content *content);
 
 /* For a guest none of whose vCPUs has made a step. ENOMEM: it takes 4 bytes per active page and vCPU. */
@@ -31,7 +31,7 @@ void check_destroy(struct check *check);
 
 /* Compares every byte of the flat pages first..stop-1, or of those whose bit is set in `filter` (bit page % 8 of byte
  * page / 8, over the whole flat space). For increment also its own property, over the pages of this range: the lane's
- * bytes are equal but for one step of -1. Returns 0 or the errno of reading a hole through its descriptor. */
+ * bytes are equal but for one step of -1. Returns 0 or the errno of asking a hole's descriptor. */
 int check_range(const struct check *check, uint64_t first, uint64_t stop, const uint8_t *filter,
                 struct check_result *result);
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, Self
 
 from postcopy.errors import HostError, PostcopyError, ProtocolError, UsageError
@@ -59,14 +61,16 @@ class Guest:
     """A guest of `vcpus` threads on the given mappings, parked until `start()`.
 
     `nonce` (default: drawn from the system) is part of the pattern in memory and exists nowhere else, so that no one
-    else can make up a page. `blank` is the fraction of pages that stay unvisited: half holes, half zeroed. `steps_max`
-    and `steps_per_second` limit each vCPU. `cpus` pins vCPU v to cpus[v % len(cpus)]; it does not travel.
+    else can make up a page. `blank` is the fraction of pages that stay unvisited: half holes, half zeroed; with `holes`
+    all of them are holes. `steps_max` and `steps_per_second` limit each vCPU. `cpus` pins vCPU v to
+    cpus[v % len(cpus)]; it does not travel.
 
-    A guest is used by one thread at a time, but for the readings (steps, accesses, stall, first_step_at, last_step_at).
-    Close it before the mappings are. Raises UsageError, HostError (no room for threads), KernelError.
+    A guest is used by one thread at a time, but for the readings (steps, accesses, stall, first_step_at, last_step_at)
+    and close(), which waits for what another thread is doing with it. Close it before the mappings are. Raises UsageError, HostError (no room for threads), KernelError.
     """
 
     kind = KIND
+    vcpus_max = VCPUS_MAX
 
     def __init__(
         self,
@@ -77,6 +81,7 @@ class Guest:
         seed: int = 0,
         nonce: int | None = None,
         blank: float = 0.125,
+        holes: bool = False,
         stride: int = _STRIDE_PAGES,
         random_start: bool = False,
         steps_max: int | None = None,
@@ -95,6 +100,7 @@ class Guest:
             nonce=int.from_bytes(os.urandom(8), "little") if nonce is None else nonce,
             guest_pages=pages,
             blank_pages=blank_pages,
+            hole_pages=blank_pages if holes else blank_pages // 2,
             stride=stride_near(stride, pages - blank_pages) if workload == "stride" else 1,
             random_start=random_start,
             steps_max=steps_max,
@@ -131,6 +137,9 @@ class Guest:
             raise HostError(f"guest: no room for {len(state.vcpus)} vCPU threads ({os.strerror(number)})")
         raise_for("guest_create", number)
         self._guest = out[0]
+        self._using = threading.Lock()  # held by whoever does more than a reading
+        self._reading = threading.Lock()  # held for the microseconds of a reading
+        self._closed = False
         # A program that ends without close() must not tear memory away under running threads.
         self._finalizer = weakref.finalize(self, _end, self._guest)
         for v, vcpu in enumerate(state.vcpus):
@@ -143,14 +152,16 @@ class Guest:
         return len(self._state.vcpus)
 
     def fill(self) -> None:
-        """Write the pattern to all active pages and zeros behind the holes; only before the first step."""
+        """Write the pattern to all active pages, zeros behind the holes; only before the first step."""
         if any(self.steps()):
             raise RuntimeError("the guest has run: filling its memory would undo that")
-        raise_for("guest_fill", lib.guest_fill(self._handle))
+        with self._in_use() as guest:
+            raise_for("guest_fill", lib.guest_fill(guest))
 
     def start(self) -> None:
         """Let the vCPUs go on; costs microseconds."""
-        raise_for("guest_start", lib.guest_start(self._handle))
+        with self._in_use() as guest:
+            raise_for("guest_start", lib.guest_start(guest))
 
     def stop(self, deadline: float = 10.0) -> None:
         """Return when every vCPU is parked between two steps.
@@ -158,8 +169,9 @@ class Guest:
         Raises GuestStuckError after `deadline` seconds; the vCPUs named in it will park when their access ends, unless
         `start()` is called again.
         """
-        number = lib.guest_stop(self._handle, _deadline_ns(deadline))
-        _raise_if_late(number, self._moving(), "did not stop", deadline)
+        with self._in_use() as guest:
+            number = lib.guest_stop(guest, _deadline_ns(deadline))
+            _raise_if_late(number, self._moving(), "did not stop", deadline)
 
     def limit(self, steps_max: int | None) -> None:
         """Set the number of steps, counted from the first ever, at which each vCPU parks; only while stopped."""
@@ -169,7 +181,8 @@ class Guest:
 
     def wait(self, deadline: float = 10.0) -> None:
         """Return when every vCPU has parked at its limit; GuestStuckError after `deadline` seconds."""
-        number = lib.guest_wait(self._handle, _deadline_ns(deadline))
+        with self._in_use() as guest:
+            number = lib.guest_wait(guest, _deadline_ns(deadline))
         limit = _NONE if self._steps_max is None else self._steps_max
         below = [v for v, steps in enumerate(self.steps()) if steps < limit]
         _raise_if_late(number, below, "did not reach its limit", deadline)
@@ -177,37 +190,42 @@ class Guest:
     def save(self) -> dict[str, Any]:
         """Return the device state, made of what msgpack carries; the guest must be stopped (RuntimeError)."""
         positions = []
-        for v in range(self.vcpus):
-            passes, position = ffi.new("uint64_t *"), ffi.new("uint64_t *")
-            raise_for("guest_read", lib.guest_read(self._handle, v, passes, position))
-            positions.append(Position(passes[0], position[0], lib.guest_steps(self._handle, v)))
+        with self._in_use() as guest:
+            for v in range(self.vcpus):
+                passes, position = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+                raise_for("guest_read", lib.guest_read(guest, v, passes, position))
+                positions.append(Position(passes[0], position[0], lib.guest_steps(guest, v)))
         return self._state.at(tuple(positions), self._steps_max).to_map()
 
     def check(self, pages: bytes | None = None, *, threads: int = 1) -> CheckResult:
         """Compare every byte with what the seed and the step counts say it must be; the guest must be stopped.
 
         `pages` has bit p % 8 of byte p // 8 set for each guest page p (4096 bytes, numbered through all regions) to be
-        checked; None: all. A page that is missing is touched, so somebody must serve its fault; a hole is not (it is
-        read through the descriptor). `threads` share the work, but for increment, whose own property (the bytes are
-        equal but for one step of -1) is checked as well.
+        checked; None: all. A page that is missing is touched, so somebody must serve its fault; a hole is not (its file
+        is asked, and read where it has something). `threads` share the work, but for increment, whose own property (the
+        bytes are equal but for one step of -1) is checked as well.
         """
         # Increment's own property is about pages in order.
         threads = 1 if self._state.workload == "increment" else threads
-        return check_memory(self._handle, self._state.guest_pages, pages, threads)
+        with self._in_use() as guest:
+            return check_memory(guest, self._state.guest_pages, pages, threads)
 
     def steps(self) -> list[int]:
         """Return how many steps each vCPU has made, here and before; live."""
-        return [lib.guest_steps(self._handle, v) for v in range(self.vcpus)]
+        with self._in_reading() as guest:
+            return [lib.guest_steps(guest, v) for v in range(self.vcpus)]
 
     @property
     def accesses(self) -> int:
         """Steps made by this guest in this process, all of them clocked; live."""
-        return sum(lib.guest_accesses(self._handle, v) for v in range(self.vcpus))
+        with self._in_reading() as guest:
+            return sum(lib.guest_accesses(guest, v) for v in range(self.vcpus))
 
     @property
     def stall_per_vcpu(self) -> list[Histogram]:
         """Accesses of each vCPU that took STALL_MIN_NS or longer; live."""
-        return [self._stall(v) for v in range(self.vcpus)]
+        with self._in_reading() as guest:
+            return [_stall(guest, v) for v in range(self.vcpus)]
 
     @property
     def stall(self) -> Histogram:
@@ -217,40 +235,48 @@ class Guest:
             total = total.merge(one)
         return total
 
-    def _stall(self, vcpu: int) -> Histogram:
-        words = memoryview(ffi.buffer(lib.guest_stall(self._handle, vcpu), lib.GUEST_STALL_BYTES)).cast("Q")
-        return Histogram.from_words(words)
-
     @property
     def first_step_at(self) -> float | None:
         """End of the first step that any vCPU completed since the last start, in seconds of CLOCK_MONOTONIC."""
-        times = [lib.guest_first_step_at(self._handle, v) for v in range(self.vcpus)]
+        with self._in_reading() as guest:
+            times = [lib.guest_first_step_at(guest, v) for v in range(self.vcpus)]
         return min((at / 1e9 for at in times if at), default=None)
 
     @property
     def last_step_at(self) -> float | None:
         """End of the latest step of any vCPU in this process, in seconds of CLOCK_MONOTONIC."""
-        times = [lib.guest_last_step_at(self._handle, v) for v in range(self.vcpus)]
+        with self._in_reading() as guest:
+            times = [lib.guest_last_step_at(guest, v) for v in range(self.vcpus)]
         return max((at / 1e9 for at in times if at), default=None)
 
     @property
     def tids(self) -> list[int]:
         """Thread ids of the vCPUs."""
-        return [lib.guest_tid(self._handle, v) for v in range(self.vcpus)]
+        with self._in_reading() as guest:
+            return [lib.guest_tid(guest, v) for v in range(self.vcpus)]
 
     def close(self, deadline: float = 10.0) -> None:
         """End the threads and free everything but the memory, which is the caller's; again: nothing.
 
-        Raises GuestStuckError after `deadline` seconds: nothing is freed then, the memory must stay mapped, and the
-        call may be repeated when the fault has been served.
+        Waits for what another thread is doing with the guest; from then on readings are refused. Raises GuestStuckError
+        after `deadline` seconds: nothing is freed then, the memory must stay mapped, and the call may be repeated when
+        the fault has been served.
         """
-        if not self._finalizer.alive:
-            return
-        number = lib.guest_destroy(self._handle, _deadline_ns(deadline))
-        if number != errno.ETIMEDOUT:
-            self._finalizer.detach()
-        else:
+        if not self._using.acquire(timeout=deadline):
+            raise GuestStuckError(f"guest: another thread was not done with it within {deadline:g} s")
+        try:
+            if not self._finalizer.alive:
+                return
+            with self._reading:
+                self._closed = True
+            number = lib.guest_destroy(self._guest, _deadline_ns(deadline))
+            if number != errno.ETIMEDOUT:
+                self._finalizer.detach()
+                return
+            self._closed = False
             _raise_if_late(number, self._moving(), "did not end", deadline)
+        finally:
+            self._using.release()
 
     def __enter__(self) -> Self:
         return self
@@ -258,18 +284,32 @@ class Guest:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @contextmanager
+    def _in_use(self) -> Iterator[Any]:
+        """Give the guest in C to one thread, and keep close() out; RuntimeError once it is closed."""
+        with self._using:
+            yield self._handle
+
+    @contextmanager
+    def _in_reading(self) -> Iterator[Any]:
+        """Give the guest in C for a reading, and keep close() out for so long; RuntimeError once it is closed."""
+        with self._reading:
+            yield self._handle
+
     @property
     def _handle(self) -> Any:
-        if not self._finalizer.alive:
+        if self._closed:
             raise RuntimeError("the guest is closed")
         return self._guest
 
     def _limit(self, steps_max: int | None) -> None:
-        raise_for("guest_limit", lib.guest_limit(self._handle, _NONE if steps_max is None else steps_max))
+        with self._in_use() as guest:
+            raise_for("guest_limit", lib.guest_limit(guest, _NONE if steps_max is None else steps_max))
         self._steps_max = steps_max
 
     def _moving(self) -> list[int]:
-        return [v for v in range(self.vcpus) if not lib.guest_parked(self._handle, v)]
+        with self._in_reading() as guest:
+            return [v for v in range(self.vcpus) if not lib.guest_parked(guest, v)]
 
 
 def _guest_pages(mappings: Sequence[GuestMemory]) -> int:
@@ -288,6 +328,7 @@ def _setup(state: GuestState) -> Any:
         "seed": state.seed,
         "nonce": state.nonce,
         "blank_pages": state.blank_pages,
+        "hole_pages": state.hole_pages,
         "stride": state.stride,
         "random_start": state.random_start,
         "steps_per_second": state.steps_per_second,
@@ -304,6 +345,11 @@ def _raise_if_late(number: int, late: list[int], what: str, deadline: float) -> 
     if number == errno.ETIMEDOUT:
         raise GuestStuckError(f"guest: vCPU {', '.join(map(str, late))} {what} within {deadline:g} s")
     raise_for("waiting for vCPUs", number)
+
+
+def _stall(guest: Any, vcpu: int) -> Histogram:
+    words = memoryview(ffi.buffer(lib.guest_stall(guest, vcpu), lib.GUEST_STALL_BYTES)).cast("Q")
+    return Histogram.from_words(words)
 
 
 def _end(guest: Any) -> None:

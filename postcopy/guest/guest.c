@@ -43,7 +43,7 @@ static int guest_init(struct guest *guest, const struct guest_setup *setup, cons
             return EINVAL;
         pages += segments[i].pages;
     }
-    if (setup->blank_pages >= pages)
+    if (setup->blank_pages >= pages || setup->hole_pages > setup->blank_pages)
         return EINVAL;
     uint64_t active = pages - setup->blank_pages;
     if (!order_init(&guest->order, setup->workload, setup->vcpus, setup->seed, active, setup->stride,
@@ -60,7 +60,7 @@ static int guest_init(struct guest *guest, const struct guest_setup *setup, cons
         .segments = guest->segments,
         .segment_count = segment_count,
         .active_pages = active,
-        .hole_pages = setup->blank_pages / 2,
+        .hole_pages = setup->hole_pages,
         .pages = pages,
     };
     int problem = conditions_init(guest);

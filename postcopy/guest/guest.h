@@ -32,7 +32,8 @@ struct guest_setup {
     uint32_t vcpus;    /* 1..GUEST_VCPUS_MAX */
     uint64_t seed;
     uint64_t nonce;
-    uint64_t blank_pages;      /* at the end; half of them, rounded down, stay holes */
+    uint64_t blank_pages;      /* at the end, not visited */
+    uint64_t hole_pages;       /* the first of the blank ones: never written */
     uint64_t stride;           /* see struct order */
     uint32_t random_start;     /* sequential, stride: begin at a page of the seed's choice */
     uint64_t steps_per_second; /* of each vCPU, 0: as fast as it can */

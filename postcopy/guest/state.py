@@ -25,7 +25,9 @@ WORKLOADS = {
     "increment": lib.WORKLOAD_INCREMENT,
 }
 KIND = "emulated"
-VERSION = 1
+# In version 1 half of the blank pages were holes, always.
+VERSION = 2
+VERSION_MIN = 1
 # More steps than a vCPU makes in 5,000 years; keeps every sum in C below 2**64.
 STEPS_MAX = (1 << 62) - 1
 _U64_MAX = (1 << 64) - 1
@@ -44,8 +46,9 @@ class Position(NamedTuple):
 class GuestState:
     """Everything a guest continues from; sizes are in guest pages of 4096 bytes, whatever the host's page size.
 
-    `blank_pages` of `guest_pages` lie at the end and are not visited: half of them are never written, half are
-    zeroed. `steps_max` (None: no limit) and `steps_per_second` (0: as fast as it can) are per vCPU.
+    `blank_pages` of `guest_pages` lie at the end and are not visited: the first `hole_pages` of them are never
+    written, the others are zeroed. `steps_max` (None: no limit) and `steps_per_second` (0: as fast as it can) are per
+    vCPU.
     """
 
     workload: str
@@ -53,6 +56,7 @@ class GuestState:
     nonce: int
     guest_pages: int
     blank_pages: int
+    hole_pages: int
     stride: int
     random_start: bool
     steps_max: int | None
@@ -90,15 +94,18 @@ class GuestState:
             raise ProtocolError("guest state: not a map")
         if state.get("kind") != KIND:
             raise ProtocolError(f"guest state: kind {_shown(state.get('kind'))} is not {KIND!r}")
-        if type(state.get("version")) is not int or state["version"] != VERSION:
-            raise ProtocolError(f"guest state: version {_shown(state.get('version'))} is not {VERSION}")
+        version = state.get("version")
+        if type(version) is not int or not VERSION_MIN <= version <= VERSION:
+            raise ProtocolError(f"guest state: version {_shown(version)} is not {VERSION_MIN} to {VERSION}")
         fields = {name: value for name, value in state.items() if name not in {"kind", "version"}}
-        if fields.keys() != _FIELD_TYPES.keys():
-            odd = sorted(map(_shown, fields.keys() ^ _FIELD_TYPES.keys()))[:3]
+        wanted = {name: types for name, types in _FIELD_TYPES.items() if version >= _SINCE.get(name, VERSION_MIN)}
+        if fields.keys() != wanted.keys():
+            odd = sorted(map(_shown, fields.keys() ^ wanted.keys()))[:3]
             raise ProtocolError(f"guest state: missing or unknown fields: {', '.join(odd)}")
-        for name, types in _FIELD_TYPES.items():
+        for name, types in wanted.items():
             if type(fields[name]) not in types:
                 raise ProtocolError(f"guest state: {name} is {_shown(fields[name])}")
+        fields.setdefault("hole_pages", fields["blank_pages"] // 2)
         fields["vcpus"] = tuple(_position(vcpu) for vcpu in fields["vcpus"][: VCPUS_MAX + 1])
         parsed = cls(**fields)
         if problem := parsed._problem():
@@ -113,6 +120,7 @@ class GuestState:
             "nonce": (0, self.nonce, _U64_MAX),
             "guest_pages": (1, self.guest_pages, PAGES_MAX),
             "blank_pages": (0, self.blank_pages, self.guest_pages - 1),
+            "hole_pages": (0, self.hole_pages, self.blank_pages),
             "stride": (1, self.stride, max(1, active - 1)),
             "steps_max": (0, self.steps_max or 0, STEPS_MAX),
             "steps_per_second": (0, self.steps_per_second, _STEPS_PER_SECOND_MAX),
@@ -144,12 +152,15 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "nonce": (int,),
     "guest_pages": (int,),
     "blank_pages": (int,),
+    "hole_pages": (int,),
     "stride": (int,),
     "random_start": (bool,),
     "steps_max": (int, type(None)),
     "steps_per_second": (int,),
     "vcpus": (list,),
 }
+# Fields that were not there from version 1 on.
+_SINCE = {"hole_pages": 2}
 
 
 def _position(vcpu: object) -> Position:

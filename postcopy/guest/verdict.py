@@ -59,7 +59,7 @@ def _expectations(guest: Any) -> Iterator[Any]:
 def _check_range(check: Any, first: int, stop: int, pages: bytes | None) -> CheckResult:
     result = ffi.new("struct check_result *")
     bits = ffi.NULL if pages is None else ffi.from_buffer("uint8_t[]", pages)
-    raise_for("pread of a hole", lib.check_range(check, first, stop, bits, result))
+    raise_for("reading a hole's file", lib.check_range(check, first, stop, bits, result))
     mismatch = None if result.first_mismatch == _NO_PAGE else result.first_mismatch
     return CheckResult(result.pages_checked, result.pages_mismatched, mismatch)
 

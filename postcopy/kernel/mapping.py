@@ -20,6 +20,8 @@ from postcopy.kernel.abi import Category
 from postcopy.kernel.pagemap import Filter, Pagemap
 from postcopy.pages.regions import Region
 
+# What stat(2) counts, whatever the filesystem's own blocks are.
+_BLOCK = 512
 # Pages with content of their own: there or swapped out, and not the zero page that a read of nothing maps.
 _POPULATED = Filter(
     every=Category.PFNZERO,
@@ -88,6 +90,11 @@ class Mapping:
             yield begin, end - begin
             offset = end
 
+    @property
+    def allocated(self) -> int:
+        """Bytes of the file that are there, in memory or swapped out; all of the region where there is no file."""
+        return self.region.size if self.fd < 0 else min(self.region.size, os.fstat(self.fd).st_blocks * _BLOCK)
+
     def _populated(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield (offset, length) of the pages that were written, by asking the page tables and not the memory."""
         try:
@@ -129,8 +136,14 @@ class Mapping:
         calls.allocate_file(self.fd, offset, length)
 
     def punch_hole(self, offset: int, length: int) -> None:
-        """Give pages back: they read as zeros afterwards. The kernel sends no event, so the caller must know of it."""
-        calls.punch_hole(self.fd, offset, length)
+        """Give pages back: they read as zeros afterwards. The kernel sends no event, so the caller must know of it.
+
+        Memory without a file is given back by MADV_DONTNEED, which does send one.
+        """
+        if self.fd < 0:
+            calls.advise(self.address + offset, length, calls.MADV_DONTNEED)
+        else:
+            calls.punch_hole(self.fd, offset, length)
 
     def close(self) -> None:
         """Take both mappings away and close the file; more than once is no harm. The memory goes with the last user."""

@@ -70,13 +70,15 @@ class MemoryType(ABC):
     """One kind of memory with one page size.
 
     `modes` are those that can be registered, `features` what must be enabled for them, `ways` maps each way of placing
-    to the ioctls it needs. `alias` says whether a second mapping is possible. `file_name` is the name of the file that
-    create_file() makes, None where it has none.
+    to the ioctls it needs. `alias` says whether a second mapping is possible. `thin`: a mapping sets no memory
+    aside, so it may be larger than what the host has as long as it is not filled. `file_name` is the name of the file
+    that create_file() makes, None where it has none.
     """
 
     name: str
     page_size: int
     alias: bool
+    thin: bool = False
     modes: Mode
     features: ReadOnly[Mode, Feature]
     ways: ReadOnly[Way, Ioctl]
@@ -105,13 +107,18 @@ class MemoryType(ABC):
                 f"not {self.name} with {self.page_size}"
             )
 
-    def allocate(self, region: Region, alias: bool = True) -> Mapping:
+    def room_for(self, size: int, data: int) -> int:
+        """Return how many bytes of the host's memory a region of `size` bytes takes that will hold `data` bytes."""
+        return min(size, data) if self.thin else size
+
+    def allocate(self, region: Region, alias: bool = True, data: int | None = None) -> Mapping:
         """Return the region's memory, all zeros and not yet there, with a second mapping if `alias`.
 
-        Raises UsageError (the region is of another type), HostError (no room, no such memory on this host).
+        `data` is how many bytes of it will be written; None: all. Raises UsageError (the region is of another type),
+        HostError (no room, no such memory on this host).
         """
         self.check_region(region)
-        self.check_room(region.size)
+        self.check_room(self.room_for(region.size, region.size if data is None else data))
         try:
             fd = self.create_file(f"postcopy-{region.index}", region.size)
         except KernelError as refused:

@@ -24,6 +24,7 @@ class Shmem(MemoryType):
     name = "shmem"
     page_size = mmap.PAGESIZE
     alias = True
+    thin = True
     modes = Mode.MISSING | Mode.MINOR | Mode.WP
     features = {  # noqa: RUF012 - never changed
         Mode.MISSING: Feature.MISSING_SHMEM,

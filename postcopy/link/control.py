@@ -30,6 +30,8 @@ class ControlChannel:
         self.version = VERSION  # set it once one is agreed on
         self._decoder = ControlDecoder()
         self._ready: deque[Message] = deque()
+        self.bytes_sent = 0
+        self.bytes_received = 0
 
     @classmethod
     async def over(cls, connection: socket.socket, name: str) -> ControlChannel:
@@ -41,7 +43,9 @@ class ControlChannel:
         """Queue a message; LinkError if the connection is known to be gone: not a byte of it was sent then."""
         if self._writer.is_closing() or self._reader.exception() is not None or self._reader.at_eof():
             raise LinkError(f"the connection to {self.name} is closed")
-        self._writer.write(encode(message, self.version))
+        data = encode(message, self.version)
+        self.bytes_sent += len(data)
+        self._writer.write(data)
 
     async def receive(self) -> Message:
         """Wait for a message; ProtocolError for bytes that are none, LinkError at the connection's end."""
@@ -53,6 +57,7 @@ class ControlChannel:
             if not data:
                 self._decoder.end()
                 raise LinkError(f"{self.name} closed the connection")
+            self.bytes_received += len(data)
             self._decoder.version = self.version
             self._ready.extend(self._decoder.feed(data))
         return self._ready.popleft()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from postcopy.errors import PostcopyError, ProtocolError
+from postcopy.errors import HostError, PostcopyError, ProtocolError, UsageError
 from postcopy.kernel import memory_types_in
 from postcopy.link.address import Address, parse_address
 from postcopy.link.control import ControlChannel
@@ -24,6 +24,7 @@ from postcopy.link.guest import MigratingGuest, Restore
 from postcopy.link.interpreter import boot_id
 from postcopy.link.listen import PREAMBLE_SECONDS, Listener
 from postcopy.link.placement import known_mode
+from postcopy.link.prepare import Kinds
 from postcopy.link.report import Report
 from postcopy.link.source import POLL_MAX_NS, SOFTWARE
 from postcopy.pages.regions import Layout
@@ -31,19 +32,36 @@ from postcopy.pump.destination import DestinationStats
 from postcopy.session.commands import Finish
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import CancelAsked, Received
-from postcopy.session.states import Owner, State
+from postcopy.session.states import ENDED, OWNERS, Owner, State
 from postcopy.wire.control import Refuse
 from postcopy.wire.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
 from postcopy.wire.preamble import ACCEPTED, Preamble, Role
 from postcopy.wire.version import VERSION, VERSION_MIN
 
+# Sources that were greeted and have made no offer yet, at one time: they cost a connection each, and hold nothing up.
+GREETED_MAX = 16
+
+# Once this side wants to end: how long it waits for a source that may just be sending Run.
+CLOSE_SECONDS = 5.0
+CLOSE_LOOK_SECONDS = 0.05
+
+# What a destination whose latest migration is in such a state has of a guest: nothing.
+NO_GUEST = frozenset({State.NONE, State.FAILED, State.CANCELLED})
+
 log = logging.getLogger("postcopy.destination")
+
+
+class BusyError(HostError):
+    """The one place for a guest is taken."""
+
+    code = "busy"
 
 
 class Destination:
     """A host that a guest may come to.
 
-    `restore` makes the guest of its memory and its state, `kinds` are the kinds of guest it can make.
+    `restore` makes the guest of its memory and its state, `kinds` are the kinds of guest it can make, each with the
+    most vCPUs it can have.
     `mode` is "auto", "minor", "missing" or "move". `memory_dirs` are mounts of tmpfs or hugetlbfs that memory of their
     type is put into; without one such memory is a memfd of the same page size. `finished` holds how each migration
     ended, the latest last.
@@ -53,7 +71,7 @@ class Destination:
         self,
         listen: Address | str,
         restore: Restore,
-        kinds: frozenset[str],
+        kinds: Kinds,
         *,
         mode: str = "auto",
         memory_dirs: Sequence[Path] = (),
@@ -62,7 +80,6 @@ class Destination:
     ) -> None:
         address = parse_address(listen) if isinstance(listen, str) else listen
         self.mode = known_mode(mode)
-        self.owner = Owner.SOURCE
         self.finish: Finish | None = None
         self._listener = Listener(address, self._on_control, self._on_data)
         self._restore = restore
@@ -71,6 +88,8 @@ class Destination:
         self._poll_max_ns = poll_max_ns
         self._versions = versions
         self._current: DestinationInterpreter | None = None
+        self._before: DestinationInterpreter | None = None
+        self._greeted: dict[DestinationInterpreter, asyncio.Task[None]] = {}
         self._running: asyncio.Task[None] | None = None
         self._ended: asyncio.Queue[Finish] = asyncio.Queue()
 
@@ -93,7 +112,10 @@ class Destination:
     # --- who comes in -------------------------------------------------------------------------------------
 
     async def _on_control(self, connection: socket.socket, name: str) -> None:
-        """Hear the first message, then give the connection to a migration of its own, or refuse it."""
+        """Hear the first message, then give the connection to a migration of its own, or refuse it.
+
+        It becomes the current one, and others are refused, when the source has made an offer: see _claim().
+        """
         channel = await ControlChannel.over(connection, name)
         try:
             async with asyncio.timeout(PREAMBLE_SECONDS):
@@ -102,46 +124,63 @@ class Destination:
             log.warning("closed %s: %s", name, str(error) or f"no message within {PREAMBLE_SECONDS:g} s")
             channel.abort()
             return
-        while self._probing() and self._running is not None:
-            await asyncio.wait({self._running})  # a question must not turn a guest away
         busy = self._busy()
+        if busy is None and len(self._greeted) >= GREETED_MAX:
+            busy = f"{GREETED_MAX} sources have not made their offer yet"
         if busy is not None:
             log.warning("closed %s: %s", name, busy)
             channel.send(Refuse("busy", busy))
             await channel.close()
             return
-        before, interpreter = self._current, self._begin()
+        interpreter = self._begin()
         interpreter.listen(channel)
         interpreter.post(Received(interpreter.now(), first))
-        self._running = asyncio.create_task(self._drive(interpreter, before))
+        self._greeted[interpreter] = asyncio.create_task(self._drive(interpreter))
+
+    async def _claim(self, interpreter: DestinationInterpreter) -> None:
+        """Give the one place for a guest to a migration that is about to prepare it; BusyError where it is taken."""
+        while self._probing() and self._running is not None:
+            await asyncio.wait({self._running})  # a question must not turn a guest away
+        busy = self._busy()
+        if busy is not None:
+            raise BusyError(busy)
+        self._before, self._current = self._current, interpreter
+        self._running = self._greeted.pop(interpreter)
 
     def _probing(self) -> bool:
         running = self._running is not None and not self._running.done()
         return running and self._current is not None and self._current.machine.probed
 
     def _busy(self) -> str | None:
-        if self.owner is not Owner.SOURCE:
-            return "this destination has a guest already"
+        if self._probing():
+            return None  # it is over in a moment
         if self._running is not None and not self._running.done():
             return "this destination is in the middle of a migration"
+        if self.owner is not None:
+            return "this destination has a guest already"
         return None
 
     def _begin(self) -> DestinationInterpreter:
         identity = (secrets.token_bytes(MIGRATION_ID_BYTES), secrets.token_bytes(TOKEN_BYTES))
         machine = DestinationMachine(self._versions, identity, SOFTWARE, boot_id(), DestinationInterpreter.now())
-        self._current = DestinationInterpreter(
-            machine, self._restore, self._kinds, self._types, mode=self.mode, poll_max_ns=self._poll_max_ns
+        return DestinationInterpreter(
+            machine,
+            self._restore,
+            self._kinds,
+            self._types,
+            claim=self._claim,
+            mode=self.mode,
+            poll_max_ns=self._poll_max_ns,
         )
-        return self._current
 
-    async def _drive(self, interpreter: DestinationInterpreter, before: DestinationInterpreter | None) -> None:
+    async def _drive(self, interpreter: DestinationInterpreter) -> None:
         finish = await interpreter.run()
+        if self._greeted.pop(interpreter, None) is not None:
+            return  # it never came so far as to be anybody's migration
         if interpreter.machine.probed:
-            self._current = before  # nobody came: what the latest migration left behind is shown as before
+            self._current = self._before  # nobody came: what the latest migration left behind is shown as before
             return
         self.finish = finish
-        if finish.owner is not Owner.SOURCE:
-            self.owner = finish.owner
         self._ended.put_nowait(finish)
 
     def _on_data(self, preamble: Preamble, connection: socket.socket) -> None:
@@ -163,10 +202,28 @@ class Destination:
     def cancel(self, text: str = "cancelled by the user") -> bool:
         """Ask the running migration to end; False where there is none, or the guest runs here already."""
         current = self._current
-        if current is None or current.finish is not None or current.machine.state is State.POSTCOPY_ACTIVE:
+        if current is None or current.finish is not None or current.machine.state in {State.POSTCOPY_ACTIVE, *ENDED}:
             return False
         current.post(CancelAsked(current.now(), text))
         return True
+
+    def give_back(self, region: int, offset: int, length: int) -> None:
+        """Take whole pages away from the guest (a balloon): they read as zeros from now on and are fetched no more.
+
+        For holes in the file behind its memory, of which the kernel tells nobody; `offset` and `length` in bytes. May
+        wait for a page that is just being placed, so call it in a thread. Raises UsageError, LinkError, KernelError.
+        """
+        if self._current is None:
+            raise UsageError("there is no guest's memory here")
+        self._current.give_back(region, offset, length)
+
+    @property
+    def owner(self) -> Owner | None:
+        """Who may run the guest of the latest migration, as far as the destination can know; None: no guest comes."""
+        current = self._current
+        if current is None or current.machine.probed or current.machine.state in NO_GUEST:
+            return None
+        return OWNERS[current.machine.state]
 
     @property
     def state(self) -> State:
@@ -189,6 +246,11 @@ class Destination:
         """What this side knows of the latest migration that came through."""
         return None if self._current is None else self._current.report
 
+    @property
+    def control_bytes(self) -> tuple[int, int]:
+        """Bytes of messages sent and received on the latest migration's control connection."""
+        return (0, 0) if self._current is None else self._current.control_bytes
+
     def snapshot(self) -> DestinationStats | None:
         """Return the counters of the latest migration's pump, None where there was none."""
         return None if self._current is None else self._current.snapshot()
@@ -200,13 +262,29 @@ class Destination:
         on would let them go on, on zeros. Only the end of the process ends them.
         """
         await self._listener.close()
+        for interpreter, task in list(self._greeted.items()):
+            task.cancel()
+            if interpreter.channel is not None:
+                interpreter.channel.abort()
+        await asyncio.gather(*self._greeted.values(), return_exceptions=True)
         current = self._current
-        if current is None:
+        if current is None or (self._running is not None and not await self._over(current, self._running)):
             return
-        if self._running is not None and not self._running.done():
-            if current.machine.state is State.POSTCOPY_ACTIVE:
-                return
-            self.cancel("the destination ends")
-            await asyncio.wait({self._running})
         if not current.held and self.owner is Owner.DESTINATION:
             await asyncio.to_thread(current.end_guest)
+
+    async def _over(self, current: DestinationInterpreter, running: asyncio.Task[None]) -> bool:
+        """Have the running migration end; False where the guest has begun to run here and misses pages.
+
+        A source that says nothing may be sending Run at this moment. It is waited for, but not for ever: this side ends
+        in any case, and to a source whose Run meets that end it is the same as a host that fails then.
+        """
+        self.cancel("the destination ends")
+        patience = current.now() + CLOSE_SECONDS
+        while not running.done():
+            if current.machine.state is State.POSTCOPY_ACTIVE:
+                return False
+            if current.now() > patience and current.channel is not None:
+                current.channel.abort()
+            await asyncio.wait({running}, timeout=CLOSE_LOOK_SECONDS)
+        return True

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 import msgpack
 
-from postcopy.errors import ProtocolError
+from postcopy.errors import ProtocolError, UsageError
 from postcopy.link.guest import MigratingGuest, Restore
-from postcopy.link.interpreter import Interpreter
-from postcopy.link.prepare import Memory, MemoryTypes, prepare
+from postcopy.link.prepare import Kinds, Memory, MemoryTypes, prepare
 from postcopy.link.probe import try_out
+from postcopy.link.pumping import PumpInterpreter
 from postcopy.link.report import Report, arrived
 from postcopy.pump.destination import DestinationPump, DestinationStats
+from postcopy.pump.status import PumpStatus
 from postcopy.session.commands import (
     Command,
     Discard,
     HoldMemory,
     Load,
+    MakeReport,
     Prepare,
     Settle,
     StartGuest,
@@ -33,11 +36,13 @@ from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import (
     AllResident,
     DataAttached,
+    Event,
     GuestLoaded,
     GuestRunning,
     Prepared,
     Progressed,
     PumpFailed,
+    Resident,
     TriedOut,
 )
 from postcopy.session.limits import PROGRESS_SECONDS
@@ -49,9 +54,14 @@ FIRST_STEP_LOOK_SECONDS = 0.001
 # After the last page a first step is due at once; a guest that makes none is told of without it.
 FIRST_STEP_SECONDS = 1.0
 
+log = logging.getLogger("postcopy.session")
 
-class DestinationInterpreter(Interpreter):
-    """One migration at its destination. Memory and guest belong to it until somebody takes them over after the end."""
+
+class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats]):
+    """One migration at its destination. Memory and guest belong to it until somebody takes them over after the end.
+
+    `claim` waits for the host's one place for a guest, and raises what refuses it.
+    """
 
     machine: DestinationMachine
 
@@ -59,9 +69,10 @@ class DestinationInterpreter(Interpreter):
         self,
         machine: DestinationMachine,
         restore: Restore,
-        kinds: frozenset[str],
+        kinds: Kinds,
         types: MemoryTypes,
         *,
+        claim: Callable[[DestinationInterpreter], Awaitable[None]],
         mode: str,
         poll_max_ns: int,
     ) -> None:
@@ -69,17 +80,17 @@ class DestinationInterpreter(Interpreter):
         self.mode = mode
         self.memory: Memory | None = None
         self.guest: MigratingGuest | None = None
-        self.stats: DestinationStats | None = None
         self.report: Report | None = None
         self.held = False
         self.stopped_at = 0.0
         self.run_at = 0.0
+        self.resident_at = 0.0
+        self._claim = claim
         self._restore = restore
         self._kinds = kinds
         self._types = types
         self._poll_max_ns = poll_max_ns
-        self._pump: DestinationPump | None = None
-        self._watched = False
+        self._traps_for_ever = False
         self._working: asyncio.Task[None] | None = None
         self._told_running = False
 
@@ -91,6 +102,7 @@ class DestinationInterpreter(Interpreter):
             StartPump: self._start_pump,
             Load: self._load,
             StartGuest: self._start_guest,
+            MakeReport: self._make_report,
             Settle: self._settle,
             StopPump: self._stop_pump,
             Discard: self._discard,
@@ -103,6 +115,7 @@ class DestinationInterpreter(Interpreter):
         self._working = self.spawn(self._answer_probe(command))
 
     async def _answer_probe(self, command: TryOut) -> None:
+        await self._claim(self)
         answer = await asyncio.to_thread(try_out, command.offer, self.mode, self._kinds, self._types)
         self.post(TriedOut(self.now(), answer))
 
@@ -110,6 +123,7 @@ class DestinationInterpreter(Interpreter):
         self._working = self.spawn(self._make_room(command))
 
     async def _make_room(self, command: Prepare) -> None:
+        await self._claim(self)
         self.memory = await asyncio.to_thread(prepare, command.offer, self.mode, self._kinds, self._types)
         self._pump = self.memory.pump(self._poll_max_ns)
         self.post(Prepared(self.now()))
@@ -123,13 +137,6 @@ class DestinationInterpreter(Interpreter):
         except ValueError as error:
             raise ProtocolError(f"a second connection: {error}") from error
         self.post(DataAttached(self.now(), role))
-
-    async def _start_pump(self, _command: StartPump) -> None:
-        if self._pump is None:
-            return
-        self._pump.start()
-        asyncio.get_running_loop().add_reader(self._pump.event_fd, self._pump_ended)
-        self._watched = True
 
     async def _load(self, command: Load) -> None:
         # On the loop's own thread: no memory of the guest is touched, and waking another thread and being woken by it
@@ -176,47 +183,68 @@ class DestinationInterpreter(Interpreter):
             pages = (stats.pages_resident, stats.pages_total)
             self.post(Progressed(self.now(), *pages, faults, stats.pending, received))
 
-    def _pump_ended(self) -> None:
-        pump = self._pump
-        if pump is None:
-            return
-        self._unwatch(pump)
-        status = pump.status()
-        if status.state == "complete" and self.guest is not None:
-            self.spawn(self._tell_resident(pump, self.guest))
+    async def _step(self, event: Event) -> None:
+        # Once every page is here nothing can lose the guest. The event that would say so may be older than the look at
+        # the pump that tells, so the pump is looked at again before any event is judged.
+        if self._watched and self._pump is not None and self._pump.status().state == "complete":
+            self._unwatch()
+            await super()._step(self._resident())
+        await super()._step(event)
+
+    def _resident(self) -> Resident:
+        self.resident_at = self.now()
+        return Resident(self.resident_at)
+
+    def _pump_ended(self, status: PumpStatus) -> None:
+        if status.state == "complete":
+            self.post_first(self._resident())
         else:
             self.post(PumpFailed(self.now(), status.error or "the pump ended"))
 
-    async def _tell_resident(self, pump: DestinationPump, guest: MigratingGuest) -> None:
-        resident_at = self.now()
+    async def _make_report(self, _command: MakeReport) -> None:
+        if self.guest is not None and self._tell_running(self.guest):
+            self._sum_up()
+        else:
+            self.spawn(self._sum_up_after_first_step())
+
+    async def _sum_up_after_first_step(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_STEP_SECONDS):
-                await self._watch_first_step(guest)
-        if self.memory is not None:
-            timing = self.timing(resident_at)
-            self.report = arrived(self.mode, self.memory.layout, pump.snapshot(), guest, timing)
+                if self.guest is not None:
+                    await self._watch_first_step(self.guest)
+        self._sum_up()
+
+    def _sum_up(self) -> None:
+        """Make the report, once, and post it."""
+        stats = self.snapshot()
+        if self.report is None and self.memory is not None and self.guest is not None and stats is not None:
+            self.report = arrived(self.mode, self.memory.layout, stats, self.guest, self.timing())
             self.post(AllResident(self.now(), self.report))
 
-    def timing(self, resident_at: float) -> dict[str, float]:
+    def timing(self) -> dict[str, float]:
         """Return what this side's clock says: downtime where both ends share a clock, time to full residency."""
         first = self.guest.first_step_at if self.guest is not None else None
         comparable = first is not None and self.machine.comparable
         return {
             "downtime_seconds": first - self.stopped_at if comparable and first is not None else 0.0,
-            "resident_seconds": resident_at - self.run_at,
+            # the last page of a small guest may be here before Run is
+            "resident_seconds": max(0.0, self.resident_at - self.run_at),
         }
 
     async def _settle(self, _command: Settle) -> None:
         if self.memory is not None:
-            await asyncio.to_thread(self.memory.trap_no_more)
+            try:
+                await asyncio.to_thread(self.memory.trap_no_more)
+            except BaseException:
+                self._traps_for_ever = True
+                raise
+        self._sum_up()  # the source may have gone before it was made
 
-    async def _stop_pump(self, _command: StopPump) -> None:
-        pump, self._pump = self._pump, None
-        if pump is not None:
-            self._unwatch(pump)
-            await asyncio.to_thread(pump.stop)
-            self.stats = pump.snapshot()
-            pump.close()
+    async def _stop_pump(self, command: StopPump) -> None:
+        if self._traps_for_ever:
+            log.error("destination: faults of the guest are still trapped: their thread stays until the guest ends")
+        else:
+            await super()._stop_pump(command)
 
     async def _discard(self, _command: Discard) -> None:
         if self._working is not None:
@@ -227,16 +255,14 @@ class DestinationInterpreter(Interpreter):
     async def _hold_memory(self, _command: HoldMemory) -> None:
         self.held = True
 
-    def _unwatch(self, pump: DestinationPump) -> None:
-        if self._watched:
-            asyncio.get_running_loop().remove_reader(pump.event_fd)
-            self._watched = False
+    # --- after the end --------------------------------------------------------------------------------------
 
-    # --- for whoever watches ------------------------------------------------------------------------------
-
-    def snapshot(self) -> DestinationStats | None:
-        """Return the pump's counters, the last ones once it has ended, None before it began."""
-        return self.stats if self._pump is None else self._pump.snapshot()
+    def give_back(self, region: int, offset: int, length: int) -> None:
+        """Take pages away from the guest; see Destination.give_back."""
+        memory = self.memory
+        if memory is None:
+            raise UsageError("there is no guest's memory here")
+        memory.give_back(self._pump, region, offset, length)
 
     def end_guest(self) -> None:
         """End the whole guest and give its memory back; in a thread, after the migration."""
@@ -244,5 +270,7 @@ class DestinationInterpreter(Interpreter):
         memory, self.memory = self.memory, None
         if guest is not None:
             guest.close()
+        if self._pump is not None:
+            self._pump.close()
         if memory is not None:
             memory.close()

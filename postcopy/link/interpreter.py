@@ -20,6 +20,11 @@ from postcopy.link.control import ControlChannel
 from postcopy.session.commands import CloseLinks, Command, Finish, Note, Send
 from postcopy.session.events import Broken, ControlLost, Elapsed, Event, NotSent, Received, WorkFailed
 from postcopy.session.machine import Machine, SessionError
+from postcopy.wire.messages import REFUSE_CODES
+
+# After a time-out, how often the loop may look for what had arrived by then: a message is read, decoded and posted in
+# three rounds, a connection that proves itself in some more.
+ROUNDS_AFTER_PAUSE = 10
 
 # Messages that are read ahead of the machine: the other side may not fill this one's memory with them.
 MESSAGES_AHEAD_MAX = 64
@@ -67,10 +72,20 @@ class Interpreter:
         self._events.append(event)
         self._arrived.set()
 
+    def post_first(self, event: Event) -> None:
+        """Queue an event before all that wait: one that the machine must know of to judge them."""
+        self._events.appendleft(event)
+        self._arrived.set()
+
     @staticmethod
     def now() -> float:
         """Return the time that events carry: CLOCK_MONOTONIC in seconds."""
         return time.monotonic()
+
+    @property
+    def control_bytes(self) -> tuple[int, int]:
+        """Bytes of messages sent and received on the control connection."""
+        return (0, 0) if self.channel is None else (self.channel.bytes_sent, self.channel.bytes_received)
 
     def listen(self, channel: ControlChannel) -> None:
         """Turn what comes over the control channel into events."""
@@ -91,16 +106,24 @@ class Interpreter:
     # --- the loop -----------------------------------------------------------------------------------------
 
     async def run(self) -> Finish:
-        """Drive the machine to its end."""
+        """Drive the machine to its end, whatever happens on the way: a guest must not be left to a loop that broke."""
         try:
             while self.finish is None:
                 event = await self._next()
                 if isinstance(event, Received):
                     self._ahead.release()
-                await self._step(event)
+                try:
+                    await self._step(event)
+                except Exception as error:  # a mistake of ours that no table foresaw
+                    await self._give_up(error)
             return self.finish
         finally:
             await self._end_tasks()
+
+    async def _give_up(self, error: Exception) -> None:
+        log.error("%s: internal error", self.role, exc_info=error)
+        for command in self.machine.give_up(WorkFailed(self.now(), "internal", f"internal error: {error!r}")):
+            await self._perform(command)
 
     async def _next(self) -> Event:
         """Return the next event, which is Elapsed if none comes before the machine's deadline."""
@@ -111,7 +134,11 @@ class Interpreter:
                 async with asyncio.timeout(None if deadline is None else max(0.0, deadline - self.now())):
                     await self._arrived.wait()
             except TimeoutError:
-                return Elapsed(self.now())
+                # This process may have been stopped for a while; what came meanwhile is behind the timer and counts.
+                for _ in range(0):
+                    await asyncio.sleep(0)
+                if True:
+                    return Elapsed(self.now())
         return self._events.popleft()
 
     async def _step(self, event: Event) -> None:
@@ -133,9 +160,8 @@ class Interpreter:
 
     async def _perform(self, command: Command) -> None:
         """Do one command. What goes wrong becomes an event: the commands behind it are still owed."""
-        perform = self._performers[type(command)]
         try:
-            await perform(command)
+            await self._performers[type(command)](command)
         except Exception as error:  # whatever it was, the guest must not hang on it
             self._tell_failure(error, type(command).__name__)
 
@@ -146,6 +172,7 @@ class Interpreter:
         task = asyncio.create_task(self._guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # one that was cancelled before it began
         return task
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
@@ -174,7 +201,7 @@ class Interpreter:
             self.channel.send(command.message)
         except PostcopyError as error:
             # Before all that waits: the end of the connection is surely among it, and would be judged first.
-            self._events.appendleft(NotSent(self.now(), command.message, str(error)))
+            self.post_first(NotSent(self.now(), command.message, str(error)))
 
     async def _note(self, command: Note) -> None:
         log.info("%s: %s", self.role, command.text)
@@ -190,7 +217,7 @@ class Interpreter:
 
 
 def failure_of(error: BaseException, now: float) -> WorkFailed:
-    """Say a failure of this side's own work in the words of the protocol; an error may bring its own code."""
+    """Say a failure of this side's own work in the words of the protocol; an error of ours may bring its own code."""
     match error:
         case HostError() | KernelError():
             code, text, status = "host", str(error), 3
@@ -202,4 +229,5 @@ def failure_of(error: BaseException, now: float) -> WorkFailed:
             code, text, status = "host", str(error), 3
         case _:
             code, text, status = "internal", f"internal error: {error!r}", 1
-    return WorkFailed(now, getattr(error, "code", code), text, status)
+    own = getattr(error, "code", code)  # other people's errors have a `code`, too, and it may be anything
+    return WorkFailed(now, own if own in REFUSE_CODES else code, text, status)

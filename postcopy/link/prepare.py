@@ -1,23 +1,29 @@
 """The destination's memory: everything about it that can fail is done here, before the source's guest is stopped.
 
 An offer of another agent enters; allocated, registered memory with a pump's description leaves, or the one reason why
-this host cannot have the guest. Runs in a thread: clearing and registering large memory takes its time.
+this host cannot have the guest. Runs in a thread: a host under pressure takes its time for it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping as ReadOnly
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from postcopy.errors import HostError, PostcopyError, ProtocolError, UsageError
+from postcopy.errors import HostError, KernelError, PostcopyError, ProtocolError, UsageError
 from postcopy.kernel import MEMORY_TYPES, Feature, Ioctl, Mapping, MemoryType, Mode, Userfaultfd, memory_type
 from postcopy.kernel import Way as PlacingWay
+from postcopy.kernel.shmem import require_room
 from postcopy.link.placement import Handling, handling
 from postcopy.pages.regions import Layout, Region
+from postcopy.pages.units import format_size
 from postcopy.pump.destination import DestinationPump
-from postcopy.pump.regions import Placement
-from postcopy.wire.control import LayoutOffer
+from postcopy.pump.regions import Placement, Removal
+from postcopy.wire.control import GuestOffer, LayoutOffer
+from postcopy.wire.limits import FRAME_BYTES_MAX
+
+log = logging.getLogger("postcopy.session")
 
 _WAYS = {
     Placement.COPY: PlacingWay.COPY,
@@ -26,6 +32,9 @@ _WAYS = {
 }
 
 MemoryTypes = ReadOnly[str, MemoryType]
+
+Kinds = ReadOnly[str, int]
+"""The kinds of guest that can run here, each with the most vCPUs that it can have."""
 
 
 class RoomError(HostError):
@@ -60,13 +69,32 @@ class Memory:
             push=[one.push for one in self.handlings],
             zeropage=self.zeropage,
             poll_max_ns=poll_max_ns,
+            removal=removals(self.layout),
         )
 
+    def give_back(self, pump: DestinationPump | None, region: int, offset: int, length: int) -> None:
+        """Take pages away from the guest: zeros from now on, and no copy of them is placed any more. In a thread."""
+        self.layout.region(region)
+        if pump is not None:
+            pump.discard(region, offset, length)  # first: what is placed by then, the hole takes away
+        self.mappings[region].punch_hole(offset, length)
+
     def trap_no_more(self) -> None:
-        """Stop trapping; only once every page's content is here, for what is missing then reads as zeros."""
+        """Stop trapping; only once every page's content is here, for what is missing then reads as zeros.
+
+        Every region is tried before the first KernelError is raised: somebody must go on serving what is still trapped.
+        """
+        refused: list[KernelError] = []
         for mapping in self.mappings:
-            self.uffd.unregister(mapping.address, mapping.region.size)
-            mapping.allow_huge_pages()
+            try:
+                self.uffd.unregister(mapping.address, mapping.region.size)
+            except KernelError as error:
+                refused.append(error)
+        for mapping in self.mappings:
+            with suppress(KernelError):  # it is only asked for
+                mapping.allow_huge_pages()
+        if refused:
+            raise refused[0]
 
     def close(self) -> None:
         """Give everything back. Whoever waits in a fault goes on, on zeros: nobody may be there any more."""
@@ -75,27 +103,24 @@ class Memory:
             mapping.close()
 
 
-def prepare(offer: LayoutOffer, mode: str, kinds: frozenset[str], types: MemoryTypes = MEMORY_TYPES) -> Memory:
+def prepare(offer: LayoutOffer, mode: str, kinds: Kinds, types: MemoryTypes = MEMORY_TYPES) -> Memory:
     """Check the offer against this host and make its memory ready for a guest.
 
     `types` are the memory types by name, those with a place of this host's choice among them. Raises UsageError (memory
     of such a type or size is not had anywhere like this), HostError (this host lacks room, permission or a feature),
     GuestError. What was allocated by then is given back.
     """
-    if offer.guest.kind not in kinds:
-        known = ", ".join(sorted(kinds))
-        raise GuestError(f"this agent has no guest of kind {offer.guest.kind!r}: known are {known}")
+    _check_guest(offer.guest, kinds)
     try:
         layout = offer.layout()
     except ProtocolError as error:
         raise UsageError(str(error)) from error
-    _check(layout, types)
-    handlings = [handling(mode, region.type) for region in layout.regions]
+    handlings = _check(layout, offer, mode, types)
     with ExitStack() as undo:
         uffd = undo.enter_context(_open(layout, handlings))
         mappings = []
         for region, way in zip(layout.regions, handlings, strict=True):
-            mapping = undo.enter_context(_allocate(types[region.type], region, way))
+            mapping = undo.enter_context(_allocate(types[region.type], region, way, offer.data_of(region.index)))
             mappings.append(mapping)
             _register(uffd, mapping, way)
         undo.pop_all()
@@ -103,17 +128,83 @@ def prepare(offer: LayoutOffer, mode: str, kinds: frozenset[str], types: MemoryT
         return Memory(layout, mappings, uffd, handlings, zeropage)
 
 
-def _check(layout: Layout, types: MemoryTypes) -> None:
-    """Compare types, page sizes, and the room that all regions of one type need together."""
+def _check_guest(guest: GuestOffer, kinds: Kinds) -> None:
+    """Refuse now what could not be loaded later, with the guest standing still."""
+    if guest.kind not in kinds:
+        raise GuestError(f"this agent has no guest of kind {guest.kind!r}: known are {', '.join(sorted(kinds))}")
+    if guest.vcpus > kinds[guest.kind]:
+        raise GuestError(f"a guest of {guest.vcpus} vCPUs: this agent runs at most {kinds[guest.kind]} of {guest.kind}")
+
+
+def _check(layout: Layout, offer: LayoutOffer, mode: str, types: MemoryTypes) -> list[Handling]:
+    """Compare types, page sizes, and the room that all regions of one type need together; return how each is handled.
+
+    A huge page that is not received where it stays is received in a buffer of its size, which is memory, too.
+    """
     wanted: dict[str, int] = {}
     for region in layout.regions:
         memory_type(region.type).check_region(region)
-        wanted[region.type] = wanted.get(region.type, 0) + region.size
+        room = types[region.type].room_for(region.size, offer.data_of(region.index))
+        wanted[region.type] = wanted.get(region.type, 0) + room
     for name, size in wanted.items():
         try:
             types[name].check_room(size)
         except HostError as error:
             raise RoomError(str(error)) from error
+    _warn_of_growth(layout, wanted, types)
+    handlings = [handling(mode, region.type) for region in layout.regions]
+    staging = staging_bytes(layout, handlings)
+    if staging > 0:
+        try:
+            require_room(
+                "buffers that receive huge pages", staging + wanted.get("shmem", 0) + wanted.get("anonymous", 0)
+            )
+        except HostError as error:
+            raise RoomError(str(error)) from error
+    return handlings
+
+
+def _warn_of_growth(layout: Layout, wanted: dict[str, int], types: MemoryTypes) -> None:
+    """Say where a guest comes that this host could not hold if it wrote to all of its memory, as its source may not."""
+    for name, size in wanted.items():
+        whole = sum(region.size for region in layout.regions if region.type == name)
+        try:
+            if whole > size:
+                types[name].check_room(whole)
+        except HostError as error:
+            log.warning(
+                "destination: %s of data come, and the guest must not fill its memory: %s", format_size(size), error
+            )
+
+
+def staging_bytes(layout: Layout, handlings: list[Handling]) -> int:
+    """Return what the pump's buffers take for pages larger than a frame: one for each connection, one of zeros."""
+    total = 0
+    for way in ("demand", "push"):
+        staged = (
+            region.page_size
+            for region, handled in zip(layout.regions, handlings, strict=True)
+            if getattr(handled, way) is not Placement.CONTINUE and region.page_size > FRAME_BYTES_MAX
+        )
+        total += max(staged, default=0)
+    zeros = (
+        region.page_size
+        for region, handled in zip(layout.regions, handlings, strict=True)
+        if not handled.alias and region.page_size > FRAME_BYTES_MAX
+    )
+    return total + max(zeros, default=0)
+
+
+def removals(layout: Layout) -> list[Removal]:
+    """Return what the kernel's word that the guest gave pages back means for each region.
+
+    Private memory has lost them then. Of a shared file's pages it may only have given up the mapping: see the pump's
+    README. Where nothing is private the kernel is not asked to tell, since all placing stops until each event is read.
+    """
+    private = [not memory_type(region.type).alias for region in layout.regions]
+    if not any(private):
+        return [Removal.UNTOLD] * len(private)
+    return [Removal.DISCARDS if one else Removal.KEEPS for one in private]
 
 
 def _modes(region: Region, way: Handling) -> Mode:
@@ -128,12 +219,14 @@ def _open(layout: Layout, handlings: list[Handling]) -> Userfaultfd:
         required |= memory_type(region.type).features_for(_modes(region, way))
         if Placement.MOVE in {way.demand, way.push}:
             required |= Feature.MOVE
+    if Removal.DISCARDS in removals(layout):
+        required |= Feature.EVENT_REMOVE
     return Userfaultfd.open(required)
 
 
-def _allocate(kind: MemoryType, region: Region, way: Handling) -> Mapping:
+def _allocate(kind: MemoryType, region: Region, way: Handling, data: int) -> Mapping:
     try:
-        return kind.allocate(region, alias=way.alias)
+        return kind.allocate(region, alias=way.alias, data=data)
     except HostError as error:
         raise RoomError(str(error)) from error
 

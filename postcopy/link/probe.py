@@ -14,7 +14,7 @@ from postcopy.link.address import Address
 from postcopy.link.dial import dial_control
 from postcopy.link.host import describe_host
 from postcopy.link.interpreter import Interpreter, failure_of
-from postcopy.link.prepare import MemoryTypes, prepare
+from postcopy.link.prepare import Kinds, MemoryTypes, prepare
 from postcopy.link.source import SOFTWARE, error_of
 from postcopy.pages.regions import Layout
 from postcopy.session.commands import Command, Connect
@@ -25,7 +25,7 @@ from postcopy.wire.messages import READY
 from postcopy.wire.version import VERSION, VERSION_MIN
 
 
-def try_out(offer: LayoutOffer, mode: str, kinds: frozenset[str], types: MemoryTypes) -> Probed:
+def try_out(offer: LayoutOffer, mode: str, kinds: Kinds, types: MemoryTypes) -> Probed:
     """Prepare for the offer as for a guest that comes, give everything back, and say what came of it; in a thread."""
     answer, text = READY, ""
     try:

@@ -19,7 +19,11 @@ from postcopy.pump.source import SourceStats
 from postcopy.session.timeline import Timeline
 
 SCHEMA_VERSION = 1
+CHECK_PAGE_BYTES = 4096
 PERCENTILES = ("count", "p50", "p90", "p99", "p999", "max", "mean")
+
+# Without these nobody could show it.
+NEEDED = ("mode", "memory", "resident_seconds", "fault_latency_seconds", "stall_seconds", "bytes", "integrity")
 
 Report = dict[str, Any]
 
@@ -52,7 +56,7 @@ def arrived(
         "bytes": {"wire": stats.bytes_received_urgent + stats.bytes_received_push, "placed": stats.bytes_placed},
         "throughput_bytes_per_second": _rate(stats, timing["resident_seconds"]),
         "cpu_seconds": {"source": 0.0, "destination": stats.cpu_seconds},
-        "integrity": {"pages_checked": 0, "pages_mismatched": 0},
+        "integrity": integrity(0, 0),
         "environment": environment(),
     }
     return checked(report)
@@ -75,13 +79,20 @@ def completed(report: Report, timeline: Timeline, stats: SourceStats | None) -> 
 
 
 def with_check(report: Report, pages_checked: int, pages_mismatched: int) -> Report:
-    """Add the verdict of a check of the guest's memory, counted in guest pages of 4096 bytes."""
-    return {**report, "integrity": {"pages_checked": pages_checked, "pages_mismatched": pages_mismatched}}
+    """Add the verdict of a check of the guest's memory."""
+    return {**report, "integrity": integrity(pages_checked, pages_mismatched)}
+
+
+def integrity(pages_checked: int, pages_mismatched: int) -> dict[str, int]:
+    """Build the verdict of a check; its pages are the guest's, whatever those of the memory are."""
+    return {"page_size": CHECK_PAGE_BYTES, "pages_checked": pages_checked, "pages_mismatched": pages_mismatched}
 
 
 def checked(report: Report) -> Report:
-    """Return the report if its pages add up; a report of another agent is not believed blindly."""
+    """Return the report if it is whole and its pages add up; a report of another agent is not believed blindly."""
     try:
+        for key in NEEDED:
+            _ = report[key]
         pages = report["pages"]
         parts = pages["demand"] + pages["push"] + pages["zero"]
         if parts != pages["total"]:

@@ -29,7 +29,7 @@ from postcopy.pump.source import SourceStats
 from postcopy.session.commands import Finish
 from postcopy.session.events import CancelAsked, Started
 from postcopy.session.source import SourceMachine
-from postcopy.session.states import Owner, State
+from postcopy.session.states import OWNERS, Owner, State
 from postcopy.wire.control import GuestOffer, Hello, LayoutOffer
 from postcopy.wire.version import VERSION, VERSION_MIN
 
@@ -78,8 +78,8 @@ class Source:
         """Move the guest to the destination at `address`; return the report once every page is there.
 
         `timeout` is how many seconds the switchover may take to come; `rate` limits the push, in bytes a
-        second. Raises what says who owns the guest: MigrationFailed, HostError and MigrationCancelled (the
-        source runs it), MigrationLost.
+        second (0 or None: not at all). Raises what says who owns the guest: MigrationFailed, HostError and
+        MigrationCancelled (the source runs it), MigrationLost.
         """
         self.check_free()
         where = parse_address(address) if isinstance(address, str) else address
@@ -105,7 +105,8 @@ class Source:
             raise UsageError("the guest is not here any more")
 
     def _offer(self) -> LayoutOffer:
-        return LayoutOffer.of(self.layout, GuestOffer(self._guest.kind, self._guest.vcpus))
+        data = [mapping.allocated for mapping in self._mappings]
+        return LayoutOffer.of(self.layout, GuestOffer(self._guest.kind, self._guest.vcpus), data)
 
     def cancel(self, text: str = "cancelled by the user") -> bool:
         """Ask the running migration to end; False where there is none, or the guest has left already."""
@@ -123,10 +124,7 @@ class Source:
     @property
     def owner(self) -> Owner:
         """Who may run the guest, as far as the source can know."""
-        if self.state is State.POSTCOPY_ACTIVE:
-            return Owner.DESTINATION
-        finish = None if self._current is None else self._current.finish
-        return Owner.SOURCE if finish is None else finish.owner
+        return OWNERS[self.state]
 
     @property
     def downtime(self) -> float:
@@ -148,19 +146,24 @@ class Source:
         """Pages that the destination has told of."""
         return 0 if self._current is None else self._current.machine.placed_pages
 
+    @property
+    def control_bytes(self) -> tuple[int, int]:
+        """Bytes of messages sent and received on the latest migration's control connection."""
+        return (0, 0) if self._current is None else self._current.control_bytes
+
     def snapshot(self) -> SourceStats | None:
         """Return the counters of the latest migration's pump, None where there was none."""
         return None if self._current is None else self._current.snapshot()
 
     async def start_push(self) -> None:
-        """Begin the push of a migration that was started without one."""
+        """Have the running migration push although it was started without; it begins when the guest has left."""
         if self._current is not None:
-            await self._current.push_now()
+            self._current.ask_push()
 
     def set_rate(self, rate: int | None) -> None:
-        """Limit the push of the running migration to `rate` bytes a second, None: not at all."""
+        """Limit the push of the running migration to `rate` bytes a second, 0 or None: not at all."""
         if self._current is not None:
-            self._current.set_rate(rate)
+            self._current.pace.rate = rate
 
 
 def error_of(finish: Finish) -> PostcopyError:

@@ -13,10 +13,12 @@ from postcopy.kernel import Mapping
 from postcopy.link.address import Address
 from postcopy.link.dial import dial_control, dial_data
 from postcopy.link.guest import MigratingGuest
-from postcopy.link.interpreter import Interpreter, boot_id
-from postcopy.link.push import Push
+from postcopy.link.interpreter import boot_id
+from postcopy.link.pumping import PumpInterpreter
+from postcopy.link.push import Pace, Push
 from postcopy.pages.regions import Layout
 from postcopy.pump.source import SourcePump, SourceStats
+from postcopy.pump.status import PumpStatus
 from postcopy.session.commands import (
     Command,
     Connect,
@@ -28,7 +30,7 @@ from postcopy.session.commands import (
     StopGuest,
     StopPump,
 )
-from postcopy.session.events import Connected, DataConnected, GuestStopped, PumpFailed
+from postcopy.session.events import Connected, DataConnected, GuestStopped, PumpFailed, PushAsked
 from postcopy.session.source import SourceMachine
 from postcopy.wire.preamble import Preamble, Role
 
@@ -36,7 +38,7 @@ from postcopy.wire.preamble import Preamble, Role
 PARK_AT_ONCE_SECONDS = 0.002
 
 
-class SourceInterpreter(Interpreter):
+class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
     """One migration at its source. The guest and the mappings are borrowed; ReleaseMemory closes both."""
 
     machine: SourceMachine
@@ -53,16 +55,13 @@ class SourceInterpreter(Interpreter):
         rate: int | None,
     ) -> None:
         super().__init__("source", machine)
-        self.rate = rate
-        self.stats: SourceStats | None = None
+        self.pace = Pace(rate)
         self._address = address
         self._layout = layout
         self._mappings = mappings
         self._guest = guest
         self._poll_max_ns = poll_max_ns
-        self._pump: SourcePump | None = None
-        self._watched = False
-        self._push: Push | None = None
+        self._dialling: asyncio.Task[None] | None = None
         self._pushing: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
 
@@ -90,7 +89,7 @@ class SourceInterpreter(Interpreter):
 
     async def _dial_data(self, command: DialData) -> None:
         self._pump = SourcePump(self._layout, self._mappings, poll_max_ns=self._poll_max_ns)
-        self.spawn(self._dial_roles(self._pump, command))
+        self._dialling = self.spawn(self._dial_roles(self._pump, command))
 
     async def _dial_roles(self, pump: SourcePump, command: DialData) -> None:
         version = self.machine.version
@@ -100,23 +99,8 @@ class SourceInterpreter(Interpreter):
             pump.attach("urgent" if role is Role.URGENT else "push", connection)
         self.post(DataConnected(self.now()))
 
-    async def _start_pump(self, _command: StartPump) -> None:
-        if self._pump is None:
-            return
-        self._pump.start()
-        asyncio.get_running_loop().add_reader(self._pump.event_fd, self._pump_ended)
-        self._watched = True
-
-    def _pump_ended(self) -> None:
-        if self._pump is None:
-            return
-        self._unwatch(self._pump)
-        self.post(PumpFailed(self.now(), self._pump.status().error or "the pump ended"))
-
-    def _unwatch(self, pump: SourcePump) -> None:
-        if self._watched:
-            asyncio.get_running_loop().remove_reader(pump.event_fd)
-            self._watched = False
+    def _pump_ended(self, status: PumpStatus) -> None:
+        self.post(PumpFailed(self.now(), status.error or "the pump ended"))
 
     async def _stop_guest(self, _command: StopGuest) -> None:
         self._stopping = self.spawn(self._stop_and_save())
@@ -137,23 +121,19 @@ class SourceInterpreter(Interpreter):
     async def _resume_guest(self, _command: ResumeGuest) -> None:
         if self._stopping is not None:
             await asyncio.wait({self._stopping})  # the thread in it cannot be called back
-        await asyncio.to_thread(self._guest.start)
+        self._guest.start()  # microseconds: nothing that a thread could fail at comes between the guest and its vCPUs
 
     async def _start_push(self, _command: StartPush) -> None:
-        if self._pump is not None:
-            self._push = Push(self._layout, self._mappings, self._pump, self.rate)
-            self._pushing = self.spawn(self._push.run())
+        if self._pump is not None and (self._pushing is None or self._pushing.done()):
+            self._pushing = self.spawn(Push(self._layout, self._mappings, self._pump, self.pace).run())
 
-    async def _stop_pump(self, _command: StopPump) -> None:
-        if self._pushing is not None:
-            self._pushing.cancel()
-            await asyncio.wait({self._pushing})
-        pump, self._pump = self._pump, None
-        if pump is not None:
-            self._unwatch(pump)
-            await asyncio.to_thread(pump.stop)
-            self.stats = pump.snapshot()
-            pump.close()
+    async def _stop_pump(self, command: StopPump) -> None:
+        # Whoever still works for the pump ends before it does.
+        for task in (self._dialling, self._pushing):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+        await super()._stop_pump(command)
 
     async def _release_memory(self, _command: ReleaseMemory) -> None:
         await asyncio.to_thread(self._let_go)
@@ -165,22 +145,6 @@ class SourceInterpreter(Interpreter):
 
     # --- for whoever watches ------------------------------------------------------------------------------
 
-    def snapshot(self) -> SourceStats | None:
-        """Return the pump's counters, the last ones once it has ended, None before it began."""
-        return self.stats if self._pump is None else self._pump.snapshot()
-
-    @property
-    def pushing(self) -> bool:
-        """Whether the push was begun."""
-        return self._push is not None
-
-    async def push_now(self) -> None:
-        """Begin the push of a migration that runs without one."""
-        if self._push is None and self._pump is not None:
-            await self._start_push(StartPush())
-
-    def set_rate(self, rate: int | None) -> None:
-        """Limit the push to `rate` bytes a second, None: not at all."""
-        self.rate = rate
-        if self._push is not None:
-            self._push.rate = rate
+    def ask_push(self) -> None:
+        """Wish for a push in a migration that was begun without one; the machine says when it begins."""
+        self.post(PushAsked(self.now()))

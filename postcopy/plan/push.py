@@ -119,6 +119,13 @@ class PushPlan:
             extents.append(extent)
         return extents
 
+    def holes(self, room: int) -> list[PushExtent]:
+        """Return up to `room` holes to push now, for whoever treats them in another way than data."""
+        extents: list[PushExtent] = []
+        while len(extents) < room and (extent := self._next_hole()):
+            extents.append(extent)
+        return extents
+
     def _next_hole(self) -> PushExtent | None:
         for region, holes in enumerate(self._holes):
             if hole := holes.at_or_after(0):

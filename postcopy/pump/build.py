@@ -45,6 +45,9 @@ static bool page_map_claim(uint8_t *pages, uint64_t page) { return page_claim((p
 static uint64_t page_map_zero(uint8_t *pages, uint64_t first, uint64_t stop) {
     return pages_zero((page_byte *)pages, first, stop);
 }
+static uint64_t page_map_absent(const uint8_t *pages, uint64_t first, uint64_t stop) {
+    return pages_absent((const page_byte *)pages, first, stop);
+}
 static bool page_map_placed(uint8_t *pages, uint64_t first, uint64_t count) {
     return pages_placed((page_byte *)pages + first, count);
 }

@@ -52,15 +52,14 @@ void resident_add(struct destination *pump, uint64_t pages) {
 static void check_complete(struct destination *pump) {
     for (uint32_t i = 0; i < pump->count; i++) {
         const struct memory *memory = &pump->memory[i];
-        for (uint64_t page = 0; page < memory->pages; page++) {
-            if (page_load(&memory->map[page]) != PAGE_ABSENT)
-                continue;
-            struct pump_status failure = {.failure = FAILURE_INCOMPLETE, .role = ROLE_PUSH, .region = i,
-                                          .offset = page * memory->region.page_size,
-                                          .length = memory->region.page_size};
-            fail(pump, &failure);
-            return;
-        }
+        uint64_t page = pages_absent(memory->map, 0, memory->pages);
+        if (page == memory->pages)
+            continue;
+        struct pump_status failure = {.failure = FAILURE_INCOMPLETE, .role = ROLE_PUSH, .region = i,
+                                      .offset = page * memory->region.page_size,
+                                      .length = memory->region.page_size};
+        fail(pump, &failure);
+        return;
     }
 }
 

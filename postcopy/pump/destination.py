@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -68,6 +69,7 @@ class DestinationPump:
         removal: Sequence[Removal] | None = None,
     ) -> None:
         self._layout = layout
+        self._discarding = threading.Lock()
         regions, count = describe(layout, mappings, demand, push, zeropage, removal=removal)
         self._pump: Any = lib.destination_create(uffd_fd, regions, count, poll_max_ns)
         if self._pump == ffi.NULL:
@@ -146,9 +148,13 @@ class DestinationPump:
 
         When it returns no late copy comes any more, so whoever calls it takes the memory's own content away after it
         (Mapping.punch_hole), not before. It waits for a page that is being placed just now. Raises UsageError (outside
-        of the region, no whole pages), LinkError where the pump ended before such a page had come.
+        of the region, no whole pages), LinkError where the pump ended before such a page had come. Any thread may call
+        it; once the pump is closed it does nothing, for nothing is placed any more.
         """
-        result = lib.destination_discard(self._handle, region, offset, length)
+        with self._discarding:
+            if self._pump == ffi.NULL:
+                return
+            result = lib.destination_discard(self._pump, region, offset, length)
         if result == -errno.EINVAL:
             raise UsageError(f"region {region}: {length} bytes at {offset:#x} are no whole pages of it")
         if result:
@@ -161,8 +167,10 @@ class DestinationPump:
 
     def close(self) -> None:
         """Stop, close the connections, free the memory. Idempotent."""
-        pump, self._pump = self._pump, ffi.NULL
-        lib.destination_destroy(pump)
+        self.stop()  # which ends a discard(), too
+        with self._discarding:
+            pump, self._pump = self._pump, ffi.NULL
+            lib.destination_destroy(pump)
 
     def __enter__(self) -> Self:
         return self

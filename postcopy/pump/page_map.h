@@ -108,4 +108,24 @@ static inline uint64_t pages_zero(page_byte *pages, uint64_t first, uint64_t sto
     return first;
 }
 
+/* The first page that is ABSENT from `first` on, `stop` if there is none. Eight at a time where all eight are not. */
+static inline uint64_t pages_absent(const page_byte *pages, uint64_t first, uint64_t stop) {
+    const uint64_t lowest = 0x0101010101010101ull, highest = lowest << 7;
+    while (first < stop) {
+        if (!((uintptr_t)&pages[first] & 7) && stop - first >= 8) {
+            uint64_t eight = atomic_load_explicit((const _Atomic uint64_t *)(const void *)&pages[first],
+                                                  memory_order_acquire);
+            /* A byte of zeros borrows its highest bit, and no other one has a bit there that was clear before. */
+            if (!((eight - lowest) & ~eight & highest)) {
+                first += 8;
+                continue;
+            }
+        }
+        if (page_load(&pages[first]) == PAGE_ABSENT)
+            break;
+        first++;
+    }
+    return first;
+}
+
 #endif

@@ -53,6 +53,7 @@ from postcopy.session.limits import (
     DIAL_SECONDS,
     LOAD_SECONDS,
     OFFER_SECONDS,
+    PROGRESS_SECONDS,
     RELEASE_SECONDS,
     SILENCE_SECONDS,
     STOP_SECONDS,
@@ -149,7 +150,7 @@ class DestinationMachine(Machine[Step]):
         self.probed = False  # it was only ever a question: no migration began
         self.resident = False  # every page was placed before Run had been read
         self._fed_bytes = -1
-        self._fed_at = now
+        self._unfed = 0  # looks in a row
 
     def key(self, event: Event) -> str:
         """Tell a Hello in no common version, the last data connection, and a source that stopped answering."""
@@ -171,10 +172,10 @@ class DestinationMachine(Machine[Step]):
         return best if best >= max(low, self.versions[0]) else 0
 
     def _starved(self, event: Progressed) -> bool:
-        """Whether the source owes pages and has sent not a byte for too long. Fed while nothing is owed."""
-        if event.owed == 0 or event.received_bytes != self._fed_bytes:
-            self._fed_bytes, self._fed_at = event.received_bytes, event.now
-        return event.now - self._fed_at > SILENCE_SECONDS
+        """Whether it owes pages and sent no byte for too many looks (not seconds: this side may have been stopped)."""
+        fed = event.owed == 0 or event.received_bytes != self._fed_bytes
+        self._fed_bytes, self._unfed = event.received_bytes, 0 if fed else self._unfed + 1
+        return self._unfed * PROGRESS_SECONDS > SILENCE_SECONDS
 
     def give_up(self, failure: WorkFailed) -> list[Command]:
         """Before Run the guest is the source's; after it the pages decide whether it is whole."""
@@ -255,7 +256,7 @@ def _progress(machine: DestinationMachine, event: Progressed) -> list[Command]:
 
 
 def _resident_early(machine: DestinationMachine, _event: Event) -> list[Command]:
-    # The source sends Run and then its memory, on connections of their own: a small guest may be here before Run is.
+    # Run and memory travel on connections of their own: a small guest may be here before Run is.
     machine.resident = True
     return []
 
@@ -268,24 +269,17 @@ def _sum_up(_machine: DestinationMachine, _event: Event) -> list[Command]:
     return [MakeReport()]
 
 
-def _all_placed(_machine: DestinationMachine, event: AllResident) -> list[Command]:
-    # The data connections stay open until Released: closed earlier, the source would take their end for a
-    # loss.
-    return [Settle(), Send(AllPlaced(event.report))]
+def _all_placed(_machine: DestinationMachine, event: AllResident | WorkFailed) -> list[Command]:
+    # The data connections stay open until Released: closed earlier, the source would take their end for a loss. It
+    # would do so for want of this message, too, so a report that cannot be made does not hold it back.
+    report = event.report if isinstance(event, AllResident) else {}
+    return [Settle(), Send(AllPlaced(report))]
 
 
-def _all_placed_unreported(_machine: DestinationMachine, _event: WorkFailed) -> list[Command]:
-    # A report that cannot be made is no reason to let the source wait, and call the guest lost.
-    return [Settle(), Send(AllPlaced({}))]
-
-
-def _settle_alone(machine: DestinationMachine, event: Event) -> list[Command]:
-    return [Settle(), *_complete(machine, event)]
-
-
-def _complete(_machine: DestinationMachine, _event: Event) -> list[Command]:
+def _complete(machine: DestinationMachine, _event: Event) -> list[Command]:
     text = "every page is here, the guest runs on without the source"
-    return [StopPump(), CloseLinks(), Finish(State.COMPLETED, Owner.DESTINATION, text, 0)]
+    settle: list[Command] = [Settle()] if machine.step is Step.SETTLING else []
+    return [*settle, StopPump(), CloseLinks(), Finish(State.COMPLETED, Owner.DESTINATION, text, 0)]
 
 
 def _stay(_machine: DestinationMachine, _event: Event) -> list[Command]:
@@ -377,7 +371,7 @@ DestinationMachine.table = {
     (Step.SETTLING, "GuestRunning"): (Step.SETTLING, _running),
     (Step.SETTLING, "Progressed"): (Step.SETTLING, _progress),
     (Step.SETTLING, "AllResident"): (Step.RELEASING, _all_placed),
-    (Step.SETTLING, "WorkFailed"): (Step.RELEASING, _all_placed_unreported),
+    (Step.SETTLING, "WorkFailed"): (Step.RELEASING, _all_placed),
     (Step.RELEASING, "GuestRunning"): (Step.RELEASING, _running),
     (Step.RELEASING, "Released"): (Step.COMPLETED, _complete),
     **{(step, key): (Step.FAILED, _fail) for step in (Step.IDLE, *_EARLY) for key in _FAILURES},
@@ -397,7 +391,7 @@ DestinationMachine.table = {
     (Step.ACTIVE, "NotSent"): (Step.ACTIVE, _stay),  # ControlLost follows it
     (Step.ACTIVE, "CancelAsked"): (Step.ACTIVE, _mine),
     # every page is here: whatever the source does now, the guest does not need it
-    **{(Step.SETTLING, key): (Step.COMPLETED, _settle_alone) for key in _GOODBYES},
+    **{(Step.SETTLING, key): (Step.COMPLETED, _complete) for key in _GOODBYES},
     **{(Step.RELEASING, key): (Step.COMPLETED, _complete) for key in _GOODBYES},
     **{(step, key): (step, _stay) for step in (Step.SETTLING, Step.RELEASING) for key in _LATE},
     **{(Step.RELEASING, key): (Step.RELEASING, _stay) for key in ("WorkFailed", "Progressed", "AllResident")},

@@ -1,7 +1,7 @@
 """What happens to a migration: the events that the interpreter hands to the two machines, with the time of each.
 
-`now` is seconds on any clock that only goes forward; the machines compare it with nothing but earlier `now`s. Where the
-guest's own clock readings are to be set beside it (the parts of the downtime) it has to be CLOCK_MONOTONIC, as they are.
+`now` is seconds on any clock that only goes forward; the machines compare it with nothing but earlier `now`s. Where
+the guest's clock readings are set beside it (the parts of the downtime) it has to be CLOCK_MONOTONIC, as they are.
 """
 
 from __future__ import annotations

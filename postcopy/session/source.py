@@ -317,7 +317,8 @@ def _too_late(_machine: SourceMachine, _event: Event) -> list[Command]:
 
 
 def _note(machine: SourceMachine, event: WorkFailed) -> list[Command]:
-    # Faults are served as before: a push that stopped is no reason to give up a running guest. It may be asked for again.
+    # Faults are served as before: a push that stopped is no reason to give up a running guest, and may be asked for
+    # again.
     machine.pushing = False
     return [Note(f"the push stopped: {event.text}")]
 

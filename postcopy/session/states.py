@@ -28,3 +28,16 @@ class Owner(StrEnum):
     SOURCE = "source"
     DESTINATION = "destination"
     LOST = "lost"
+
+
+OWNERS: dict[State, Owner] = {
+    State.NONE: Owner.SOURCE,
+    State.SETUP: Owner.SOURCE,
+    State.DEVICE: Owner.SOURCE,
+    State.FAILED: Owner.SOURCE,
+    State.CANCELLED: Owner.SOURCE,
+    State.POSTCOPY_ACTIVE: Owner.DESTINATION,
+    State.COMPLETED: Owner.DESTINATION,
+    State.LOST: Owner.LOST,
+}
+"""Who may run the guest of a migration in each state, whichever side it is that shows the state."""

@@ -44,7 +44,7 @@ from postcopy.wire.messages import (
     Welcome,
 )
 from postcopy.wire.records import Record, quote
-from postcopy.wire.version import VERSION
+from postcopy.wire.version import VERSION, VERSION_MIN
 
 __all__ = [
     "AllPlaced",
@@ -71,7 +71,11 @@ __all__ = [
 ]
 
 _PREFIX = struct.Struct("<I")
-_RECORDS: dict[str, Record[Any]] = {name: Record(shape) for name, shape in MESSAGES.items()}
+_RECORDS: dict[tuple[str, int], Record[Any]] = {
+    (name, version): Record(shape, version)
+    for name, shape in MESSAGES.items()
+    for version in range(VERSION_MIN, VERSION + 1)
+}
 _NAMES = {shape: name for name, shape in MESSAGES.items()}
 
 
@@ -86,7 +90,7 @@ def encode(message: Message, version: int = VERSION) -> bytes:
     if not speaks(type(message), version):
         raise ValueError(f"message {name} is not part of version {version}")
     try:
-        payload: bytes = msgpack.packb({"t": name, **_RECORDS[name].give(message)})
+        payload: bytes = msgpack.packb({"t": name, **_RECORDS[name, version].give(message)})
     except IllTypedError as error:
         raise ValueError(f"message {name}: {error}") from None
     try:
@@ -167,7 +171,7 @@ def _decode(payload: bytes, version: int) -> Message:
     if not speaks(MESSAGES[name], version):
         raise ProtocolError(f"message {name} is not part of version {version}")
     try:
-        message: Message = _RECORDS[name].take_fields(values)
+        message: Message = _RECORDS[name, version].take_fields(values)
     except IllTypedError as error:
         raise ProtocolError(f"message {name}: {error}") from None
     return message

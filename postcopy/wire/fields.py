@@ -127,6 +127,23 @@ class OneOf:
     give = take
 
 
+@dataclass(frozen=True)
+class Counts:
+    """At most `longest` whole numbers from 0 on, as an array."""
+
+    longest: int
+
+    def take(self, value: object) -> tuple[int, ...]:
+        """Return them if they are."""
+        if type(value) is not list or len(value) > self.longest:
+            raise IllTypedError(f"wanted an array of 0 to {self.longest}")
+        return tuple(_COUNT.take(number) for number in value)
+
+    def give(self, value: tuple[int, ...]) -> list[int]:
+        """Return them as an array."""
+        return list(self.take(list(value)))
+
+
 class VersionRange:
     """The lowest and the highest version that an agent speaks."""
 
@@ -144,6 +161,7 @@ class VersionRange:
         return list(self.take(list(value)))
 
 
+_COUNT = Whole(0, (1 << 64) - 1)
 _INTEGER = Whole(-(1 << 63), (1 << 64) - 1)
 _FINITE = Finite()
 
@@ -182,7 +200,7 @@ class Report:
 VERSION_NUMBER = Whole(1, (1 << 16) - 1)
 
 # The types as messages declare them.
-Count = Annotated[int, Whole(0, (1 << 64) - 1)]
+Count = Annotated[int, _COUNT]
 Version = Annotated[int, VERSION_NUMBER]
 Versions = Annotated[tuple[int, int], VersionRange()]
 Instant = Annotated[float, _FINITE]

@@ -7,6 +7,7 @@ MESSAGES.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from postcopy.errors import ProtocolError, UsageError
 from postcopy.pages.regions import Layout, Region
 from postcopy.wire.fields import (
     Count,
+    Counts,
     Instant,
     LineText,
     MigrationId,
@@ -33,7 +35,7 @@ from postcopy.wire.limits import (
     REGIONS_MAX,
     VCPUS_MAX,
 )
-from postcopy.wire.records import Record, Records
+from postcopy.wire.records import Record, Records, Since
 
 # Why an agent refuses, in one word for programs; the text beside it is for people.
 REFUSE_CODES = ("version", "layout", "host", "busy", "memory", "guest", "protocol", "internal")
@@ -41,6 +43,9 @@ REFUSE_CODES = ("version", "layout", "host", "busy", "memory", "guest", "protoco
 # What PROBED answers: a migration would be let in, or the code of the REFUSE that it would meet.
 READY = "ready"
 PROBE_ANSWERS = (READY, *REFUSE_CODES)
+
+# Bytes of data in each region; empty: not known.
+DataCounts = Annotated[tuple[int, ...], Counts(REGIONS_MAX), Since(2)]
 
 # What the other fields of STATE take is less than this.
 _STATE_REST = 1024
@@ -91,19 +96,31 @@ class GuestOffer:
 
 @dataclass(frozen=True, slots=True)
 class LayoutOffer:
-    """Source to destination: the memory and the guest to make room for."""
+    """Source to destination: the memory and the guest to make room for.
+
+    `data` says how many bytes of each region hold data now, the rest being holes; empty: that is not known, it may be
+    all of it. Since version 2.
+    """
 
     regions: Annotated[tuple[RegionOffer, ...], Records(Record(RegionOffer), REGIONS_MAX)]
     guest: Annotated[GuestOffer, Record(GuestOffer)]
+    data: DataCounts = ()
 
     @classmethod
-    def of(cls, layout: Layout, guest: GuestOffer) -> LayoutOffer:
+    def of(cls, layout: Layout, guest: GuestOffer, data: Sequence[int] = ()) -> LayoutOffer:
         """Return the offer of this layout."""
         regions = (RegionOffer(region.type, region.page_size, region.size) for region in layout.regions)
-        return cls(tuple(regions), guest)
+        return cls(tuple(regions), guest, tuple(data))
+
+    def data_of(self, region: int) -> int:
+        """Return how many bytes of a region are to be expected."""
+        size = self.regions[region].size
+        return min(size, self.data[region]) if self.data else size
 
     def layout(self) -> Layout:
         """Return the layout that is offered; ProtocolError where its numbers make no sense together."""
+        if len(self.data) not in {0, len(self.regions)}:
+            raise ProtocolError(f"message layout_offer: data of {len(self.data)} regions out of {len(self.regions)}")
         try:
             return Layout(
                 tuple(
@@ -184,11 +201,12 @@ class Probe:
 
     regions: Annotated[tuple[RegionOffer, ...], Records(Record(RegionOffer), REGIONS_MAX)]
     guest: Annotated[GuestOffer, Record(GuestOffer)]
+    data: DataCounts = ()
 
     @property
     def offer(self) -> LayoutOffer:
         """The offer that a migration would make."""
-        return LayoutOffer(self.regions, self.guest)
+        return LayoutOffer(self.regions, self.guest, self.data)
 
 
 @dataclass(frozen=True, slots=True)

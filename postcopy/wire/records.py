@@ -1,7 +1,8 @@
 """Records: a dataclass as a map of msgpack, by the table that its declared fields are.
 
 What enters: a map as it arrived, or an instance to be sent. What leaves: the other one. A map has exactly the
-declared fields, no more and no fewer, each of its declared kind.
+declared fields, no more and no fewer, each of its declared kind. A field that is younger than the first version is
+declared `Since` its version, and has a default: in a version before it, it is neither sent nor taken.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
 from postcopy.wire.fields import IllTypedError, Kind
+from postcopy.wire.version import VERSION
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -23,13 +25,23 @@ def quote(name: object) -> str:
     return repr(name) if len(repr(name)) <= 40 else repr(name)[:39] + "…"
 
 
-class Record(Generic[Shape]):
-    """The kind of field, or the message, that holds one instance of `shape`."""
+@dataclass(frozen=True)
+class Since:
+    """The version from which on a field is there."""
 
-    def __init__(self, shape: type[Shape]) -> None:
+    version: int
+
+
+class Record(Generic[Shape]):
+    """The kind of field, or the message, that holds one instance of `shape`, as it is in `version`."""
+
+    def __init__(self, shape: type[Shape], version: int = VERSION) -> None:
         self.shape = shape
         hints = get_type_hints(shape, include_extras=True)
-        self.kinds: dict[str, Kind] = {field.name: hints[field.name].__metadata__[0] for field in fields(shape)}
+        declared = {field.name: hints[field.name].__metadata__ for field in fields(shape)}
+        self.kinds: dict[str, Kind] = {
+            name: kind for name, (kind, *since) in declared.items() if all(version >= one.version for one in since)
+        }
 
     def take(self, value: object) -> Shape:
         """Return the instance that a map says; IllTypedError names the field."""

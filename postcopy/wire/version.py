@@ -3,7 +3,7 @@
 What enters: the range of versions that the other agent speaks. What leaves: the highest that both do, or a
 ProtocolError that names both ranges. Each agent speaks the current version and the one before.
 
-    2  PROGRESS, PROBE and PROBED messages
+    2  PROGRESS, PROBE and PROBED messages; how much data there is, in LAYOUT_OFFER
     1  the first
 """
 

@@ -94,7 +94,7 @@ class Command:
 class Daemon:
     """A daemon with an admin socket in `folder`; its log is a file there."""
 
-    def __init__(self, folder, role, *arguments, inside=(), **options):
+    def __init__(self, folder, role, *arguments, inside=(), keep=(), **options):
         self.role = role
         self.admin = f"unix:{folder}/{role}.sock"
         self.log_file = Path(folder) / f"{role}.log"
@@ -102,7 +102,7 @@ class Daemon:
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [*inside, *AGENT, role, *map(str, arguments), "--admin", self.admin, "--ready-fd", str(write_fd)],
-                pass_fds=[write_fd], stdout=log, stderr=log, cwd=ROOT, env=ENVIRONMENT, **options,
+                pass_fds=[write_fd, *keep], stdout=log, stderr=log, cwd=ROOT, env=ENVIRONMENT, **options,
             )  # fmt: skip
         os.close(write_fd)
         try:

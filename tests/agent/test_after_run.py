@@ -60,10 +60,18 @@ def test_a_destination_that_stands_still(halfway):
 
 
 def test_a_source_that_stands_still(halfway):
-    here, there, _ = halfway
+    here, there, migration = halfway
     here.signal(signal.SIGSTOP)
-    lost(there)
-    assert "the source owes" in there.log
+    with Command("status", "--admin", here.admin) as status:
+        lost(there)
+        assert "the source owes" in there.log
+        silence = migration.result(2 * LOSS_SECONDS)
+        assert silence.status == 6
+        assert "the source's agent at unix:" in silence.one_line()
+        assert "does not answer any more" in silence.one_line()
+        asked = status.result(2 * LOSS_SECONDS)
+        assert asked.status == 1
+        assert "does not answer: nothing was heard for 10 s" in asked.one_line()
 
 
 def test_sigterm_to_a_destination_that_is_not_whole(halfway):
@@ -76,33 +84,44 @@ def test_sigterm_to_a_destination_that_is_not_whole(halfway):
 
 def test_sigterm_to_a_source_that_still_has_pages(halfway):
     here, there, migration = halfway
+    there.signal(signal.SIGSTOP)  # so that the push comes to nothing
     here.signal(signal.SIGTERM)
     here.until_log("pages of the running guest are still here")
-    assert there.status()["state"] == "postcopy-active"
     here.signal(signal.SIGTERM)
-    lost(here)
+    assert here.wait(3) == 6
+    assert "the guest is lost" in here.log
     told(migration, "ended before it answered")
+    there.signal(signal.SIGCONT)
     lost(there)
 
 
-def test_sigterm_to_a_source_waits_for_the_last_page(halfway):
-    here, there, migration = halfway
-    here.signal(signal.SIGTERM)
-    here.until_log("pages of the running guest are still here")
-    assert run("set", "--admin", here.admin, "--push").status == 0
+@pytest.mark.parametrize("limit", [(), ("--max-postcopy-bandwidth", "1B/s")])
+def test_sigterm_to_a_source_sends_what_is_left_and_waits_for_the_last_page(limit, tmp_path):
+    with (
+        destination(tmp_path) as there,
+        source(tmp_path, *SLOW) as here,
+        Command("migrate", "--admin", here.admin, there.address, *(limit or ["--no-push"])) as migration,
+    ):
+        there.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] > 100)
+        here.signal(signal.SIGTERM)
+        sent_and_ended(here, there, migration)
+
+
+def sent_and_ended(here, there, migration):
+    here.until_log("pages of the running guest are still here: pushing them without any limit")
     done = migration.result(40)
     assert done.status == 0, done.err
     assert here.wait() == 0
     assert run("check", "--admin", there.admin).status == 0
 
 
-def test_ctrl_c_after_run_does_not_cancel(halfway):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_after_run_does_not_cancel(number, halfway):
     here, there, migration = halfway
-    migration.process.send_signal(signal.SIGINT)
-    # the second only ends the waiting
-    assert migration.process.stderr.readline().startswith("postcopy: no migration can be cancelled")
-    migration.process.send_signal(signal.SIGINT)
-    assert migration.result().status == 130
+    migration.process.send_signal(number)
+    done = migration.result(3)
+    assert done.status == 128 + number
+    assert done.one_line().endswith("the guest runs at the destination, and the migration goes on without this command")
     assert here.status()["state"] == there.status()["state"] == "postcopy-active"
     assert run("set", "--admin", here.admin, "--push").status == 0
     there.until(lambda now: now["state"] == "completed")

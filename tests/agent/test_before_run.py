@@ -11,7 +11,7 @@ from postcopy.wire.frame import FrameType, Header
 from postcopy.wire.frame import pack as pack_frame
 from postcopy.wire.preamble import Preamble, Role, pack
 
-from .agents import AS_NOBODY, Command, Daemon, destination, run, source
+from .agents import AS_NOBODY, Command, destination, run, source
 from .fakes import OFFER, FakeDestination, FakeSource, connect, ends
 
 
@@ -75,11 +75,23 @@ def test_cancel(here):
         still_owned(here, migration.result(), 7, "cancelled by the user")
 
 
-def test_ctrl_c_cancels(here):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_cancels(number, here):
     with FakeDestination() as fake, Command("migrate", "--admin", here.admin, fake.address) as migration:
         fake.upto_offer()
-        migration.process.send_signal(signal.SIGINT)
+        migration.process.send_signal(number)
         still_owned(here, migration.result(), 7, "cancelled by the user")
+
+
+def test_what_failed_is_an_object_too(here):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    done = run("migrate", "--admin", here.admin, f"tcp:127.0.0.1:{port}", "--json")
+    still_owned(here, done, 4, "Connection refused")
+    text = f"cannot connect to tcp:127.0.0.1:{port}: Connection refused"
+    told = {"outcome": "failed", "owner": "source", "exit_status": 4}
+    assert done.json == {"schema_version": 1, "error": text, **told}
+    assert here.status()["ended"] == {"text": text, **told}
 
 
 def test_nothing_to_cancel(here):
@@ -375,12 +387,3 @@ def test_a_killed_destination_before_run(here, tmp_path):
         there.wait()
         done = run("migrate", "--admin", here.admin, there.address)
     still_owned(here, done, 4, "Connection refused")
-
-
-def test_ready_fd_that_is_none():
-    done = subprocess.run(
-        [*Daemon.__init__.__globals__["AGENT"], "destination", "--ready-fd", "77"],
-        capture_output=True, text=True, check=False, env=Daemon.__init__.__globals__["ENVIRONMENT"], timeout=20,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "--ready-fd 77: Bad file descriptor" in done.stderr

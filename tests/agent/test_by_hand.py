@@ -67,6 +67,17 @@ def check_metrics(here, there, report):
         there[f'postcopy_transferred_bytes_total{{channel="{c}",direction="received"}}'] for c in ("urgent", "push")
     ]
     assert sum(received) == report["bytes"]["wire"]
+    sent = {path: here[f'postcopy_pages_total{{path="{path}"}}'] for path in ("demand", "push", "zero", "duplicate")}
+    assert sent.pop("duplicate") == sum(sent.values()) - report["pages"]["total"]
+    faults = [there[name] for name in there if name.startswith("postcopy_faults_total")]
+    assert len(faults) == 6  # each kind, requested or joined
+    assert sum(faults) == there["postcopy_fault_latency_seconds_count"]
+    moved = "postcopy_transferred_bytes_total"
+    for channel in ("control", "urgent"):
+        asked = f'{moved}{{channel="{channel}",direction="received"}}'
+        assert 0 < here[asked] <= there[asked.replace("received", "sent")]
+    told = f'{moved}{{channel="control",direction="sent"}}'
+    assert here[told] == there[told.replace("sent", "received")] > 0
 
 
 def test_metrics_are_live_while_pages_are_still_missing(tmp_path):
@@ -88,7 +99,7 @@ def test_metrics_are_live_while_pages_are_still_missing(tmp_path):
             assert [float(bound) for bound in bounds[:-1]] == [2**i / 1e6 for i in range(24)]
             assert now["postcopy_stall_seconds_count"] > 0
             assert now["postcopy_remaining_bytes"] > 0
-            assert now['postcopy_faults_total{kind="missing"}'] > 0
+            assert now['postcopy_faults_total{kind="missing",result="requested"}'] > 0
             assert scrape(metrics_url(here))['postcopy_migration_state{state="postcopy-active"}'] == 1
             refused = run("check", "--admin", there.admin)
             assert refused.status == 2

@@ -252,16 +252,17 @@ def test_a_destination_of_version_1_is_named():
         assert (done.status, done.one_line()) == (4, f"postcopy: {text}")
 
 
-def test_what_another_host_says_is_neither_believed_nor_performed():
-    evil = {"kernel": "\x1b[2J[red]", "userfaultfd": {"ways": 1}}
+@pytest.mark.parametrize("understood", [True, False])
+def test_what_another_host_says_is_neither_believed_nor_performed(host, understood):
+    evil = {"kernel": "\x1b[2J[red]evil"} if understood else {"userfaultfd": {"ways": 1}}
     with FakeDestination() as fake, Command("doctor", "--peer", fake.address) as asking:
         fake.upto_hello()
         fake.control.send(Welcome(2, b"i" * 16, b"t" * 32, "a fake"))
         fake.control.expect(Probe)
-        fake.control.send(Probed("ready", "", "auto", evil))
+        fake.control.send(Probed("ready", "", "auto", host | evil))
         done = asking.result()
         assert done.status == 0, done.err
-        assert "not understood" in done.out
+        assert ("[2J[red]evil" if understood else "not understood") in done.out
         assert "\x1b" not in done.out
 
 
@@ -286,7 +287,7 @@ def ask_while_another_is_answered():
     async def story():
         mapping, guest = make_source("shmem", size=1 << 20)
         async with (
-            Destination("tcp:127.0.0.1:0", Guest.restore, frozenset({Guest.kind})) as there,
+            Destination("tcp:127.0.0.1:0", Guest.restore, {Guest.kind: Guest.vcpus_max}) as there,
             Source([mapping], guest) as here,
         ):
             question = asyncio.create_task(ask(parse_address(str(there.address)), OFFER.layout(), OFFER.guest))

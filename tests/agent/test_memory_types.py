@@ -32,7 +32,7 @@ def migrated(*arguments, deadline=60):
     assert pages["total"] == sum(one["size_bytes"] // one["page_size"] for one in memory)
     assert pages["demand"] + pages["push"] + pages["zero"] == pages["total"]
     checked = sum(one["size_bytes"] for one in memory) // 4096
-    assert report["integrity"] == {"pages_checked": checked, "pages_mismatched": 0}
+    assert report["integrity"] == {"page_size": 4096, "pages_checked": checked, "pages_mismatched": 0}
     return report
 
 

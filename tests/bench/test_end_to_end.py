@@ -39,7 +39,7 @@ def test_product_and_floor_in_turns(monkeypatch):
     assert demand.floor["pages"]["demand"] == 512
     assert demand.ratio["fault_p50"] > 0
     assert [verdict.reached for verdict in (*demand.verdicts, *push.verdicts)] == [True, True]
-    assert push.report["integrity"] == {"pages_checked": 512, "pages_mismatched": 0}
+    assert push.report["integrity"] == {"page_size": 4096, "pages_checked": 512, "pages_mismatched": 0}
     assert [(what, total) for what, _, total in told] == [
         ("tiny/demand: product", 3),
         ("tiny/demand: floor, copy", 3),

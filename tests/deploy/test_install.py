@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.lacking import lacking
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ["sh", "dirname", "cat", "cksum", "tail", "ls", "rm", "mkdir"]
@@ -30,7 +35,7 @@ def add_python(host: Path, text: str) -> None:
     python.chmod(0o755)
 
 
-def run(host: Path, command: str) -> tuple[int, str]:
+def run(host: Path, command: str, **options: Any) -> tuple[int, str]:
     ended = subprocess.run(
         ["/bin/sh", str(host / "deploy" / command), "--help"],
         env={"PATH": str(host / "bin"), "HOME": str(host)},
@@ -38,6 +43,7 @@ def run(host: Path, command: str) -> tuple[int, str]:
         text=True,
         check=False,
         timeout=30,
+        **options,
     )
     assert ended.stdout == ""
     return ended.returncode, ended.stderr
@@ -67,3 +73,25 @@ def test_without_headers(host: Path, command: str) -> None:
     status, text = run(host, command)
     assert status == 3
     assert text == (f"postcopy: Python's headers are missing ({host}/include/Python.h): apt-get install python3-dev\n")
+
+
+def test_a_checkout_of_somebody_else_is_left_alone(host: Path) -> None:
+    if os.geteuid() != 0:
+        lacking("another user: only root can be one")
+    add_python(host, f"echo {host}/include")
+    (host / "include").mkdir()
+    (host / "include/Python.h").touch()
+    (host / "bin/cc").symlink_to("/bin/true")
+    (host / "package/room").mkdir(parents=True)
+    built_of = ("pyproject.toml", "setup.py", "package/room/a.c", "package/room/a.cdef", "package/room/build.py")
+    for name in built_of:
+        (host / name).touch()
+    theirs = host / ".venv/bin"
+    theirs.mkdir(parents=True)
+    for folder in (host, *host.parents):
+        if folder.stat().st_uid == 0 and Path(tempfile.gettempdir()) in folder.parents:
+            folder.chmod(0o755)
+    status, text = run(host, "postcopy", user=65534)
+    assert (status, text.count("\n")) == (3, 1), text
+    assert text.startswith(f"postcopy: {host} is not yours to write and not built, or out of date")
+    assert theirs.is_dir()

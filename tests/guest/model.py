@@ -116,12 +116,13 @@ class Model:
         blank = self.holes + self.zeroed
         return {
             "kind": "emulated",
-            "version": 1,
+            "version": 2,
             "workload": self.workload,
             "seed": self.seed,
             "nonce": self.nonce,
             "guest_pages": self.active + blank,
             "blank_pages": blank,
+            "hole_pages": self.holes,
             "stride": self.stride,
             "random_start": self.random_start,
             "steps_max": None,

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from postcopy.errors import KernelError
 from postcopy.guest import WORKLOADS, CheckResult, Guest
+from postcopy.kernel import memory_type
+from postcopy.pages import Region
 from tests.guest.memory import PAGE, Memory
 from tests.guest.model import Model
 
@@ -116,3 +123,74 @@ def test_increment_descends_by_one_at_most_once(steps: int) -> None:
             assert [change for change in changes if change] in ([], [255])
             assert changes.count(255) == (steps % 32 != 0)
         assert guest.check().pages_mismatched == 0
+
+
+@pytest.mark.parametrize("page", range(PAGES))
+def test_all_blank_pages_can_be_holes_and_one_bit_in_any_is_found(page: int) -> None:
+    with Memory(PAGES) as memory, Guest([memory], seed=3, blank=BLANK / PAGES, holes=True, steps_max=45) as guest:
+        guest.fill()
+        guest.start()
+        guest.wait()
+        assert guest.check() == CheckResult(PAGES, 0, None)
+        assert memory.allocated() == PAGES - BLANK, "nothing was written there, and the check read nothing into being"
+        memory.flip(page * PAGE + 4095, 7)
+        assert guest.check() == CheckResult(PAGES, 1, page)
+        assert guest.save()["hole_pages"] == guest.save()["blank_pages"] == BLANK
+
+
+@given(
+    flipped=st.sets(st.integers(0, 3 * PAGES - 1), max_size=20),
+    touched=st.sets(st.integers(0, 3 * PAGES - 1), max_size=20),
+    bitmap=st.none() | st.binary(min_size=3 * PAGES // 8, max_size=3 * PAGES // 8),
+    threads=st.integers(1, 4),
+    kinds=st.lists(st.sampled_from(["shmem", "anonymous"]), min_size=3, max_size=3),
+)
+@settings(max_examples=150, deadline=None)
+def test_holes_over_several_regions(
+    flipped: set[int], touched: set[int], bitmap: bytes | None, threads: int, kinds: list[str]
+) -> None:
+    """Pages with data among the holes, zeros (touched) or not (flipped): only the wrong ones count, all are checked."""
+    pages = range(3 * PAGES)
+    chosen = [page for page in pages if bitmap is None or bitmap[page // 8] >> page % 8 & 1]
+    with ExitStack() as stack:
+        memories = [stack.enter_context(Memory(PAGES, kind=kind)) for kind in kinds]
+        with Guest(memories, seed=3, blank=0.9, holes=True) as guest:
+            guest.fill()
+            for page in touched - flipped:
+                memories[page // PAGES].flip(page % PAGES * PAGE, 0)
+                memories[page // PAGES].flip(page % PAGES * PAGE, 0)
+            for page in flipped:
+                memories[page // PAGES].flip(page % PAGES * PAGE, 0)
+            wrong = sorted(flipped & set(chosen))
+            expected = CheckResult(len(chosen), len(wrong), min(wrong, default=None))
+            assert guest.check(bitmap, threads=threads) == expected
+
+
+def test_a_quarter_of_a_tebibyte_of_holes_is_checked_at_once() -> None:
+    size, active = 256 << 30, 1 << 20
+    region = Region(0, "shmem", PAGE, size)
+    with (
+        memory_type("shmem").allocate(region, alias=False, data=active) as mapping,
+        Guest([mapping], seed=3, blank=1 - active / size, holes=True) as guest,
+    ):
+        guest.fill()
+        began = time.monotonic()
+        assert guest.check(threads=2) == CheckResult(size // PAGE, 0, None)
+        assert time.monotonic() - began < 5, "each hole was looked at by itself"
+        assert mapping.allocated == active
+        os.pwrite(mapping.fd, b"\x01", size - 1)
+        assert guest.check(threads=2) == CheckResult(size // PAGE, 1, size // PAGE - 1)
+
+
+def test_a_file_that_ends_before_its_mapping_is_no_hole(tmp_path: Path) -> None:
+    with (
+        (tmp_path / "memory").open("w+b") as file,
+        Memory(PAGES) as memory,
+    ):
+        file.truncate(PAGES * PAGE)
+        memory.fd = file.fileno()
+        with Guest([memory], seed=3, blank=0.5, holes=True) as guest:
+            assert guest.check(bytes(PAGES // 8)).pages_checked == 0
+            file.truncate((PAGES - 1) * PAGE)
+            with pytest.raises(KernelError, match="file"):
+                guest.check(bytes(PAGES // 8))

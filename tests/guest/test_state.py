@@ -65,7 +65,9 @@ def sound() -> dict[str, Any]:
 HOSTILE: list[dict[str, Any]] = [
     {"kind": "kvm"},
     {"kind": None},
-    {"version": 2},
+    {"version": 0},
+    {"version": 1},  # had no hole_pages
+    {"version": 3},
     {"version": True},
     {"workload": "rowhammer"},
     {"workload": 3},
@@ -84,6 +86,10 @@ HOSTILE: list[dict[str, Any]] = [
     {"blank_pages": -1},
     {"blank_pages": 16},
     {"blank_pages": 17},
+    {"hole_pages": -1},
+    {"hole_pages": 3},
+    {"hole_pages": True},
+    {"hole_pages": 1 << 64},
     {"stride": 0},
     {"stride": 7},
     {"stride": 15},
@@ -121,6 +127,16 @@ def test_refuses_a_hostile_state(changes: dict[str, Any]) -> None:
             Guest.restore([memory], sound() | changes)
         assert len(str(refusal.value)) < 300
         Guest.restore([memory], sound()).close()
+
+
+@pytest.mark.parametrize(("blank", "holes"), [(0, 0), (1, 0), (2, 1), (5, 2)])
+def test_half_of_the_blank_pages_of_version_1_are_holes(blank: int, holes: int) -> None:
+    state = Model("random", 1, 1, 2, 16 - blank, holes=holes, zeroed=blank - holes).state([0])
+    old = {name: value for name, value in state.items() if name != "hole_pages"} | {"version": 1}
+    assert GuestState.from_map(old) == GuestState.from_map(state)
+    for name in old.keys() - {"kind", "version"}:
+        with pytest.raises(ProtocolError, match="missing or unknown"):
+            GuestState.from_map({other: value for other, value in old.items() if other != name})
 
 
 @pytest.mark.parametrize("pages", [1, 15, 17, 512])

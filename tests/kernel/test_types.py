@@ -217,3 +217,29 @@ def test_a_new_type_is_a_class_and_a_line(monkeypatch):
         calls.write_memory(mapping.alias, b"new")
         uffd.continue_(mapping.address, PAGE)
         assert calls.read_memory(mapping.address, 3) == b"new"
+
+
+def test_a_sparse_region_needs_room_for_its_data_only(machine):
+    shmem = memory_type("shmem")
+    region = Region(0, "shmem", PAGE, 1 << 40)
+    with shmem.allocate(region, data=1 << 30) as mapping:
+        assert mapping.allocated == 0
+        os.pwrite(mapping.fd, b"x", (1 << 40) - 1)
+        os.pwrite(mapping.fd, b"x" * 8192, 1 << 30)
+        assert mapping.allocated == 3 * PAGE
+    with pytest.raises(HostError, match="available by MemAvailable"):
+        shmem.allocate(region, data=(1 << 30) + PAGE)
+    with pytest.raises(HostError, match="available by MemAvailable"):
+        shmem.allocate(region)
+    assert shmem.room_for(PAGE, 1 << 40) == PAGE
+
+
+def test_memory_that_is_set_aside_or_promised_needs_room_for_all_of_it(machine):
+    assert {name for name, known in MEMORY_TYPES.items() if known.thin} == {"shmem", "tmpfs"}
+    for name in ("anonymous", "hugetlb-2M"):
+        known = memory_type(name)
+        assert known.room_for(8 * HUGE, PAGE) == 8 * HUGE
+    with pytest.raises(HostError, match="available by MemAvailable"):
+        memory_type("anonymous").allocate(Region(0, "anonymous", PAGE, 1 << 40), data=PAGE)
+    with memory_type("anonymous").allocate(Region(0, "anonymous", PAGE, HUGE)) as mapping:
+        assert mapping.allocated == HUGE, "nobody counts it"

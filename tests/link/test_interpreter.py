@@ -2,12 +2,18 @@
 
 import asyncio
 import socket
+import time
 
+import pytest
+import uvloop
+
+from postcopy.errors import HostError, KernelError, ProtocolError
 from postcopy.link.control import ControlChannel
-from postcopy.link.interpreter import Interpreter
+from postcopy.link.interpreter import Interpreter, failure_of
 from postcopy.session.commands import Finish, ResumeGuest, StartPush, StopPump
-from postcopy.session.events import Connected, ControlLost, DataConnected, GuestStopped, Received, Started
-from postcopy.wire.control import Loaded, Ready, Welcome
+from postcopy.session.events import Connected, ControlLost, DataConnected, Elapsed, GuestStopped, Received, Started
+from postcopy.wire.control import Loaded, Progress, Ready, Welcome, encode
+from postcopy.wire.messages import REFUSE_CODES
 from tests.session.samples import IDENTITY, source
 
 
@@ -75,3 +81,79 @@ def test_a_performer_that_breaks_does_not_keep_the_rest_from_being_done():
         return finish
 
     assert asyncio.run(asyncio.wait_for(story(), 10)).exit_status == 4
+
+
+@pytest.mark.parametrize("step", ["attaching", "loading"])
+def test_a_mistake_of_ours_ends_the_migration_with_the_guest_at_the_source(step):
+    """Whatever the machine itself trips over: nobody is left behind in the middle of something."""
+
+    async def story():
+        near, far = socket.socketpair()
+        interpreter = Recorder(source())
+        interpreter.channel = await ControlChannel.over(near, "far")
+        interpreter.machine.step = step
+
+        def trips(event):
+            raise KeyError(event)
+
+        interpreter.machine.handle = trips
+        interpreter.post(Received(0.0, Loaded()))
+        finish = await interpreter.run()
+        assert interpreter.done == (["ResumeGuest", "StopPump"] if step == "loading" else ["StopPump"])
+        assert b"internal error: KeyError" in await asyncio.get_running_loop().run_in_executor(None, far.recv, 4096)
+        assert far.recv(1) == b""  # closed behind the goodbye
+        far.close()
+        return finish
+
+    finish = asyncio.run(asyncio.wait_for(story(), 10))
+    assert (finish.state, finish.owner, finish.exit_status) == ("failed", "source", 4)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_what_arrived_during_a_pause_counts_before_the_timer(run):
+    """The process was stopped for longer than the deadline, and the message that was due came meanwhile."""
+
+    async def story():
+        near, far = socket.socketpair()
+        interpreter = Recorder(source())
+        interpreter.machine.step, interpreter.machine.version = "active", 2
+        interpreter.listen(await ControlChannel.over(near, "far"))
+        interpreter.machine.deadline = interpreter.now() + 0.05
+        waiting = asyncio.create_task(interpreter._next())
+        for _ in range(5):
+            await asyncio.sleep(0)  # until it waits
+        far.sendall(encode(Progress(1, 256, 0)))
+        time.sleep(0.1)  # this is the pause: the loop sees both at once
+        event = await waiting
+        assert isinstance(event, Received), event
+        interpreter.machine.deadline = interpreter.now() + 0.01
+        assert isinstance(await interpreter._next(), Elapsed)  # and nothing is still nothing
+        await interpreter._end_tasks()
+        await interpreter.channel.close()
+        far.close()
+
+    run(asyncio.wait_for(story(), 10))
+
+
+class ForeignError(Exception):
+    code = 404
+
+
+class CodedError(HostError):
+    code = "memory"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "status"),
+    [
+        (ForeignError(), "internal", 1),
+        (CodedError("no room"), "memory", 3),
+        (KernelError("lseek", 5), "host", 3),
+        (ProtocolError("nonsense"), "guest", 4),
+        (OSError(5, "broken"), "host", 3),
+    ],
+)
+def test_a_failure_is_told_in_the_words_of_the_protocol(error, code, status):
+    failure = failure_of(error, 1.0)
+    assert (failure.code, failure.exit_status) == (code, status)
+    assert failure.code in REFUSE_CODES

@@ -30,7 +30,7 @@ def make_destination(mode="auto", restore=None):
     from postcopy.guest import Guest
     from postcopy.link import Destination
 
-    return Destination("tcp:127.0.0.1:0", restore or Guest.restore, frozenset({Guest.kind}), mode=mode)
+    return Destination("tcp:127.0.0.1:0", restore or Guest.restore, {Guest.kind: Guest.vcpus_max}, mode=mode)
 
 
 async def until(wanted):

@@ -2,7 +2,9 @@
  * A whole migration in one process without Python, for the sanitizers: both pumps over TCP, vCPU threads that fault
  * while the push runs, duplicates sent on purpose, every byte checked.
  *
- * usage: migrate copy|continue|move PAGES STEPS
+ * usage: migrate copy|continue|move|remove PAGES STEPS
+ *
+ * `remove` is copy with a balloon: a thread gives pages back, again and again, that the guest leaves blank.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -10,6 +12,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,14 +64,14 @@ static void connection(int ends[2]) {
     close(listener);
 }
 
-static int userfaultfd_for(void *memory, uint64_t size, bool minor) {
+static int userfaultfd_for(void *memory, uint64_t size, bool minor, bool balloons) {
     int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
     require(device >= 0, "/dev/userfaultfd");
     int uffd = ioctl(device, 0xAA00, O_NONBLOCK | O_CLOEXEC);
     require(uffd >= 0, "USERFAULTFD_IOC_NEW");
     close(device);
-    /* MISSING_SHMEM, THREAD_ID, MINOR_SHMEM */
-    uint64_t api[3] = {0xAA, 1u << 5 | 1u << 8 | 1u << 10, 0};
+    /* MISSING_SHMEM, THREAD_ID, MINOR_SHMEM, EVENT_REMOVE */
+    uint64_t api[3] = {0xAA, 1u << 5 | 1u << 8 | 1u << 10 | (balloons ? 1u << 3 : 0), 0};
     require(!ioctl(uffd, 0xC018AA3F, api), "UFFDIO_API");
     uint64_t range[4] = {(uint64_t)(uintptr_t)memory, size, minor ? 5 : 1, 0};
     require(!ioctl(uffd, 0xC020AA00, range), "UFFDIO_REGISTER");
@@ -113,6 +116,20 @@ static void check(struct guest *guest, uint64_t pages) {
     require(result.pages_checked == pages && !result.pages_mismatched, "the memory is not what the guest wrote");
 }
 
+struct balloon {
+    uint8_t *begin, *end;
+    _Atomic bool ends;
+};
+
+static void *give_back(void *argument) {
+    struct balloon *balloon = argument;
+    for (uint8_t *page = balloon->begin; !atomic_load(&balloon->ends);) {
+        require(!madvise(page, PAGE, MADV_REMOVE), "madvise");
+        page = page + PAGE == balloon->end ? balloon->begin : page + PAGE;
+    }
+    return NULL;
+}
+
 static void push_everything(struct source *source, uint64_t size) {
     /* Backwards, so that the push meets the vCPUs, in extents of some pages each. */
     uint64_t piece = 37 * PAGE;
@@ -130,12 +147,13 @@ static void push_everything(struct source *source, uint64_t size) {
 }
 
 int main(int argc, char **argv) {
-    require(argc == 4, "usage: migrate copy|continue|move PAGES STEPS");
+    require(argc == 4, "usage: migrate copy|continue|move|remove PAGES STEPS");
     bool minor = !strcmp(argv[1], "continue"), move = !strcmp(argv[1], "move");
+    bool balloons = !strcmp(argv[1], "remove");
     uint64_t pages = strtoull(argv[2], NULL, 10), steps = strtoull(argv[3], NULL, 10), size = pages * PAGE;
     int from_fd = memory_file(size), to_fd = move ? -1 : memory_file(size);
     void *from = map(from_fd, size), *to = map(to_fd, size), *alias = move ? NULL : map(to_fd, size);
-    int uffd = userfaultfd_for(to, size, minor);
+    int uffd = userfaultfd_for(to, size, minor, balloons);
 
     struct guest *before = guest_on(from, from_fd, pages);
     require(!(errno = guest_fill(before)), "guest_fill");
@@ -147,7 +165,8 @@ int main(int argc, char **argv) {
     struct source *source = source_create(&region, 1, 50000, 64 * PAGE);
     require(source, "source_create");
     region = (struct pump_region){.guest = (uint64_t)(uintptr_t)to, .alias = (uint64_t)(uintptr_t)alias, .size = size,
-                                  .page_size = PAGE, .demand = way, .push = way, .fd = -1, .zeropage = 1};
+                                  .page_size = PAGE, .demand = way, .push = way, .fd = -1, .zeropage = 1,
+                                  .removal = balloons ? REMOVAL_DISCARDS : REMOVAL_UNTOLD};
     struct destination *destination = destination_create(uffd, &region, 1, 50000);
     require(destination, "destination_create");
     for (uint32_t role = ROLE_URGENT; role <= ROLE_PUSH; role++) {
@@ -160,14 +179,20 @@ int main(int argc, char **argv) {
     require(!source_start(source) && !destination_start(destination), "start");
     source_guest_stopped(source);
     run(after, 2 * steps);
+    struct balloon balloon = {.begin = (uint8_t *)to + size - pages / 8 * PAGE, .end = (uint8_t *)to + size};
+    pthread_t thread;
+    require(!balloons || !pthread_create(&thread, NULL, give_back, &balloon), "pthread_create");
     push_everything(source, size);
 
     struct pollfd event = {.fd = destination_event_fd(destination), .events = POLLIN};
     require(poll(&event, 1, 60000) == 1, "no end of the migration");
     require(destination_status(destination)->state == PUMP_COMPLETE, "the migration failed");
     await(after);
+    atomic_store(&balloon.ends, true);
+    require(!balloons || !pthread_join(thread, NULL), "pthread_join");
     const struct destination_counters *counters = destination_counters(destination);
-    uint64_t placed = counters->urgent.pages + counters->push.pages + counters->urgent.zero + counters->push.zero;
+    uint64_t placed = counters->urgent.pages + counters->push.pages + counters->urgent.zero + counters->push.zero +
+                      counters->removed;
     printf("demand %llu, push %llu, duplicate %llu\n", (unsigned long long)counters->urgent.pages,
            (unsigned long long)counters->push.pages,
            (unsigned long long)(counters->urgent.duplicate + counters->push.duplicate));

@@ -44,7 +44,7 @@ def compiler(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return command
 
 
-@pytest.mark.parametrize("way", ["copy", "continue", "move"])
+@pytest.mark.parametrize("way", ["copy", "continue", "move", "remove"])
 def test_a_migration_is_clean(compiler: list[str], way: str, tmp_path: Path) -> None:
     program = [*compiler, str(Path(__file__).with_name("migrate.c")), *map(str, SOURCES)]
     ended = compile_and_run(program, tmp_path / "migrate", way, "4096", "6000")

@@ -105,3 +105,12 @@ def test_the_page_map_follows_the_ledger(data: st.DataObject) -> None:
                     assert ledger.zero(p)
         assert bytes(ffi.buffer(ours, pages)) == ledger.to_bytes()
     assert bytes(ffi.buffer(states, 8)) == bytes(ffi.buffer(ours + pages, 8)) == bytes(8)
+
+
+@settings(max_examples=500)
+@given(st.binary(min_size=1, max_size=80).map(lambda raw: bytes(byte % 7 for byte in raw)), st.data())
+def test_the_first_absent_page_is_found_whatever_is_around_it(states: bytes, data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, len(states)))
+    stop = data.draw(st.integers(first, len(states)))
+    found = states.find(PageState.ABSENT, first, stop)
+    assert lib.page_map_absent(ffi.from_buffer("uint8_t[]", states), first, stop) == (stop if found < 0 else found)

@@ -68,6 +68,7 @@ def of_source(now: float) -> list[events.Event]:
         *both(now),
         events.NotSent(now, Run(), "cut"),
         events.Started(now, None),
+        events.PushAsked(now),
         events.Connected(now),
         events.DataConnected(now),
         events.GuestStopped(now, b"state", 5.0, "boot"),
@@ -85,6 +86,7 @@ def of_destination(now: float) -> list[events.Event]:
         events.GuestLoaded(now),
         events.GuestRunning(now, 5.25),
         events.Progressed(now, 1, 256, 3, 0, 100),
+        events.Resident(now),
         events.AllResident(now, REPORT),
     ]
 

@@ -35,6 +35,7 @@ class World:
         self.destination = Side(destination())
         self.source.runs = True
         self.run_sent = False
+        self.whole = False  # every page is at the destination, which runs the guest
         self.met = False  # the control connection stands: before that the destination knows of nothing
         self.source.work.append(events.Started(0.0, draw(st.sampled_from([None, 5.0]))))
 
@@ -46,6 +47,9 @@ class World:
             commands = side.machine.handle(event)
         except ProtocolError as error:  # as the interpreter does
             commands = side.machine.handle(events.Broken(self.now, str(error)))
+        self.perform(side, commands)
+
+    def perform(self, side, commands):
         for command in commands:
             getattr(self, "do_" + type(command).__name__, self.do_nothing)(side, command)
             assert not (self.source.runs and self.destination.runs)
@@ -98,6 +102,17 @@ class World:
         assert self.run_sent
         side.runs = True
         side.work.append(events.GuestRunning(self.now, 1.0))
+        self.whole = side.machine.resident
+
+    def do_MakeReport(self, side, command):  # noqa: N802
+        side.work.append(self.perhaps(events.AllResident(self.now, REPORT)))
+
+    def do_StartPush(self, side, command):  # noqa: N802
+        assert not side.runs
+        assert self.run_sent
+
+    def do_HoldMemory(self, side, command):  # noqa: N802
+        assert not self.whole
 
     def perhaps(self, event):
         if self.draw(st.integers(0, 9)) == 0:
@@ -120,15 +135,16 @@ class World:
                 found.append((self.tell_end, side))
             if side.machine.deadline is not None:
                 found.append((self.elapse, side))
-            found += [(self.cancel, side), (self.pump_fails, side), (self.breaks, side)]
+            found += [(self.cancel, side), (self.pump_fails, side), (self.breaks, side), (self.mistake, side)]
+        found.append((self.ask_push, self.source))
         if self.met and not self.source.cut:
             found.append((self.cut, self.source))
-        if self.destination.machine.step == "active":
-            found += [(self.all_resident, self.destination)] * 2
+        if self.destination.machine.step == "active" or (self.destination.machine.step == "loaded" and self.run_sent):
+            found += [(self.resident, self.destination)] * 2
         return found
 
     def calm_choices(self):
-        calm = {self.deliver, self.finish_work, self.all_resident, self.tell_end}
+        calm = {self.deliver, self.finish_work, self.resident, self.tell_end}
         return [(act, side) for act, side in self.choices() if act in calm]
 
     def deliver(self, side):
@@ -163,8 +179,17 @@ class World:
         if side.machine.step not in {"idle", "dialling"}:
             self.feed(side, events.Broken(self.now, "nonsense"))
 
-    def all_resident(self, side):
-        self.feed(side, events.AllResident(self.now, REPORT))
+    def resident(self, side):
+        self.whole = side.machine.step == "active"
+        self.feed(side, events.Resident(self.now))
+
+    def mistake(self, side):
+        if not side.machine.ended:
+            self.perform(side, side.machine.give_up(events.WorkFailed(self.now, "internal", "a mistake")))
+            side.unsent.clear()  # it has ended: late
+
+    def ask_push(self, side):
+        self.feed(side, events.PushAsked(self.now))
 
     def cut(self, _side):
         for side in (self.source, self.destination):
@@ -196,6 +221,8 @@ def test_never_both_and_before_run_always_the_source(data):
     else:
         assert not world.source.runs
         assert world.source.machine.state in {State.COMPLETED, State.LOST}
+    if world.whole:
+        assert world.destination.machine.state is State.COMPLETED
     if world.destination.runs:
         assert world.destination.machine.state in {State.COMPLETED, State.LOST}
 

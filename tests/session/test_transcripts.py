@@ -52,7 +52,8 @@ DESTINATION_STORY = [
     (Run(), "active", ["StartGuest"]),
     (events.GuestRunning(1.7, 1.65), "active", ["Send(Running)"]),
     (events.Progressed(2.0, 9, 256, 1, 1, 4096), "active", ["Send(Progress)"]),
-    (events.AllResident(3.0, REPORT), "releasing", ["Settle", "Send(AllPlaced)"]),
+    (events.Resident(3.0), "settling", ["MakeReport"]),
+    (events.AllResident(3.1, REPORT), "releasing", ["Settle", "Send(AllPlaced)"]),
     (Released(), "completed", ["StopPump", "CloseLinks", "Finish(completed, destination, 0)"]),
 ]
 
@@ -81,7 +82,8 @@ def test_a_migration_as_the_source_sees_it():
     assert machine.timeline.exact
     assert machine.timeline.downtime == pytest.approx(1.7 - 1.45)
     assert set(machine.timeline.parts()) == {"stop", "load", "run"}
-    assert sum(machine.timeline.parts().values()) == pytest.approx(machine.timeline.running - 1.4)
+    assert machine.timeline.parts()["stop"] == pytest.approx(0.05)  # from the last step until the state was sent
+    assert sum(machine.timeline.parts().values()) == pytest.approx(machine.timeline.downtime)
 
 
 def test_a_migration_as_the_destination_sees_it():
@@ -104,7 +106,8 @@ def test_across_hosts_the_downtime_is_the_sources_own():
     machine = play(source(), upto(SOURCE_STORY, "active"))
     machine.handle(events.Received(2.0, Running(0.0)))
     assert not machine.timeline.exact
-    assert machine.timeline.downtime == pytest.approx(2.0 - 1.5)
+    assert machine.timeline.downtime == pytest.approx(2.0 - 1.45)
+    assert sum(machine.timeline.parts().values()) == pytest.approx(machine.timeline.downtime)
 
 
 @pytest.mark.parametrize("step", ["stopping", "loading"])
@@ -213,10 +216,16 @@ def test_after_loaded_the_destination_asks_and_waits():
 
 def test_a_source_that_owes_and_sends_nothing():
     machine = play(destination(), upto(DESTINATION_STORY, "active"))
-    assert names(machine.handle(events.Progressed(2.0, 9, 256, 1, 1, 4096))) == ["Send(Progress)"]
-    assert names(machine.handle(events.Progressed(7.9, 9, 256, 1, 1, 4096))) == ["Send(Progress)"]
-    commands = names(machine.handle(events.Progressed(8.1, 9, 256, 1, 1, 4096)))
+    for look in range(13):
+        assert names(machine.handle(events.Progressed(2.0 + look / 2, 9, 256, 1, 1, 4096))) == ["Send(Progress)"]
+    commands = names(machine.handle(events.Progressed(8.5, 9, 256, 1, 1, 4096)))
     assert commands == ["HoldMemory", "CloseLinks", "Finish(lost, lost, 6)"]
+
+
+def test_an_agent_that_was_stopped_itself_has_not_waited():
+    machine = play(destination(), upto(DESTINATION_STORY, "active"))
+    for now in (2.0, 60.0, 60.5):
+        assert names(machine.handle(events.Progressed(now, 9, 256, 1, 1, 4096))) == ["Send(Progress)"]
 
 
 def test_a_source_that_owes_nothing_may_be_silent():
@@ -225,10 +234,74 @@ def test_a_source_that_owes_nothing_may_be_silent():
         assert names(machine.handle(events.Progressed(now, 9, 256, 1, 0, 4096))) == ["Send(Progress)"]
 
 
-@pytest.mark.parametrize(
-    "happening",
-    [events.ControlLost(4.0, "cut"), events.Elapsed(99.0), events.Received(4.0, Refuse("internal", "?"))],
-)
+GOODBYES = [
+    events.ControlLost(4.0, "cut"),
+    events.Broken(4.0, "nonsense"),
+    events.Received(4.0, Refuse("internal", "?")),
+]
+
+
+@pytest.mark.parametrize("happening", GOODBYES)
+def test_once_every_page_is_here_no_connection_is_missed_even_before_the_report(happening):
+    machine = play(destination(), upto(DESTINATION_STORY, "settling"))
+    assert machine.state is State.COMPLETED
+    assert not machine.ended
+    assert machine.handle(events.NotSent(4.0, Progress(1, 1, 1), "closed")) == []
+    commands = names(machine.handle(happening))
+    assert commands == ["Settle", "StopPump", "CloseLinks", "Finish(completed, destination, 0)"]
+
+
+def test_a_report_that_cannot_be_made_does_not_leave_the_source_waiting():
+    machine = play(destination(), upto(DESTINATION_STORY, "settling"))
+    commands = machine.handle(events.WorkFailed(4.0, "guest", "it does not add up"))
+    assert names(commands) == ["Settle", "Send(AllPlaced)"]
+    assert commands[1].message == AllPlaced({})
+    assert machine.step == "releasing"
+
+
+def test_a_small_guest_may_be_here_before_run_is():
+    machine = play(destination(), upto(DESTINATION_STORY, "loaded"))
+    assert machine.handle(events.Resident(1.6)) == []
+    assert machine.step == "loaded"
+    assert names(machine.handle(events.Received(1.7, Run()))) == ["StartGuest", "MakeReport"]
+    assert machine.step == "settling"
+
+
+@pytest.mark.parametrize("step", ["attached", "loading"])
+def test_memory_that_comes_before_the_guest_has_stopped_is_refused(step):
+    machine = play(destination(), upto(DESTINATION_STORY, step))
+    commands = machine.handle(events.Resident(2.0))
+    assert names(commands) == ["Send(Cancel)", "Discard", "CloseLinks", "Finish(failed, source, 4)"]
+
+
+@pytest.mark.parametrize("line", range(7))
+def test_a_push_that_is_asked_for_before_the_switchover_is_a_wish(line):
+    """At whatever step it is asked for, and however often, the push begins once, and not before the guest has left."""
+    wish = (events.PushAsked(9.0), SOURCE_STORY[line - 1][1] if line else "idle", [])
+    story = [*SOURCE_STORY[:line], wish, wish, *SOURCE_STORY[line:9]]
+    machine = source(push=False)
+    for happening, step, commands in story:
+        event = happening if isinstance(happening, events.Event) else events.Received(1.6, happening)
+        assert names(machine.handle(event)) == commands, happening
+        assert machine.step == step
+
+
+def test_a_push_is_begun_once_and_again_only_after_it_stopped():
+    machine = play(source(push=False), upto(SOURCE_STORY, "active"))
+    assert names(machine.handle(events.PushAsked(2.0))) == ["StartPush"]
+    assert machine.handle(events.PushAsked(2.1)) == []
+    assert names(machine.handle(events.Received(2.2, Running(1.7)))) == ["Note"]
+    assert names(machine.handle(events.WorkFailed(3.0, "host", "lseek"))) == ["Note"]
+    assert names(machine.handle(events.PushAsked(3.1))) == ["StartPush"]
+
+
+def test_more_pages_than_there_are_are_not_believed():
+    machine = play(source(), upto(SOURCE_STORY, "active"))
+    machine.handle(events.Received(2.0, Progress(1 << 40, 256, 1)))
+    assert machine.placed_pages == 256
+
+
+@pytest.mark.parametrize("happening", [*GOODBYES, events.Elapsed(99.0)])
 def test_once_every_page_is_here_the_source_may_do_what_it_likes(happening):
     machine = play(destination(), upto(DESTINATION_STORY, "releasing"))
     assert machine.handle(events.PumpFailed(4.0, "urgent closed")) == []

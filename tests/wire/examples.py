@@ -16,6 +16,7 @@ EXAMPLES: list[Message] = [
     control.LayoutOffer(
         (control.RegionOffer("shmem", 4096, 8192), control.RegionOffer("hugetlb-2M", 2 << 20, 4 << 20)),
         control.GuestOffer("emulated", 2),
+        (4096, 4 << 20),
     ),
     control.Ready(),
     control.State(b"\x00\x01\xff", 12.5, "3c5b"),
@@ -65,6 +66,7 @@ MESSAGES = st.one_of(
         control.LayoutOffer,
         st.lists(_REGION, min_size=1, max_size=4).map(tuple),
         st.builds(control.GuestOffer, _NAME, st.integers(1, limits.VCPUS_MAX)),
+        st.lists(_COUNT, max_size=4).map(tuple),
     ),
     st.builds(control.State, st.binary(max_size=200), _FLOAT, _NAME),
     st.builds(control.Running, _FLOAT),
@@ -75,6 +77,7 @@ MESSAGES = st.one_of(
         control.Probe,
         st.lists(_REGION, min_size=1, max_size=4).map(tuple),
         st.builds(control.GuestOffer, _NAME, st.integers(1, limits.VCPUS_MAX)),
+        st.lists(_COUNT, max_size=4).map(tuple),
     ),
     st.builds(
         control.Probed,

@@ -124,6 +124,10 @@ def test_a_field_less_or_more_or_of_another_type(message: Message, data: st.Data
         ({"t": "refuse", "code": "mood"}, "message refuse: field code: wanted one of version, layout"),
         ({"t": "refuse", "text": "a" * 1001}, "message refuse: field text: wanted at most 1000 printable"),
         ({"t": "layout_offer", "regions": []}, "message layout_offer: field regions: wanted an array of 1 to 64"),
+        ({"t": "layout_offer", "data": 7}, "message layout_offer: field data: wanted an array of 0 to 64"),
+        ({"t": "layout_offer", "data": [0] * 65}, "message layout_offer: field data: wanted an array of 0 to 64"),
+        ({"t": "layout_offer", "data": [-1]}, "message layout_offer: field data: wanted a whole number from 0"),
+        ({"t": "layout_offer", "data": [True]}, "message layout_offer: field data: wanted a whole number from 0"),
         ({"t": "layout_offer", "regions": [1]}, "message layout_offer: field regions: entry 0: wanted a map"),
         ({"t": "layout_offer", "guest": {"kind": "x"}}, "message layout_offer: field guest: field vcpus is missing"),
         ({"t": "running", "first_instruction_at": 13}, "message running: field first_instruction_at: wanted a finite"),
@@ -299,6 +303,33 @@ def test_layouts_travel() -> None:
     received = decode(encode(offer))
     assert isinstance(received, control.LayoutOffer)
     assert received.layout() == layout
+
+
+def test_how_much_data_there_is_is_new_in_version_2() -> None:
+    regions = (control.RegionOffer("shmem", 4096, 1 << 40), control.RegionOffer("shmem", 4096, 8192))
+    offer = control.LayoutOffer(regions, control.GuestOffer("emulated", 2), (65536, 1 << 30))
+    received = decode(encode(offer))
+    assert isinstance(received, control.LayoutOffer)
+    assert [received.data_of(0), received.data_of(1)] == [65536, 8192]
+    assert control.Probe(regions, offer.guest, offer.data).offer == offer
+    old = encode(offer, version=1)
+    assert read(old).keys() == {"t", "regions", "guest"}
+    known = decode(old, version=1)
+    assert isinstance(known, control.LayoutOffer)
+    assert [known.data_of(0), known.data_of(1)] == [1 << 40, 8192], "not said: it may be all"
+    with pytest.raises(ProtocolError, match="message layout_offer: unknown field 'data'"):
+        decode(encode(offer), version=1)
+    with pytest.raises(ProtocolError, match="message layout_offer: field data is missing"):
+        decode(old, version=2)
+
+
+@pytest.mark.parametrize("data", [(1,), (1, 2, 3)])
+def test_data_of_other_regions_makes_no_sense(data: tuple[int, ...]) -> None:
+    regions = (control.RegionOffer("shmem", 4096, 8192),) * 2
+    received = decode(encode(control.LayoutOffer(regions, control.GuestOffer("x", 1), data)))
+    assert isinstance(received, control.LayoutOffer)
+    with pytest.raises(ProtocolError, match=f"layout_offer: data of {len(data)} regions out of 2"):
+        received.layout()
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def preamble_reason(data: bytes) -> str:
 
 def test_texts_of_refusals() -> None:
     region = {"type": "shmem", "page_size": 12288, "size": 12288}
-    offer = {"t": "layout_offer", "guest": {"kind": "x", "vcpus": 1}}
+    offer = {"t": "layout_offer", "guest": {"kind": "x", "vcpus": 1}, "data": []}
     happens = [
         preamble_reason(b"GET / HTTP/1.1\r\n"),
         preamble_reason(patched(8, 2)[:13]),

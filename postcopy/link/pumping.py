@@ -1,0 +1,89 @@
+"""What the interpreters of both sides do alike with a pump: start it, watch for its end, stop it, show its counters.
+
+A pump of either side enters through `_pump`; `_pump_ended` is told of its end, and its last counters stay behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from typing import Any, Generic, Protocol, TypeVar
+
+from postcopy.link.interpreter import Interpreter
+from postcopy.pump.status import PumpStatus
+from postcopy.session.commands import StartPump, StopPump
+from postcopy.session.machine import Machine
+
+
+class Pump(Protocol):
+    """Of either side; see postcopy.pump."""
+
+    @property
+    def event_fd(self) -> int:
+        """Readable once the pump has ended."""
+
+    def start(self) -> None:
+        """Let the threads run."""
+
+    def status(self) -> PumpStatus:
+        """Return the state and, where it failed, why."""
+
+    def snapshot(self) -> Any:
+        """Return all counters."""
+
+    def stop(self) -> None:
+        """End the threads and wait for them."""
+
+    def close(self) -> None:
+        """Close the connections, free the memory."""
+
+
+PumpT = TypeVar("PumpT", bound=Pump)
+StatsT = TypeVar("StatsT")
+
+
+class PumpInterpreter(Interpreter, Generic[PumpT, StatsT]):
+    """An interpreter with a pump, which a subclass puts into `_pump`. `stats` are its counters once it has ended."""
+
+    def __init__(self, role: str, machine: Machine[Any]) -> None:
+        super().__init__(role, machine)
+        self.stats: StatsT | None = None
+        self._pump: PumpT | None = None
+        self._watched = False
+
+    async def _start_pump(self, _command: StartPump) -> None:
+        if self._pump is not None:
+            self._pump.start()
+            asyncio.get_running_loop().add_reader(self._pump.event_fd, self._pump_woke)
+            self._watched = True
+
+    def _pump_woke(self) -> None:
+        if self._pump is not None:
+            self._unwatch()
+            self._pump_ended(self._pump.status())
+
+    @abstractmethod
+    def _pump_ended(self, status: PumpStatus) -> None:
+        """Make an event of the pump's end."""
+
+    def _unwatch(self) -> None:
+        if self._watched and self._pump is not None:
+            asyncio.get_running_loop().remove_reader(self._pump.event_fd)
+            self._watched = False
+
+    async def _stop_pump(self, _command: StopPump) -> None:
+        pump = self._pump
+        if pump is None:
+            return
+        self._unwatch()
+        await asyncio.to_thread(pump.stop)
+        self.stats = pump.snapshot()
+        self._pump = None
+        pump.close()
+
+    def snapshot(self) -> StatsT | None:
+        """Return the pump's counters, the last ones once it has ended, None before it began."""
+        if self._pump is None:
+            return self.stats
+        stats: StatsT = self._pump.snapshot()
+        return stats
