@@ -200,7 +200,7 @@ def migrate(to: Address, admin: str, as_json: bool, insecure: bool, **rest: Any)
     from agent.summary import failure, rows  # noqa: PLC0415
     from postcopy.errors import PostcopyError  # noqa: PLC0415
 
-    arguments = {"to": str(to), "timeout": rest["timeout"], "push": not rest["no_push"], "rate": rest["rate"] or None}
+    arguments = {"to": str(to), "timeout": rest["timeout"], "push": not rest["no_push"], "rate": rest["rate"]}
     try:
         check_plain(to, insecure=insecure)
         with progress("migration") as tell:
@@ -277,7 +277,7 @@ def set_(admin: str, rate: int | None, push: bool, as_json: bool) -> None:
 
     arguments: dict[str, Any] = {"push": True} if push else {}
     if rate is not None:
-        arguments["rate"] = rate or None
+        arguments["rate"] = rate
     if not arguments:
         raise UsageError("set: nothing to set: --max-postcopy-bandwidth or --push")
     found = ask_now(admin, "set", arguments)
@@ -314,7 +314,6 @@ def demo(memory: tuple[Memory, ...], size: int, as_json: bool, no_push: bool, lo
 
     if logs is not None:
         logs.mkdir(parents=True, exist_ok=True)
-    rest["rate"] = rest["rate"] or None
     options = DemoOptions(memory=sized(memory, size), push=not no_push, keep_logs=logs, **rest)
     with progress("migration") as tell:
         report = uvloop.run(unless_interrupted(run_demo(options, tell)))

@@ -144,12 +144,6 @@ class DestinationDaemon:
         guest = self.destination.guest
         return guest if running and isinstance(guest, Guest) else None
 
-    def _owner(self) -> str:
-        """Say who may run the guest, as far as this side can know."""
-        if self.destination.state is State.LOST:
-            return Owner.LOST.value
-        return (Owner.SOURCE if self._guest() is None else Owner.DESTINATION).value
-
     async def status(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Say where the guest and the latest migration are."""
         destination = self.destination
@@ -160,7 +154,8 @@ class DestinationDaemon:
             "version": __version__,
             "pid": os.getpid(),
             "state": destination.state.value,
-            "owner": self._owner(),
+            "owner": destination.owner,  # None: no guest is here or on its way
+            "in_use": self.use.what or None,
             "address": str(destination.address),
             "mode": self.options.mode,
             "guest": describe_guest(guest) if guest is not None else None,

@@ -66,7 +66,8 @@ class Guest:
     cpus[v % len(cpus)]; it does not travel.
 
     A guest is used by one thread at a time, but for the readings (steps, accesses, stall, first_step_at, last_step_at)
-    and close(), which waits for what another thread is doing with it. Close it before the mappings are. Raises UsageError, HostError (no room for threads), KernelError.
+    and close(), which waits for what another thread is doing with it. Close it before the mappings are. Raises
+    UsageError, HostError (no room for threads), KernelError.
     """
 
     kind = KIND

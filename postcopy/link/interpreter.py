@@ -135,9 +135,9 @@ class Interpreter:
                     await self._arrived.wait()
             except TimeoutError:
                 # This process may have been stopped for a while; what came meanwhile is behind the timer and counts.
-                for _ in range(0):
+                for _ in range(ROUNDS_AFTER_PAUSE):
                     await asyncio.sleep(0)
-                if True:
+                if not self._events:
                     return Elapsed(self.now())
         return self._events.popleft()
 
@@ -228,6 +228,6 @@ def failure_of(error: BaseException, now: float) -> WorkFailed:
         case OSError():
             code, text, status = "host", str(error), 3
         case _:
-            code, text, status = "internal", f"internal error: {error!r}", 1
+            code, text, status = "internal", f"internal error: {error!r}", 4
     own = getattr(error, "code", code)  # other people's errors have a `code`, too, and it may be anything
     return WorkFailed(now, own if own in REFUSE_CODES else code, text, status)

@@ -2,6 +2,11 @@
 
 Counters of both pumps and the source's timeline enter; the one object that `demo`, `migrate` and `status` print leaves.
 All values are in SI base units.
+
+`details.downtime_parts_seconds` has the downtime's parts, which add up to it: `stop` (the guest's last step to STATE
+sent), `load` (to RUN sent), `run` (to the guest's first step at the destination). `details.downtime_is_exact` says
+whether that first step was read from the same clock; if not it counts from when RUNNING was heard of, so the downtime
+and its `run` are longer by that way.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 import signal
 import socket
-import subprocess
 
 import pytest
 
@@ -243,7 +242,7 @@ def test_a_source_in_the_version_before(there):
 
 def test_two_sources(there):
     with FakeSource(there.address) as first, FakeSource(there.address) as second:
-        first.greet()
+        first.greet().offer()
         second.control.send(Hello((1, 2), "late"))
         assert second.control.expect(Refuse).code == "busy"
 

@@ -113,19 +113,24 @@ def test_a_daemon_ends_with_its_parent(tmp_path):
 def test_a_check_is_waited_for(tmp_path):
     """The guest is not taken away from under a check, and the check is answered."""
     with source(tmp_path, "--workload", "increment", size="512MiB") as here:
-        with Command("check", "--admin", here.admin, "--json") as check:
-            until(lambda: standing(here))
-            here.signal(signal.SIGTERM)
-            done = check.result(30)
-        assert done.status == 0, done.err
-        assert done.json["pages_mismatched"] == 0
-        assert here.wait() == 0
+        ended_while_checking(here)
 
 
-def standing(daemon):
-    steps = daemon.status()["guest"]["steps"]
-    time.sleep(0.005)  # in which a guest makes thousands
-    return daemon.status()["guest"]["steps"] == steps
+def test_a_check_is_waited_for_at_the_destination(tmp_path):
+    with destination(tmp_path) as there, source(tmp_path, "--workload", "increment", size="512MiB") as here:
+        assert run("migrate", "--admin", here.admin, there.address).status == 0
+        there.until(lambda now: now["state"] == "completed")
+        ended_while_checking(there)
+
+
+def ended_while_checking(daemon):
+    with Command("check", "--admin", daemon.admin, "--json") as check:
+        until(lambda: daemon.status()["in_use"] == "a check")
+        daemon.signal(signal.SIGTERM)
+        done = check.result(30)
+    assert done.status == 0, done.err
+    assert done.json["pages_mismatched"] == 0
+    assert daemon.wait() == 0
 
 
 def test_metrics_for_anybody_are_warned_of(tmp_path):

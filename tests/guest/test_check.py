@@ -176,10 +176,10 @@ def test_a_quarter_of_a_tebibyte_of_holes_is_checked_at_once() -> None:
         guest.fill()
         began = time.monotonic()
         assert guest.check(threads=2) == CheckResult(size // PAGE, 0, None)
-        assert time.monotonic() - began < 5, "each hole was looked at by itself"
         assert mapping.allocated == active
         os.pwrite(mapping.fd, b"\x01", size - 1)
         assert guest.check(threads=2) == CheckResult(size // PAGE, 1, size // PAGE - 1)
+        assert time.monotonic() - began < 5, "each hole was looked at by itself"
 
 
 def test_a_file_that_ends_before_its_mapping_is_no_hole(tmp_path: Path) -> None:

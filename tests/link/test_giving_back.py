@@ -38,11 +38,10 @@ async def inflate(memory: str, mode: str) -> tuple[dict, int, int]:
         return report["pages"], destination.snapshot().pages_removed, result.pages_mismatched
 
 
-@pytest.mark.parametrize("mode", ["auto", "minor"])
-@pytest.mark.parametrize("memory", ["shmem", "anonymous"])
+@pytest.mark.parametrize(
+    ("memory", "mode"), [("shmem", "auto"), ("shmem", "minor"), ("anonymous", "auto"), ("anonymous", "move")]
+)
 def test_a_balloon(memory: str, mode: str) -> None:
-    if (memory, mode) == ("anonymous", "minor"):
-        pytest.skip("anonymous memory has no minor faults")
     pages, removed, wrong = run_in_child(_play, memory, mode, deadline=SECONDS)
     assert wrong == 0
     assert BLANK // 4096 // 4 <= removed <= BLANK // 4096

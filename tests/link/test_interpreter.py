@@ -146,7 +146,7 @@ class CodedError(HostError):
 @pytest.mark.parametrize(
     ("error", "code", "status"),
     [
-        (ForeignError(), "internal", 1),
+        (ForeignError(), "internal", 4),
         (CodedError("no room"), "memory", 3),
         (KernelError("lseek", 5), "host", 3),
         (ProtocolError("nonsense"), "guest", 4),

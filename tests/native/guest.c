@@ -60,7 +60,8 @@ static void check_all(struct guest *guest, uint64_t mismatched) {
 }
 
 static void run_and_move(uint32_t workload, const struct guest_segment *segments) {
-    struct guest_setup setup = {.workload = workload, .vcpus = VCPUS, .seed = 1, .nonce = 2, .blank_pages = 9, .stride = 7};
+    struct guest_setup setup = {.workload = workload, .vcpus = VCPUS, .seed = 1, .nonce = 2,
+                                .blank_pages = 9, .hole_pages = 5, .stride = 7};
     struct guest *guest, *next;
     HOLDS(guest_create(&setup, segments, 2, NULL, &guest) == 0);
     HOLDS(guest_fill(guest) == 0);
@@ -91,6 +92,12 @@ static void run_and_move(uint32_t workload, const struct guest_segment *segments
     HOLDS(guest_limit(next, most + 100) == 0 && guest_start(next) == 0 && guest_wait(next, in_seconds(20)) == 0);
     check_all(next, 0);
     ((char *)segments[0].address)[5] ^= 1;
+    check_all(next, 1);
+    /* A hole that has a page: zeros are right, anything else is not. */
+    char *hole = (char *)segments[1].address + (PAGES / 2 - 6) * GUEST_PAGE_BYTES;
+    hole[7] = 1;
+    check_all(next, 2);
+    hole[7] = 0;
     check_all(next, 1);
     HOLDS(guest_destroy(next, in_seconds(20)) == 0);
 }
@@ -130,6 +137,8 @@ int main(void) {
     struct guest *none;
     struct guest_setup setup = {.vcpus = VCPUS, .stride = 1};
     HOLDS(guest_create(&setup, segments, 2, cpu, &none) == EINVAL);
+    setup = (struct guest_setup){.vcpus = VCPUS, .stride = 1, .blank_pages = 3, .hole_pages = 4};
+    HOLDS(guest_create(&setup, segments, 2, NULL, &none) == EINVAL);
     puts("ok");
     return 0;
 }

@@ -80,7 +80,7 @@ static int userfaultfd_for(void *memory, uint64_t size, bool minor, bool balloon
 
 static struct guest *guest_on(void *memory, int fd, uint64_t pages) {
     struct guest_setup setup = {.workload = 2, .vcpus = VCPUS, .seed = 7, .nonce = 11, .blank_pages = pages / 8,
-                                .stride = 1};
+                                .hole_pages = pages / 16, .stride = 1};
     struct guest_segment segment = {.address = memory, .pages = pages, .fd = fd};
     struct guest *guest;
     require(!(errno = guest_create(&setup, &segment, 1, NULL, &guest)), "guest_create");

@@ -200,6 +200,15 @@ def test_a_version_that_nobody_speaks():
     assert machine.step == "greeting"
 
 
+def test_whoever_only_greets_and_whoever_only_welcomes_is_not_waited_for_long():
+    machine = play(destination(), upto(DESTINATION_STORY, "greeted"))
+    assert machine.deadline - machine.now <= 5.0
+    assert names(machine.handle(events.Elapsed(machine.deadline)))[-1] == "Finish(failed, source, 4)"
+    machine = source()
+    play(machine, upto(SOURCE_STORY, "offering"))
+    assert machine.deadline - machine.now <= 20.0
+
+
 def test_state_before_both_connections_is_refused():
     machine = play(destination(), upto(DESTINATION_STORY, "waiting"))
     with pytest.raises(ProtocolError, match="State is not allowed in state setup"):
