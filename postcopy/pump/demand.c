@@ -228,6 +228,8 @@ static int wait_for_work(struct destination *pump) {
     };
     if (pump->requests_begin != pump->requests_end)
         descriptors[1].events |= POLLOUT;
+    if (pump->alone)
+        descriptors[1].fd = -1;
     if (!has_room(pump))
         descriptors[2].fd = -1;
     int result = waiter_wait(&pump->waiter, descriptors, 3);
@@ -244,10 +246,17 @@ void demand_run(void *argument) {
     thread_prefer();
     while (!atomic_load_explicit(&pump->stopping, memory_order_acquire)) {
         int faults = read_faults(pump);
-        int requests = faults < 0 ? STEP_FAILED : send_requests(pump);
-        int answers = requests < 0 ? STEP_FAILED : receiver_step(pump, &pump->urgent);
-        if (answers < 0)
+        int requests = faults < 0 || pump->alone ? faults : send_requests(pump);
+        int answers = requests < 0 || pump->alone ? requests : receiver_step(pump, &pump->urgent);
+        if (faults < 0)
             break;
+        if (answers < 0) {
+            /* The source may go once everything is here; pages known to be zero are still to be placed when touched. */
+            if (atomic_load(&pump->status.state) != PUMP_COMPLETE)
+                break;
+            pump->alone = true;
+            continue;
+        }
         if (atomic_exchange(&pump->news, false) || faults || answers)
             faults_settle(pump);
         if (faults || requests || answers)

@@ -295,3 +295,20 @@ def source_that_reads_nothing() -> None:
 
 def test_a_source_that_reads_nothing_breaks_nothing() -> None:
     run_in_child(source_that_reads_nothing, deadline=90)
+
+
+def served_alone(type_name: str, placement: Placement) -> None:
+    with Stage(type_name, pages=8, placement=placement) as stage:
+        stage.push.sendall(stage.frame(FrameType.ZERO, 0, 8))
+        stage.finished()
+        stage.urgent.close()
+        stage.push.close()
+        for page in range(8):
+            assert stage.touch(page).done() == bytes(4096)
+        until(lambda: stage.pump.snapshot().fault_latency.count == 8)
+        assert stage.pump.status().state == "complete"
+
+
+@pytest.mark.parametrize(("type_name", "placement"), WAYS)
+def test_once_complete_it_serves_without_the_source(type_name: str, placement: Placement) -> None:
+    run_in_child(served_alone, type_name, placement)
