@@ -19,10 +19,11 @@ KEEPALIVE_COUNT = 4
 # overrules the keepalive's count, so it is the same time.
 UNACKNOWLEDGED_MS = 6000
 
-# Bytes of the push that may stand in the send queue of the source: a demand page shares the link with them,
-# and on a slow link this queue is its waiting time. Below, a fast link runs dry between two sends.
-PUSH_SEND_BYTES = 512 << 10
-PUSH_RECEIVE_BYTES = 2 << 20
+# Bytes of the push that the kernel may hold at either end: enough that neither end waits for the other's turn on the
+# CPU. What stands in front of a demand page on a shared link is bounded by the window that the destination offers
+# (postcopy/pump/window.h), not by these.
+PUSH_SEND_BYTES = 4 << 20
+PUSH_RECEIVE_BYTES = 4 << 20
 
 
 def tune(connection: socket.socket, role: Role) -> None:

@@ -18,7 +18,7 @@ from postcopy.pump.status import PumpStatus, read_status
 
 RING_EXTENTS: int = lib.PUMP_RING_EXTENTS
 # Payload of one pushed frame: small enough that the destination's staging buffer stays in its CPU's cache.
-PUSH_FRAME_BYTES = 256 * 1024
+PUSH_FRAME_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
