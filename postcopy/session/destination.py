@@ -249,9 +249,7 @@ def _running(machine: DestinationMachine, event: GuestRunning) -> list[Command]:
     return [Send(Running(event.first_instruction_at if machine.comparable else 0.0))]
 
 
-def _progress(machine: DestinationMachine, event: Progressed) -> list[Command]:
-    if machine.version < 2:
-        return []
+def _progress(_machine: DestinationMachine, event: Progressed) -> list[Command]:
     return [Send(Progress(event.placed_pages, event.total_pages, event.faults))]
 
 

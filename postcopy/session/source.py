@@ -139,8 +139,7 @@ class SourceMachine(Machine[Step]):
 
     def _deadline(self, now: float, entered: bool) -> float | None:
         if self.step is Step.ACTIVE:
-            # version 1 has no Progress: there only the kernel's own time-outs tell a silent destination
-            return now + SILENCE_SECONDS if self.version >= 2 else None
+            return now + SILENCE_SECONDS
         deadline = super()._deadline(now, entered)
         if self._limit_at is None or deadline is None:
             return deadline
@@ -198,8 +197,7 @@ def _send_state(machine: SourceMachine, event: GuestStopped) -> list[Command]:
 def _run(machine: SourceMachine, _loaded: Message) -> list[Command]:
     machine.timeline.run_sent = machine.now
     machine._limit_at = None  # noqa: SLF001 - a limit on the switchover has no say after it
-    # A version 1 destination sends no Progress, so Running would be the only thing to wait for.
-    return [Send(Run()), *_begin_push(machine)] if machine.version < 2 else [Send(Run())]
+    return [Send(Run())]
 
 
 def _begin_push(machine: SourceMachine) -> list[Command]:

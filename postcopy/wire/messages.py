@@ -45,7 +45,12 @@ READY = "ready"
 PROBE_ANSWERS = (READY, *REFUSE_CODES)
 
 # Bytes of data in each region; empty: not known.
-DataCounts = Annotated[tuple[int, ...], Counts(REGIONS_MAX), Since(2)]
+DataCounts = Annotated[tuple[int, ...], Counts(REGIONS_MAX)]
+
+# How the memory gets there: its pages are sent, or its files handed to a process on the same host.
+SENT = "sent"
+HANDED_OVER = "handed-over"
+MemoryWay = Annotated[str, OneOf((SENT, HANDED_OVER)), Since(3)]
 
 # What the other fields of STATE take is less than this.
 _STATE_REST = 1024
@@ -99,18 +104,25 @@ class LayoutOffer:
     """Source to destination: the memory and the guest to make room for.
 
     `data` says how many bytes of each region hold data now, the rest being holes; empty: that is not known, it may be
-    all of it. Since version 2.
+    all of it. `memory` is SENT, or HANDED_OVER: the regions' files follow on a memory connection.
+    Since version 3.
     """
 
     regions: Annotated[tuple[RegionOffer, ...], Records(Record(RegionOffer), REGIONS_MAX)]
     guest: Annotated[GuestOffer, Record(GuestOffer)]
     data: DataCounts = ()
+    memory: MemoryWay = SENT
 
     @classmethod
-    def of(cls, layout: Layout, guest: GuestOffer, data: Sequence[int] = ()) -> LayoutOffer:
+    def of(cls, layout: Layout, guest: GuestOffer, data: Sequence[int] = (), memory: str = SENT) -> LayoutOffer:
         """Return the offer of this layout."""
         regions = (RegionOffer(region.type, region.page_size, region.size) for region in layout.regions)
-        return cls(tuple(regions), guest, tuple(data))
+        return cls(tuple(regions), guest, tuple(data), memory)
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether no page is sent."""
+        return self.memory == HANDED_OVER
 
     def data_of(self, region: int) -> int:
         """Return how many bytes of a region are to be expected."""
@@ -169,7 +181,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Destination to source, about twice a second while pages travel. Since version 2."""
+    """Destination to source, about twice a second while pages travel."""
 
     placed_pages: Count
     total_pages: Count
@@ -197,7 +209,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Source to destination, in place of LAYOUT_OFFER: what would come of a migration of this? Since version 2."""
+    """Source to destination, in place of LAYOUT_OFFER: it asks what would come of a migration of this."""
 
     regions: Annotated[tuple[RegionOffer, ...], Records(Record(RegionOffer), REGIONS_MAX)]
     guest: Annotated[GuestOffer, Record(GuestOffer)]
@@ -214,7 +226,7 @@ class Probed:
     """Destination to source, answering PROBE: what LAYOUT_OFFER would be answered, and what the host is like.
 
     `answer` is `ready` or the code of a REFUSE, `text` that refusal's; `mode` is how it would place pages.
-    Nothing of what was tried is left. Since version 2.
+    Nothing of what was tried is left.
     """
 
     answer: Annotated[str, OneOf(PROBE_ANSWERS)]

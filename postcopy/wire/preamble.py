@@ -21,6 +21,9 @@ PREAMBLE_BYTES = _LAYOUT.size
 # What the destination sends on a data connection once it is attached.
 ACCEPTED = b"\x06"
 
+# What the source answers to that on a memory connection: the byte that the files of all regions travel with.
+FILES = b"\x46"
+
 _NO_ID = bytes(MIGRATION_ID_BYTES)
 _NO_TOKEN = bytes(TOKEN_BYTES)
 
@@ -32,6 +35,7 @@ class Role(IntEnum):
     CONTROL = 1
     URGENT = 2
     PUSH = 3
+    MEMORY = 4
 
 
 class Preamble(NamedTuple):

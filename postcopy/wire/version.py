@@ -3,6 +3,7 @@
 What enters: the range of versions that the other agent speaks. What leaves: the highest that both do, or a
 ProtocolError that names both ranges. Each agent speaks the current version and the one before.
 
+    3  memory that is handed over: LAYOUT_OFFER says so, its files come on a connection of their own
     2  PROGRESS, PROBE and PROBED messages; how much data there is, in LAYOUT_OFFER
     1  the first
 """
@@ -11,12 +12,12 @@ from __future__ import annotations
 
 from postcopy.errors import ProtocolError
 
-VERSION = 2
-VERSION_MIN = 1
+VERSION = 3
+VERSION_MIN = 2
 
 
 def spoken() -> str:
-    """Return the range of versions that this agent speaks, for messages: "1 to 2"."""
+    """Return the range of versions that this agent speaks, for messages: "2 to 3"."""
     return f"{VERSION_MIN} to {VERSION}"
 
 

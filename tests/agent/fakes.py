@@ -17,6 +17,7 @@ from postcopy.wire.control import (
     encode,
 )
 from postcopy.wire.preamble import ACCEPTED, Preamble, Role, pack, unpack
+from postcopy.wire.version import VERSION, VERSION_MIN
 
 SECONDS = 15
 OFFER = LayoutOffer((RegionOffer("shmem", 4096, 1 << 20),), GuestOffer("emulated", 1))
@@ -90,7 +91,7 @@ class FakeSource:
         for connection in [self.control.socket, *self.data.values()]:
             connection.close()
 
-    def greet(self, versions=(1, 2)):
+    def greet(self, versions=(VERSION_MIN, VERSION)):
         """Get in, also where the destination is still cleaning up behind the one before."""
         end = time.monotonic() + SECONDS
         while True:
@@ -117,7 +118,7 @@ class FakeSource:
 
     def dial(self, role, migration_id, token):
         connection = connect(self.address)
-        connection.sendall(pack(Preamble(role, 2, migration_id, token)))
+        connection.sendall(pack(Preamble(role, VERSION, migration_id, token)))
         return connection
 
 
@@ -157,7 +158,7 @@ class FakeDestination:
 
     def upto_offer(self):
         self.upto_hello()
-        self.control.send(Welcome(2, b"i" * 16, b"t" * 32, "a fake"))
+        self.control.send(Welcome(VERSION, b"i" * 16, b"t" * 32, "a fake"))
         self.offered = self.control.expect(LayoutOffer)
         return self
 

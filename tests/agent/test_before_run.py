@@ -194,9 +194,9 @@ def test_a_destination_that_never_loads(here):
         (bytes(range(100, 164)), r"not a postcopy connection: it begins with"),
         (pack(Preamble(Role.CONTROL))[:40], r"the connection ended inside its preamble, after 40 of 64 bytes"),
         (b"", r"the connection ended before it said anything"),
-        (pack(Preamble(Role.CONTROL, 9)), r"version 9 is not supported: this agent speaks 1 to 2"),
+        (pack(Preamble(Role.CONTROL, 9)), r"version 9 is not supported: this agent speaks 2 to 3"),
         (b"POSTCOPY" + b"\x01\x00\x07\x00" + bytes(52), r"preamble refused: unknown role 7"),
-        (pack(Preamble(Role.URGENT, 2, b"i" * 16, b"t" * 32)), r"a data connection, and no migration is running"),
+        (pack(Preamble(Role.URGENT, 3, b"i" * 16, b"t" * 32)), r"a data connection, and no migration is running"),
         (pack(Preamble(Role.CONTROL)) + b"\xff\xff\xff\xff", r"control message of 4294967295 bytes"),
         (pack(Preamble(Role.CONTROL)) + b"\x03\x00\x00\x00abc", r"control message refused"),
         (pack(Preamble(Role.CONTROL)) + b"\x50\x00\x00\x00abc", r"ended inside a control message"),
@@ -230,20 +230,20 @@ def test_a_source_in_another_version(there):
         fake.control.send(Hello((8, 9), "from the future"))
         refusal = fake.control.expect(Refuse)
         assert refusal.code == "version"
-        assert refusal.text == "the source speaks version 8 to 9, this destination version 1 to 2"
+        assert refusal.text == "the source speaks version 8 to 9, this destination version 2 to 3"
         assert fake.control.receive() is None
 
 
 def test_a_source_in_the_version_before(there):
     with FakeSource(there.address) as fake:
-        fake.greet((1, 1))
-        assert fake.welcome.version == 1
+        fake.greet((2, 2))
+        assert fake.welcome.version == 2
 
 
 def test_two_sources(there):
     with FakeSource(there.address) as first, FakeSource(there.address) as second:
         first.greet().offer()
-        second.control.send(Hello((1, 2), "late"))
+        second.control.send(Hello((2, 3), "late"))
         assert second.control.expect(Refuse).code == "busy"
 
 
@@ -281,7 +281,7 @@ def test_a_frame_that_makes_no_sense(there, header, role, text):
 
 
 def test_a_source_that_says_what_it_may_not(there):
-    for nonsense in (Ready(), Loaded(), Running(1.0), Welcome(2, b"i" * 16, b"t" * 32, "x")):
+    for nonsense in (Ready(), Loaded(), Running(1.0), Welcome(3, b"i" * 16, b"t" * 32, "x")):
         with FakeSource(there.address) as fake:
             fake.greet()
             fake.control.send(nonsense)
@@ -335,9 +335,9 @@ def test_after_all_that_a_guest_still_gets_through(there, tmp_path):
     there.runs_on()
     assert run("check", "--admin", there.admin).status == 0
     with FakeSource(there.address) as fake:
-        fake.control.send(Hello((1, 2), "late"))
+        fake.control.send(Hello((2, 3), "late"))
         assert fake.control.expect(Refuse).text == "this destination has a guest already"
-    assert len(encode(Hello((1, 2), "late"))) < 64
+    assert len(encode(Hello((2, 3), "late"))) < 64
 
 
 # --- what this host lacks -------------------------------------------------------------------------------------------

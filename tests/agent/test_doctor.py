@@ -257,7 +257,7 @@ def test_what_another_host_says_is_neither_believed_nor_performed(host, understo
     evil = {"kernel": "\x1b[2J[red]evil"} if understood else {"userfaultfd": {"ways": 1}}
     with FakeDestination() as fake, Command("doctor", "--peer", fake.address) as asking:
         fake.upto_hello()
-        fake.control.send(Welcome(2, b"i" * 16, b"t" * 32, "a fake"))
+        fake.control.send(Welcome(3, b"i" * 16, b"t" * 32, "a fake"))
         fake.control.expect(Probe)
         fake.control.send(Probed("ready", "", "auto", host | evil))
         done = asking.result()

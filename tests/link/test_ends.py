@@ -39,7 +39,7 @@ async def accept_after_the_end():
         source(), parse_address("tcp:127.0.0.1:1"), Layout((mapping.region,)), [mapping], guest,
         poll_max_ns=0, rate=None,
     )  # fmt: skip
-    interpreter.machine.version = 2
+    interpreter.machine.version = 3
     await interpreter._dial_data(DialData(b"i" * 16, b"t" * 32))
     await asyncio.sleep(0)
     await interpreter._stop_pump(StopPump())
@@ -163,7 +163,7 @@ def active(machine=None):
 
     machine = destination()
     interpreter = DestinationInterpreter(machine, None, {}, {}, claim=claim, mode="auto", poll_max_ns=0)
-    machine.step, machine.version = "active", 2
+    machine.step, machine.version = "active", 3
     interpreter._pump, interpreter._watched = CompletePump(), True
     return interpreter
 
@@ -269,7 +269,7 @@ async def come_while_others_only_greet():
         await destination.migrated()
         many = [await asyncio.to_thread(lambda: FakeSource(address).greet()) for _ in range(GREETED_MAX - 1)]
         late = await asyncio.to_thread(FakeSource, address)
-        late.control.send(Hello((1, 2), "one too many"))
+        late.control.send(Hello((2, 3), "one too many"))
         assert (await asyncio.to_thread(late.control.expect, Refuse)).code == "busy"
         many.pop().control.close()
         await until(lambda: len(destination._greeted) < GREETED_MAX)

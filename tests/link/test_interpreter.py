@@ -44,7 +44,7 @@ def test_a_run_that_meets_a_closed_connection_is_judged_before_the_end_of_the_co
         events = [
             Started(0.0),
             Connected(0.0),
-            Received(0.0, Welcome(2, *IDENTITY, "x")),
+            Received(0.0, Welcome(3, *IDENTITY, "x")),
             Received(0.0, Ready()),
             DataConnected(0.0),
             GuestStopped(0.0, b"", 0.0, "boot"),
@@ -116,7 +116,7 @@ def test_what_arrived_during_a_pause_counts_before_the_timer(run):
     async def story():
         near, far = socket.socketpair()
         interpreter = Recorder(source())
-        interpreter.machine.step, interpreter.machine.version = "active", 2
+        interpreter.machine.step, interpreter.machine.version = "active", 3
         interpreter.listen(await ControlChannel.over(near, "far"))
         interpreter.machine.deadline = interpreter.now() + 0.05
         waiting = asyncio.create_task(interpreter._next())

@@ -18,7 +18,7 @@ from postcopy.wire.control import Hello, Ready, Run, encode
 from postcopy.wire.preamble import ACCEPTED, Preamble, Role, pack
 
 SECONDS = 10
-DATA = Preamble(Role.PUSH, 2, b"i" * 16, b"t" * 32)
+DATA = Preamble(Role.PUSH, 3, b"i" * 16, b"t" * 32)
 
 
 @pytest.fixture(params=["uvloop", "asyncio"])
@@ -66,9 +66,9 @@ def test_a_control_connection_from_end_to_end(play, address):
         await listener.open()
         near = await dial_control(listener.address)
         far = await accepted.get()
-        near.send(Hello((1, 2), "near"))
+        near.send(Hello((2, 3), "near"))
         near.send(Ready())
-        assert await far.receive() == Hello((1, 2), "near")
+        assert await far.receive() == Hello((2, 3), "near")
         assert await far.receive() == Ready()
         far.send(Run())
         await far.close()

@@ -30,8 +30,8 @@ REPORT = {"pages": {"total": 256, "demand": 6, "push": 250, "zero": 0}}
 PROBED = Probed("ready", "", "auto", {"kernel": "6.18"})
 
 MESSAGES = (
-    Hello((1, 2), "test"),
-    Welcome(2, *IDENTITY, "test"),
+    Hello((2, 3), "test"),
+    Welcome(3, *IDENTITY, "test"),
     Refuse("host", "no huge pages"),
     OFFER,
     Ready(),
@@ -92,11 +92,11 @@ def of_destination(now: float) -> list[events.Event]:
 
 
 def source(push: bool = True) -> SourceMachine:
-    return SourceMachine(Hello((1, 2), "test"), OFFER, push=push)
+    return SourceMachine(Hello((2, 3), "test"), OFFER, push=push)
 
 
 def destination(boot: str = "boot") -> DestinationMachine:
-    return DestinationMachine((1, 2), IDENTITY, "test", boot, 0.0)
+    return DestinationMachine((2, 3), IDENTITY, "test", boot, 0.0)
 
 
 def names(commands: list[object]) -> list[str]:

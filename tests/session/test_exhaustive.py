@@ -18,7 +18,7 @@ LATE = 1e6  # after every deadline
 def machine_in(room, step):
     machine = samples.source() if room is source_room else samples.destination()
     machine.step = step
-    machine.version = 2
+    machine.version = 3
     machine.identity = samples.IDENTITY
     machine.deadline = 0.0
     return machine

@@ -15,7 +15,7 @@ PROBE = Probe(samples.OFFER.regions, samples.OFFER.guest)
 
 
 def machine(step=Step.IDLE):
-    made = ProbeMachine(Hello((1, 2), "test"), PROBE)
+    made = ProbeMachine(Hello((2, 3), "test"), PROBE)
     made.step = step
     made.deadline = 0.0
     return made
@@ -28,7 +28,7 @@ def test_the_way_forward():
         for event in (
             events.Started(0.0),
             events.Connected(1.0),
-            events.Received(2.0, Welcome(2, *samples.IDENTITY, "test")),
+            events.Received(2.0, Welcome(3, *samples.IDENTITY, "test")),
             events.Received(3.0, samples.PROBED),
         )
     ]
@@ -41,7 +41,7 @@ def test_the_way_forward():
     assert asking.answer == samples.PROBED
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [1, 4])
 def test_a_version_that_has_no_probe_or_was_not_offered(version):
     asking = machine(Step.GREETING)
     commands = asking.handle(events.Received(1.0, Welcome(version, *samples.IDENTITY, "test")))

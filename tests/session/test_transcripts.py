@@ -26,7 +26,7 @@ from .samples import IDENTITY, OFFER, REPORT, destination, names, source
 SOURCE_STORY = [
     (events.Started(1.0, None), "dialling", ["Connect"]),
     (events.Connected(1.1), "greeting", ["Send(Hello)"]),
-    (Welcome(2, *IDENTITY, "x"), "offering", ["Send(LayoutOffer)"]),
+    (Welcome(3, *IDENTITY, "x"), "offering", ["Send(LayoutOffer)"]),
     (Ready(), "attaching", ["DialData"]),
     (events.DataConnected(1.4), "stopping", ["StartPump", "StopGuest"]),
     (events.GuestStopped(1.5, b"s", 1.45, "boot"), "loading", ["Send(State)"]),
@@ -42,7 +42,7 @@ SOURCE_STORY = [
 ]
 
 DESTINATION_STORY = [
-    (Hello((1, 2), "x"), "greeted", ["Send(Welcome)"]),
+    (Hello((2, 3), "x"), "greeted", ["Send(Welcome)"]),
     (OFFER, "preparing", ["Prepare"]),
     (events.Prepared(1.0), "waiting", ["Send(Ready)"]),
     (events.DataAttached(1.1, "urgent"), "waiting", []),
@@ -177,25 +177,13 @@ def test_silence_after_run_is_a_loss_and_progress_is_not_silence():
     assert names(machine.handle(events.Elapsed(machine.deadline)))[-1] == "Finish(lost, lost, 6)"
 
 
-def test_version_1_has_no_progress_and_no_silence():
-    machine = source()
-    story = [(Welcome(1, *IDENTITY, "old"), "offering", ["Send(LayoutOffer)"]), *SOURCE_STORY[3:6]]
-    play(machine, [*SOURCE_STORY[:2], *story, (Loaded(), "active", ["Send(Run)", "StartPush"])])
-    assert machine.deadline is None
-    other = destination()
-    other.handle(events.Received(0.0, Hello((1, 1), "old")))
-    assert other.version == 1
-    play(other, DESTINATION_STORY[1:8])
-    assert other.handle(events.Progressed(2.0, 1, 256, 0, 0, 0)) == []
-
-
 def test_a_version_that_nobody_speaks():
     machine = destination()
     commands = machine.handle(events.Received(0.0, Hello((8, 9), "x")))
     assert names(commands) == ["Send(Refuse)", "CloseLinks", "Finish(failed, source, 4)"]
-    assert commands[0].message.text == "the source speaks version 8 to 9, this destination version 1 to 2"
+    assert commands[0].message.text == "the source speaks version 8 to 9, this destination version 2 to 3"
     machine = play(source(), upto(SOURCE_STORY, "greeting"))
-    with pytest.raises(ProtocolError, match="chose version 7: this agent speaks 1 to 2"):
+    with pytest.raises(ProtocolError, match="chose version 7: this agent speaks 2 to 3"):
         machine.handle(events.Received(2.0, Welcome(7, *IDENTITY, "x")))
     assert machine.step == "greeting"
 

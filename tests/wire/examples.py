@@ -10,13 +10,14 @@ from postcopy.wire.control import Message
 from postcopy.wire.messages import PROBE_ANSWERS, REFUSE_CODES
 
 EXAMPLES: list[Message] = [
-    control.Hello((1, 2), "postcopy 0.1.0"),
-    control.Welcome(2, bytes(range(16)), bytes(range(32)), "postcopy 0.1.0"),
+    control.Hello((2, 3), "postcopy 0.1.0"),
+    control.Welcome(3, bytes(range(16)), bytes(range(32)), "postcopy 0.1.0"),
     control.Refuse("memory", "the pool of 2 MiB pages has 3, 128 are needed"),
     control.LayoutOffer(
         (control.RegionOffer("shmem", 4096, 8192), control.RegionOffer("hugetlb-2M", 2 << 20, 4 << 20)),
         control.GuestOffer("emulated", 2),
         (4096, 4 << 20),
+        "handed-over",
     ),
     control.Ready(),
     control.State(b"\x00\x01\xff", 12.5, "3c5b"),
@@ -67,6 +68,7 @@ MESSAGES = st.one_of(
         st.lists(_REGION, min_size=1, max_size=4).map(tuple),
         st.builds(control.GuestOffer, _NAME, st.integers(1, limits.VCPUS_MAX)),
         st.lists(_COUNT, max_size=4).map(tuple),
+        st.sampled_from(["sent", "handed-over"]),
     ),
     st.builds(control.State, st.binary(max_size=200), _FLOAT, _NAME),
     st.builds(control.Running, _FLOAT),

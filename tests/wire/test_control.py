@@ -16,12 +16,13 @@ from postcopy.pages import Layout, Region
 from postcopy.wire import control, limits
 from postcopy.wire.control import ControlDecoder, Message, encode
 from postcopy.wire.messages import MESSAGES as SHAPES
+from postcopy.wire.version import VERSION
 from tests.wire.examples import EXAMPLES, MESSAGES, prefixed, read, wire
 
 HELLO = encode(EXAMPLES[0])
 
 
-def decode(data: bytes, version: int = 2) -> Message:
+def decode(data: bytes, version: int = VERSION) -> Message:
     """Decode one message that is not the first of its connection."""
     decoder = ControlDecoder(version)
     decoder.feed(HELLO)
@@ -237,16 +238,22 @@ def test_a_connection_that_ends_inside_a_message(size: int) -> None:
         decoder.end()
 
 
-def test_progress_is_new_in_version_2() -> None:
-    progress = control.Progress(1, 2, 3)
-    assert decode(encode(progress, version=2), version=2) == progress
-    with pytest.raises(ValueError, match="message progress is not part of version 1"):
-        encode(progress, version=1)
-    with pytest.raises(ProtocolError, match="message progress is not part of version 1"):
-        decode(encode(progress), version=1)
-    assert not control.speaks(control.Progress, 1)
-    later = {control.Progress, control.Probe, control.Probed}
-    assert {shape for shape in SHAPES.values() if not control.speaks(shape, 1)} == later
+def test_how_memory_gets_there_is_new_in_version_3() -> None:
+    regions = (control.RegionOffer("shmem", 4096, 8192),)
+    offer = control.LayoutOffer(regions, control.GuestOffer("emulated", 2), (4096,), "handed-over")
+    received = decode(encode(offer))
+    assert isinstance(received, control.LayoutOffer)
+    assert received.handed_over
+    old = encode(offer, version=2)
+    assert read(old).keys() == {"t", "regions", "guest", "data"}
+    known = decode(old, version=2)
+    assert isinstance(known, control.LayoutOffer)
+    assert not known.handed_over
+    with pytest.raises(ProtocolError, match="message layout_offer: unknown field 'memory'"):
+        decode(encode(offer), version=2)
+    with pytest.raises(ProtocolError, match="message layout_offer: field memory is missing"):
+        decode(old, version=3)
+    assert all(control.speaks(shape, 2) for shape in SHAPES.values())
 
 
 @pytest.mark.parametrize(
@@ -305,22 +312,15 @@ def test_layouts_travel() -> None:
     assert received.layout() == layout
 
 
-def test_how_much_data_there_is_is_new_in_version_2() -> None:
+def test_how_much_data_there_is() -> None:
     regions = (control.RegionOffer("shmem", 4096, 1 << 40), control.RegionOffer("shmem", 4096, 8192))
     offer = control.LayoutOffer(regions, control.GuestOffer("emulated", 2), (65536, 1 << 30))
     received = decode(encode(offer))
     assert isinstance(received, control.LayoutOffer)
     assert [received.data_of(0), received.data_of(1)] == [65536, 8192]
     assert control.Probe(regions, offer.guest, offer.data).offer == offer
-    old = encode(offer, version=1)
-    assert read(old).keys() == {"t", "regions", "guest"}
-    known = decode(old, version=1)
-    assert isinstance(known, control.LayoutOffer)
-    assert [known.data_of(0), known.data_of(1)] == [1 << 40, 8192], "not said: it may be all"
-    with pytest.raises(ProtocolError, match="message layout_offer: unknown field 'data'"):
-        decode(encode(offer), version=1)
-    with pytest.raises(ProtocolError, match="message layout_offer: field data is missing"):
-        decode(old, version=2)
+    unknown = control.LayoutOffer(regions, offer.guest)
+    assert [unknown.data_of(0), unknown.data_of(1)] == [1 << 40, 8192], "not said: it may be all"
 
 
 @pytest.mark.parametrize("data", [(1,), (1, 2, 3)])

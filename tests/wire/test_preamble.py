@@ -39,17 +39,17 @@ def test_a_control_connection_of_any_version_that_has_something_in_common(versio
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        (patched(8, 9, 0), r"version 9 is not supported: this agent speaks 1 to 2"),
+        (patched(8, 9, 0), r"version 9 is not supported: this agent speaks 2 to 3"),
         (patched(8, 0, 0), r"version 0 is not supported"),
         (patched(10, 0, 0), r"unknown role 0"),
-        (patched(10, 4, 0), r"unknown role 4"),
+        (patched(10, 5, 0), r"unknown role 5"),
         (patched(12, 1), r"reserved bits"),
         (patched(15, 1), r"reserved bits"),
         (patched(10, 1, 0), r"a control connection has no migration id and no token"),
         (preamble.pack(Preamble(Role.CONTROL, 0)), r"version 0 is not supported"),
-        (preamble.pack(Preamble(Role.CONTROL, VERSION + 1)), r"version 3 is not supported"),
-        (preamble.pack(Preamble(Role.CONTROL, 1, ID)), r"a control connection has no migration id and no token"),
-        (preamble.pack(Preamble(Role.CONTROL, 1, token=TOKEN)), r"a control connection has no migration id and no"),
+        (preamble.pack(Preamble(Role.CONTROL, VERSION + 1)), r"version 4 is not supported"),
+        (preamble.pack(Preamble(Role.CONTROL, 2, ID)), r"a control connection has no migration id and no token"),
+        (preamble.pack(Preamble(Role.CONTROL, 2, token=TOKEN)), r"a control connection has no migration id and no"),
         (patched(16, *bytes(16)), r"a data connection needs a migration id and a token"),
         (patched(32, *bytes(32)), r"a data connection needs a migration id and a token"),
         (DATA[:63], r"ended inside its preamble, after 63 of 64 bytes"),
@@ -93,14 +93,11 @@ def test_lengths_are_fixed(migration_id: bytes, token: bytes) -> None:
         preamble.pack(Preamble(Role.PUSH, VERSION, migration_id, token))
 
 
-def test_an_agent_that_has_unlearned_version_1_still_hears_what_an_older_source_has_to_offer(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("postcopy.wire.version.VERSION_MIN", 2)
+def test_an_agent_that_has_unlearned_a_version_still_hears_what_an_older_source_has_to_offer() -> None:
     assert preamble.unpack(preamble.pack(Preamble(Role.CONTROL, 1))).version == 1
-    with pytest.raises(ProtocolError, match="no version in common: the other agent speaks 1 to 1, this agent 2 to 2"):
+    with pytest.raises(ProtocolError, match="no version in common: the other agent speaks 1 to 1, this agent 2 to 3"):
         negotiate((1, 1))
-    with pytest.raises(ProtocolError, match="version 1 is not supported: this agent speaks 2 to 2"):
+    with pytest.raises(ProtocolError, match="version 1 is not supported: this agent speaks 2 to 3"):
         preamble.unpack(preamble.pack(Preamble(Role.PUSH, 1, ID, TOKEN)))
 
 
@@ -111,13 +108,13 @@ def test_negotiation_takes_the_highest_in_common(lowest: int, more: int) -> None
     if common:
         assert negotiate(offered) == max(common)
     else:
-        with pytest.raises(ProtocolError, match=f"speaks {offered[0]} to {offered[1]}, this agent 1 to 2"):
+        with pytest.raises(ProtocolError, match=f"speaks {offered[0]} to {offered[1]}, this agent 2 to 3"):
             negotiate(offered)
 
 
 def test_the_current_version_and_the_one_before() -> None:
     assert VERSION - VERSION_MIN == 1
-    assert [check_version(version) for version in (1, 2)] == [1, 2]
-    for version in (0, 3):
-        with pytest.raises(ProtocolError, match=f"version {version} is not supported: this agent speaks 1 to 2"):
+    assert [check_version(version) for version in (2, 3)] == [2, 3]
+    for version in (1, 4):
+        with pytest.raises(ProtocolError, match=f"version {version} is not supported: this agent speaks 2 to 3"):
             check_version(version)

@@ -11,7 +11,7 @@ import pytest
 import postcopy.wire
 from postcopy.errors import ProtocolError
 from postcopy.pages import Layout, Region
-from postcopy.wire import control, frame, limits, preamble, version
+from postcopy.wire import frame, limits, preamble, version
 from postcopy.wire.control import ControlDecoder, Hello, Run, encode
 from postcopy.wire.frame import Direction, FrameRefusal, FrameType, Header
 from postcopy.wire.messages import MESSAGES, REFUSE_CODES, SINCE, GuestOffer, LayoutOffer, RegionOffer
@@ -152,20 +152,20 @@ def test_the_worked_conversation() -> None:
         "pages": frame.pack(Header(FrameType.PAGES, 0, 0x3000, 4096)),
         "zero": frame.pack(Header(FrameType.ZERO, 0, 0x3000, 4096)),
     }
-    assert preamble.ACCEPTED == b"\x06"
+    assert (preamble.ACCEPTED, preamble.FILES) == (b"\x06", b"\x46")
 
 
 def patched(at: int, value: int, role: Role = Role.PUSH) -> bytes:
-    data = bytearray(preamble.pack(Preamble(role, 2, ID, TOKEN)))
+    data = bytearray(preamble.pack(Preamble(role, version.VERSION, ID, TOKEN)))
     data[at] = value
     return bytes(data)
 
 
-def reason_of(data: bytes, *, first: bool = False, agreed: int = 2) -> str:
+def reason_of(data: bytes, *, first: bool = False, agreed: int = 3) -> str:
     """Return why a control connection is closed on which these bytes come, as first or as second message."""
     decoder = ControlDecoder(agreed)
     if not first:
-        decoder.feed(encode(Hello((1, 2), "x")))
+        decoder.feed(encode(Hello((2, 3), "x")))
     try:
         for message in decoder.feed(data):
             if isinstance(message, LayoutOffer):
@@ -184,7 +184,7 @@ def preamble_reason(data: bytes) -> str:
 
 def test_texts_of_refusals() -> None:
     region = {"type": "shmem", "page_size": 12288, "size": 12288}
-    offer = {"t": "layout_offer", "guest": {"kind": "x", "vcpus": 1}, "data": []}
+    offer = {"t": "layout_offer", "guest": {"kind": "x", "vcpus": 1}, "data": [], "memory": "sent"}
     happens = [
         preamble_reason(b"GET / HTTP/1.1\r\n"),
         preamble_reason(patched(8, 2)[:13]),
@@ -192,7 +192,7 @@ def test_texts_of_refusals() -> None:
         preamble_reason(patched(10, 7)),
         preamble_reason(patched(12, 1)),
         preamble_reason(patched(10, 1)),
-        preamble_reason(preamble.pack(Preamble(Role.PUSH, 2))),
+        preamble_reason(preamble.pack(Preamble(Role.PUSH, version.VERSION))),
         reason_of(bytes(4)),
         reason_of((limits.CONTROL_BYTES_MAX + 1).to_bytes(4, "little"), first=True),
         reason_of(b"\x07\x00\x00"),
@@ -201,7 +201,7 @@ def test_texts_of_refusals() -> None:
         reason_of(prefixed(b"\x82\xa1t\xa5ready\xa1t\xa5ready")),
         reason_of(wire([[0] * 1000] * 9)),
         reason_of(wire({"t": "greetings"})),
-        reason_of(encode(control.Progress(1, 2, 3)), agreed=1),
+        reason_of(wire(offer | {"regions": [region]}), agreed=2),
         reason_of(wire({"t": "run", "now": 1})),
         reason_of(wire({"t": "running"})),
         reason_of(wire({"t": "hello", "versions": [2, 1], "software": "x"})),
