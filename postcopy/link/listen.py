@@ -19,7 +19,7 @@ from postcopy.errors import PostcopyError, ProtocolError, UsageError
 from postcopy.link.address import Address, TcpAddress
 from postcopy.link.dial import reason
 from postcopy.link.sockets import name_of, tune
-from postcopy.wire.preamble import PREAMBLE_BYTES, Preamble, Role, check_start, unpack
+from postcopy.wire.preamble import PREAMBLE_BYTES, Preamble, Role, Security, check_start, unpack
 
 # How long a connection may take to say what it is for. A source sends its preamble with the first packet.
 PREAMBLE_SECONDS = 5.0
@@ -93,6 +93,8 @@ class Listener:
             connection.setblocking(False)
             async with asyncio.timeout(PREAMBLE_SECONDS):
                 preamble = unpack(await self._read_preamble(connection))
+            if preamble.security is Security.TLS:
+                raise ProtocolError("this agent takes plain connections only")
             tune(connection, preamble.role)
             if preamble.role is Role.CONTROL:
                 await self._on_control(connection, name)

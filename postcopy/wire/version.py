@@ -3,7 +3,8 @@
 What enters: the range of versions that the other agent speaks. What leaves: the highest that both do, or a
 ProtocolError that names both ranges. Each agent speaks the current version and the one before.
 
-    3  memory that is handed over: LAYOUT_OFFER says so, its files come on a connection of their own
+    3  memory that is handed over: LAYOUT_OFFER says so, its files come on a connection of their own;
+       TLS: a preamble says whether it follows
     2  PROGRESS, PROBE and PROBED messages; how much data there is, in LAYOUT_OFFER
     1  the first
 """
@@ -14,6 +15,9 @@ from postcopy.errors import ProtocolError
 
 VERSION = 3
 VERSION_MIN = 2
+
+# From here on a connection may be encrypted; on such a one nothing older is spoken.
+TLS_SINCE = 3
 
 
 def spoken() -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from postcopy.errors import ProtocolError
 from postcopy.wire import preamble
-from postcopy.wire.preamble import PREAMBLE_BYTES, Preamble, Role
+from postcopy.wire.preamble import PREAMBLE_BYTES, Preamble, Role, Security, psk_identity
 from postcopy.wire.version import VERSION, VERSION_MIN, check_version, negotiate
 
 ID, TOKEN = bytes(range(1, 17)), bytes(range(0xA0, 0xC0))
@@ -30,6 +30,17 @@ def test_a_data_connection(role: Role, version: int) -> None:
     assert preamble.unpack(data) == said
 
 
+def test_with_tls_no_token_travels() -> None:
+    for said in (Preamble(Role.CONTROL, 3, security=Security.TLS), Preamble(Role.PUSH, 3, ID, security=Security.TLS)):
+        assert preamble.unpack(preamble.pack(said)) == said
+
+
+def test_the_name_of_a_key_says_what_it_is_for() -> None:
+    names = {psk_identity(role, id_) for role in (Role.URGENT, Role.PUSH) for id_ in (ID, ID[::-1])}
+    assert len(names) == 4
+    assert psk_identity(Role.PUSH, ID) == "postcopy push 0102030405060708090a0b0c0d0e0f10"
+
+
 @pytest.mark.parametrize("version", range(1, VERSION + 1))
 def test_a_control_connection_of_any_version_that_has_something_in_common(version: int) -> None:
     said = Preamble(Role.CONTROL, version)
@@ -43,8 +54,13 @@ def test_a_control_connection_of_any_version_that_has_something_in_common(versio
         (patched(8, 0, 0), r"version 0 is not supported"),
         (patched(10, 0, 0), r"unknown role 0"),
         (patched(10, 5, 0), r"unknown role 5"),
-        (patched(12, 1), r"reserved bits"),
+        (patched(12, 2), r"reserved bits"),
+        (patched(13, 1), r"reserved bits"),
         (patched(15, 1), r"reserved bits"),
+        (patched(12, 1), r"with TLS a token does not travel in the clear"),
+        (patched(8, 2, 0, 3, 0, 1), r"version 2 has no TLS"),
+        (preamble.pack(Preamble(Role.CONTROL, 2, security=Security.TLS)), r"version 2 has no TLS"),
+        (preamble.pack(Preamble(Role.PUSH, 3, security=Security.TLS)), r"needs a migration id"),
         (patched(10, 1, 0), r"a control connection has no migration id and no token"),
         (preamble.pack(Preamble(Role.CONTROL, 0)), r"version 0 is not supported"),
         (preamble.pack(Preamble(Role.CONTROL, VERSION + 1)), r"version 4 is not supported"),

@@ -147,12 +147,18 @@ def test_the_worked_conversation() -> None:
         "control-preamble": preamble.pack(Preamble(Role.CONTROL, version.VERSION_MIN)),
         "hello": encode(Hello((version.VERSION_MIN, version.VERSION), "postcopy 0.1.0")),
         "urgent-preamble": preamble.pack(Preamble(Role.URGENT, version.VERSION, ID, TOKEN)),
+        "urgent-preamble-tls": preamble.pack(
+            Preamble(Role.URGENT, version.VERSION, ID, security=preamble.Security.TLS)
+        ),
+        "urgent-identity": preamble.psk_identity(Role.URGENT, ID).encode(),
         "run": encode(Run()),
         "request": frame.pack(Header(FrameType.REQUEST, 0, 0x3000, 4096)),
         "pages": frame.pack(Header(FrameType.PAGES, 0, 0x3000, 4096)),
         "zero": frame.pack(Header(FrameType.ZERO, 0, 0x3000, 4096)),
     }
     assert (preamble.ACCEPTED, preamble.FILES) == (b"\x06", b"\x46")
+    (alert,) = re.findall(r"handshake_failure, `([0-9a-f ]+)`", README)
+    assert bytes.fromhex(alert) == preamble.NO_TLS
 
 
 def patched(at: int, value: int, role: Role = Role.PUSH) -> bytes:
@@ -190,8 +196,10 @@ def test_texts_of_refusals() -> None:
         preamble_reason(patched(8, 2)[:13]),
         preamble_reason(patched(8, 9)),
         preamble_reason(patched(10, 7)),
-        preamble_reason(patched(12, 1)),
+        preamble_reason(patched(12, 2)),
+        preamble_reason(preamble.pack(Preamble(Role.CONTROL, 2, security=preamble.Security.TLS))),
         preamble_reason(patched(10, 1)),
+        preamble_reason(patched(12, 1)),
         preamble_reason(preamble.pack(Preamble(Role.PUSH, version.VERSION))),
         reason_of(bytes(4)),
         reason_of((limits.CONTROL_BYTES_MAX + 1).to_bytes(4, "little"), first=True),
