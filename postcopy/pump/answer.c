@@ -52,27 +52,27 @@ static int read_requests(struct source *pump) {
     if (pump->answers_begin != pump->answers_end)
         return 0;
     pump->answers_begin = pump->answers_end = pump->headers_used = 0;
-    ssize_t got = recv(pump->urgent_socket, pump->requests + pump->requests_end,
+    ssize_t got = recv(pump->half.urgent, pump->requests + pump->requests_end,
                        sizeof pump->requests - pump->requests_end, MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR))
         return 0;
     if (got <= 0)
-        return source_fail_socket(pump, ROLE_URGENT, got ? errno : 0);
+        return half_fail_socket(&pump->half, ROLE_URGENT, got ? errno : 0);
     pump->requests_end += (uint64_t)got;
     uint64_t begin = 0;
     for (; pump->requests_end - begin >= sizeof(struct frame); begin += sizeof(struct frame)) {
         struct frame request;
         memcpy(&request, pump->requests + begin, sizeof request);
-        int refusal = frame_check(&request, FRAMES_TO_SOURCE, pump->bounds, pump->count);
+        int refusal = frame_check(&request, FRAMES_TO_SOURCE, pump->half.bounds, pump->half.count);
         if (refusal) {
             struct pump_status failure = {.failure = FAILURE_FRAME, .role = ROLE_URGENT, .number = refusal,
                                           .region = request.region, .offset = request.offset,
                                           .length = request.length};
-            return source_fail(pump, &failure);
+            return half_fail(&pump->half, &failure);
         }
         if (!atomic_load_explicit(&pump->guest_stopped, memory_order_acquire)) {
             struct pump_status failure = {.failure = FAILURE_EARLY, .role = ROLE_URGENT};
-            return source_fail(pump, &failure);
+            return half_fail(&pump->half, &failure);
         }
         hist_add(&pump->counters.urgent.requests, 1);
         answer(pump, &request);
@@ -87,9 +87,9 @@ static int send_answers(struct source *pump) {
     if (!count)
         return 0;
     struct msghdr message = {.msg_iov = &pump->answers[pump->answers_begin], .msg_iovlen = count};
-    ssize_t sent = sendmsg(pump->urgent_socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    ssize_t sent = sendmsg(pump->half.urgent, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (sent < 0)
-        return errno == EAGAIN || errno == EINTR ? 0 : source_fail_socket(pump, ROLE_URGENT, errno);
+        return errno == EAGAIN || errno == EINTR ? 0 : half_fail_socket(&pump->half, ROLE_URGENT, errno);
     hist_add(&pump->counters.urgent.bytes_sent, (uint64_t)sent);
     pump->answers_begin = parts_advance(pump->answers, pump->answers_begin, (uint64_t)sent);
     return 1;
@@ -98,7 +98,7 @@ static int send_answers(struct source *pump) {
 void urgent_run(void *argument) {
     struct source *pump = argument;
     thread_prefer();
-    while (!atomic_load_explicit(&pump->stopping, memory_order_acquire)) {
+    while (!half_stopping(&pump->half)) {
         int requests = read_requests(pump);
         int answers = requests < 0 ? -1 : send_answers(pump);
         if (answers < 0)
@@ -109,11 +109,11 @@ void urgent_run(void *argument) {
         }
         bool unsent = pump->answers_begin != pump->answers_end;
         struct pollfd descriptors[2] = {
-            {.fd = pump->stop_fd, .events = POLLIN},
-            {.fd = pump->urgent_socket, .events = unsent ? POLLOUT : POLLIN},
+            {.fd = pump->half.stop_fd, .events = POLLIN},
+            {.fd = pump->half.urgent, .events = unsent ? POLLOUT : POLLIN},
         };
         int result = waiter_wait(&pump->waiter, descriptors, 2);
-        if (result && source_fail_socket(pump, ROLE_URGENT, -result))
+        if (result && half_fail_socket(&pump->half, ROLE_URGENT, -result))
             break;
     }
 }

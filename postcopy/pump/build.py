@@ -9,6 +9,7 @@ SOURCES = [
     "answer.c",
     "demand.c",
     "destination.c",
+    "half.c",
     "order.c",
     "place.c",
     "receive.c",
@@ -21,6 +22,7 @@ SOURCES = [
 HEADERS = [
     "destination.h",
     "frame.h",
+    "half.h",
     "histogram.h",
     "page_map.h",
     "place.h",

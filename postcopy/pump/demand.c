@@ -11,7 +11,7 @@
 
 static int fail_number(struct destination *pump, uint32_t failure, int number, uint32_t operation) {
     struct pump_status status = {.failure = failure, .role = ROLE_URGENT, .number = number, .operation = operation};
-    return fail(pump, &status);
+    return half_fail(&pump->half, &status);
 }
 
 void faults_settle(struct destination *pump) {
@@ -98,7 +98,7 @@ static int serve(struct destination *pump, uint32_t region, uint64_t page, uint6
 }
 
 static bool locate(const struct destination *pump, uint64_t address, uint32_t *region, uint64_t *page) {
-    for (uint32_t i = 0; i < pump->count; i++) {
+    for (uint32_t i = 0; i < pump->half.count; i++) {
         const struct pump_region *r = &pump->memory[i].region;
         if (address >= r->guest && address - r->guest < r->size) {
             *region = i;
@@ -211,7 +211,7 @@ static int send_requests(struct destination *pump) {
     uint64_t rest = pump->requests_end - pump->requests_begin;
     if (!rest)
         return STEP_IDLE;
-    ssize_t sent = send(pump->urgent.socket, (uint8_t *)pump->requests + pump->requests_begin, rest,
+    ssize_t sent = send(pump->half.urgent, (uint8_t *)pump->requests + pump->requests_begin, rest,
                         MSG_DONTWAIT | MSG_NOSIGNAL);
     if (sent < 0)
         return errno == EAGAIN || errno == EINTR ? STEP_IDLE : fail_number(pump, FAILURE_SOCKET, errno, 0);
@@ -223,7 +223,7 @@ static int send_requests(struct destination *pump) {
 static int wait_for_work(struct destination *pump) {
     struct pollfd descriptors[3] = {
         {.fd = pump->news_fd, .events = POLLIN},
-        {.fd = pump->urgent.socket, .events = POLLIN},
+        {.fd = pump->half.urgent, .events = POLLIN},
         {.fd = pump->uffd, .events = POLLIN},
     };
     if (pump->requests_begin != pump->requests_end)
@@ -244,7 +244,7 @@ static int wait_for_work(struct destination *pump) {
 void demand_run(void *argument) {
     struct destination *pump = argument;
     thread_prefer();
-    while (!atomic_load_explicit(&pump->stopping, memory_order_acquire)) {
+    while (!half_stopping(&pump->half)) {
         int faults = read_faults(pump);
         int requests = faults < 0 || pump->alone ? faults : send_requests(pump);
         int answers = requests < 0 || pump->alone ? requests : receiver_step(pump, &pump->urgent);
@@ -252,7 +252,7 @@ void demand_run(void *argument) {
             break;
         if (answers < 0) {
             /* The source may go once everything is here; pages known to be zero are still to be placed when touched. */
-            if (atomic_load(&pump->status.state) != PUMP_COMPLETE)
+            if (atomic_load(&pump->half.status.state) != PUMP_COMPLETE)
                 break;
             pump->alone = true;
             continue;

@@ -4,45 +4,26 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "window.h"
 
-
-int fail(struct destination *pump, const struct pump_status *failure) {
-    uint32_t running = PUMP_RUNNING, claimed = PUMP_IDLE;
-    /* The first to fail moves RUNNING to IDLE, writes the reason, and only then shows FAILED. */
-    if (atomic_compare_exchange_strong(&pump->status.state, &running, claimed)) {
-        pump->status.failure = failure->failure;
-        pump->status.role = failure->role;
-        pump->status.number = failure->number;
-        pump->status.operation = failure->operation;
-        pump->status.region = failure->region;
-        pump->status.offset = failure->offset;
-        pump->status.length = failure->length;
-        atomic_store(&pump->status.state, PUMP_FAILED);
-        signal_fd(pump->event_fd);
-    }
-    return -1;
-}
-
 int fail_placing(struct destination *pump, const struct receiver *receiver, uint32_t region, uint64_t page) {
     uint64_t size = pump->memory[region].region.page_size;
     struct pump_status failure = {.failure = FAILURE_KERNEL, .role = receiver->role, .number = receiver->placer.number,
                                   .operation = receiver->placer.operation, .region = region, .offset = page * size,
                                   .length = size};
-    return fail(pump, &failure);
+    return half_fail(&pump->half, &failure);
 }
 
 void resident_add(struct destination *pump, uint64_t pages) {
     uint64_t before = atomic_fetch_add(&pump->counters.resident, pages);
     uint32_t running = PUMP_RUNNING;
     if (before + pages == pump->pages_total &&
-        atomic_compare_exchange_strong(&pump->status.state, &running, PUMP_COMPLETE))
-        signal_fd(pump->event_fd);
+        atomic_compare_exchange_strong(&pump->half.status.state, &running, PUMP_COMPLETE))
+        signal_fd(pump->half.event_fd);
 }
 
 /*
@@ -50,7 +31,7 @@ void resident_add(struct destination *pump, uint64_t pages) {
  * that is absent was never sent and never will be: better a clear end than a guest that waits for ever.
  */
 static void check_complete(struct destination *pump) {
-    for (uint32_t i = 0; i < pump->count; i++) {
+    for (uint32_t i = 0; i < pump->half.count; i++) {
         const struct memory *memory = &pump->memory[i];
         uint64_t page = pages_absent(memory->map, 0, memory->pages);
         if (page == memory->pages)
@@ -58,7 +39,7 @@ static void check_complete(struct destination *pump) {
         struct pump_status failure = {.failure = FAILURE_INCOMPLETE, .role = ROLE_PUSH, .region = i,
                                       .offset = page * memory->region.page_size,
                                       .length = memory->region.page_size};
-        fail(pump, &failure);
+        half_fail(&pump->half, &failure);
         return;
     }
 }
@@ -66,12 +47,12 @@ static void check_complete(struct destination *pump) {
 static void push_run(void *argument) {
     struct destination *pump = argument;
     struct pollfd descriptors[2] = {
-        {.fd = pump->stop_fd, .events = POLLIN},
-        {.fd = pump->push.socket, .events = POLLIN},
+        {.fd = pump->half.stop_fd, .events = POLLIN},
+        {.fd = pump->half.push, .events = POLLIN},
     };
     struct window window;
-    window_init(&window, pump->push.socket, pump->urgent.socket);
-    while (!atomic_load_explicit(&pump->stopping, memory_order_acquire)) {
+    window_init(&window, pump->half.push, pump->half.urgent);
+    while (!half_stopping(&pump->half)) {
         int step = receiver_step(pump, &pump->push);
         window_update(&window, atomic_load_explicit(&pump->counters.push.bytes_received, memory_order_relaxed),
                       atomic_load_explicit(&pump->counters.demand.requests, memory_order_relaxed), now_ns());
@@ -83,7 +64,7 @@ static void push_run(void *argument) {
             continue;
         if (poll(descriptors, 2, -1) < 0 && errno != EINTR) {
             struct pump_status failure = {.failure = FAILURE_KERNEL, .role = ROLE_PUSH, .number = errno};
-            fail(pump, &failure);
+            half_fail(&pump->half, &failure);
             break;
         }
     }
@@ -102,14 +83,13 @@ static void keep_movable(const struct receiver *receiver) {
 static int receiver_create(struct destination *pump, struct receiver *receiver, uint32_t role) {
     uint64_t payload = FRAME_BYTES_MAX;
     bool moves = false;
-    for (uint32_t i = 0; i < pump->count; i++) {
+    for (uint32_t i = 0; i < pump->half.count; i++) {
         const struct pump_region *region = &pump->memory[i].region;
         uint32_t placement = role == ROLE_PUSH ? region->push : region->demand;
         if (placement != PLACE_CONTINUE && region->page_size > payload)
             payload = region->page_size;
         moves |= placement == PLACE_MOVE;
     }
-    receiver->socket = -1;
     receiver->role = role;
     receiver->allowed = role == ROLE_PUSH ? FRAMES_PUSH : FRAMES_URGENT;
     receiver->placer.uffd = pump->uffd;
@@ -133,16 +113,14 @@ static void receiver_destroy(struct receiver *receiver) {
 
 static int memory_create(struct destination *pump, const struct pump_region *regions) {
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    for (uint32_t i = 0; i < pump->count; i++) {
+    for (uint32_t i = 0; i < pump->half.count; i++) {
         const struct pump_region *region = &regions[i];
         struct memory *memory = &pump->memory[i];
-        if (!region->page_size || region->page_size & (region->page_size - 1) || !region->size ||
-            region->size % region->page_size)
-            return -EINVAL;
         if (!region->alias && (region->demand == PLACE_CONTINUE || region->push == PLACE_CONTINUE))
             return -EINVAL;
         /* Only small pages of memory without a file can be moved. */
-        if ((region->demand == PLACE_MOVE || region->push == PLACE_MOVE) && (region->fd >= 0 || region->page_size != page))
+        bool moves = region->demand == PLACE_MOVE || region->push == PLACE_MOVE;
+        if (moves && (region->fd >= 0 || region->page_size != page))
             return -EINVAL;
         if (region->removal > REMOVAL_DISCARDS || (region->removal != REMOVAL_UNTOLD) != pump->told)
             return -EINVAL;
@@ -152,7 +130,6 @@ static int memory_create(struct destination *pump, const struct pump_region *reg
         memory->map = calloc(memory->pages, sizeof *memory->map);
         if (!memory->map)
             return -ENOMEM;
-        pump->bounds[i] = (struct frame_bounds){.size = region->size, .page_size = region->page_size};
         pump->pages_total += memory->pages;
         if (!region->zeropage && !region->alias && region->page_size > pump->zeros_size)
             pump->zeros_size = region->page_size;
@@ -164,25 +141,16 @@ static int memory_create(struct destination *pump, const struct pump_region *reg
 
 struct destination *destination_create(int uffd, const struct pump_region *regions, uint32_t count,
                                        uint64_t poll_max_ns) {
-    if (!count || count > PUMP_REGIONS_MAX) {
-        errno = EINVAL;
-        return NULL;
-    }
-    struct destination *pump = aligned_alloc(128, (sizeof *pump + 127) / 128 * 128);
+    struct destination *pump = half_create(sizeof *pump, regions, count);
     if (!pump)
         return NULL;
-    memset(pump, 0, sizeof *pump);
     pump->uffd = uffd;
-    pump->count = count;
     pump->told = regions[0].removal != REMOVAL_UNTOLD;
     pthread_mutex_init(&pump->gate, NULL); /* cannot fail with default attributes */
     pump->waiter.window_ns = poll_max_ns;
     pump->waiter.busy = &pump->counters.push.bytes_received;
-    pump->urgent.socket = pump->push.socket = -1;
     pump->news_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    pump->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    pump->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    int result = pump->news_fd < 0 || pump->stop_fd < 0 || pump->event_fd < 0 ? -errno : memory_create(pump, regions);
+    int result = pump->news_fd < 0 ? -errno : memory_create(pump, regions);
     if (!result)
         result = receiver_create(pump, &pump->urgent, ROLE_URGENT);
     if (!result)
@@ -196,59 +164,40 @@ struct destination *destination_create(int uffd, const struct pump_region *regio
 }
 
 int destination_attach(struct destination *pump, uint32_t role, int socket) {
-    struct receiver *receiver = role == ROLE_URGENT ? &pump->urgent : role == ROLE_PUSH ? &pump->push : NULL;
-    if (!receiver || receiver->socket >= 0 || pump->demand_thread.started) {
-        close(socket);
-        return -EINVAL;
-    }
-    receiver->socket = socket;
-    return 0;
+    return half_attach(&pump->half, role, socket);
 }
 
 int destination_start(struct destination *pump) {
-    if (pump->demand_thread.started || pump->urgent.socket < 0 || pump->push.socket < 0)
-        return -EINVAL;
-    atomic_store(&pump->status.state, PUMP_RUNNING);
-    int result = thread_start(&pump->demand_thread, "pc-demand", demand_run, pump);
-    if (!result)
-        result = thread_start(&pump->push_thread, "pc-push", push_run, pump);
+    int result = half_start(&pump->half, "pc-demand", demand_run, push_run, pump);
     if (result)
         destination_stop(pump);
     return result;
 }
 
 void destination_stop(struct destination *pump) {
-    atomic_store(&pump->stopping, true);
-    signal_fd(pump->news_fd);
-    signal_fd(pump->stop_fd);
-    thread_join(&pump->demand_thread);
-    thread_join(&pump->push_thread);
+    atomic_store(&pump->half.stopping, true);
+    signal_fd(pump->news_fd); /* the demand thread waits for this one */
+    half_stop(&pump->half);
 }
 
 void destination_destroy(struct destination *pump) {
     if (!pump)
         return;
     destination_stop(pump);
-    close_fd(pump->urgent.socket);
-    close_fd(pump->push.socket);
     close_fd(pump->news_fd);
-    close_fd(pump->stop_fd);
-    close_fd(pump->event_fd);
     receiver_destroy(&pump->urgent);
     receiver_destroy(&pump->push);
     free(pump->zeros);
     pthread_mutex_destroy(&pump->gate);
-    for (uint32_t i = 0; i < pump->count; i++)
+    for (uint32_t i = 0; i < pump->half.count; i++)
         free((void *)(uintptr_t)pump->memory[i].map);
-    free(pump);
+    half_destroy(&pump->half);
 }
 
-const struct pump_status *destination_status(const struct destination *pump) { return &pump->status; }
+const struct pump_status *destination_status(const struct destination *pump) { return &pump->half.status; }
 const struct destination_counters *destination_counters(const struct destination *pump) { return &pump->counters; }
 const uint8_t *destination_map(const struct destination *pump, uint32_t region) {
-    return region < pump->count ? (const uint8_t *)pump->memory[region].map : NULL;
+    return region < pump->half.count ? (const uint8_t *)pump->memory[region].map : NULL;
 }
-int destination_event_fd(const struct destination *pump) { return pump->event_fd; }
-uint64_t destination_cpu_ns(const struct destination *pump) {
-    return thread_cpu_ns(&pump->demand_thread) + thread_cpu_ns(&pump->push_thread);
-}
+int destination_event_fd(const struct destination *pump) { return pump->half.event_fd; }
+uint64_t destination_cpu_ns(const struct destination *pump) { return half_cpu_ns(&pump->half); }

@@ -9,10 +9,10 @@
 #include <pthread.h>
 #include <stdint.h>
 
+#include "half.h"
 #include "page_map.h"
 #include "place.h"
 #include "pump.h"
-#include "thread.h"
 #include "wait.h"
 
 /* Beyond the header being waited for, so that a demand page comes with one system call. */
@@ -37,7 +37,6 @@ struct memory {
 
 /* One incoming data connection, read by one thread. */
 struct receiver {
-    int socket;
     uint32_t role;
     uint32_t allowed;
     struct placer placer;
@@ -59,9 +58,8 @@ struct pending {
 };
 
 struct destination {
+    struct half half;
     struct memory memory[PUMP_REGIONS_MAX];
-    struct frame_bounds bounds[PUMP_REGIONS_MAX];
-    uint32_t count;
     uint64_t pages_total;
     int uffd;
     uint8_t *zeros; /* a page of zeros for memory that knows no ZEROPAGE and has no alias */
@@ -86,11 +84,6 @@ struct destination {
 
     _Atomic bool news; /* the push placed a page that a fault is accounted for */
     int news_fd;       /* the same for a demand thread that sleeps; also ends its wait at a stop */
-    int stop_fd;       /* ends the push thread's wait */
-    int event_fd;      /* complete or failed, for the owner */
-    _Atomic bool stopping;
-    struct thread demand_thread, push_thread;
-    struct pump_status status;
     struct destination_counters counters;
 };
 
@@ -122,8 +115,7 @@ void faults_settle(struct destination *pump);
 /* demand.c: the thread of the urgent connection. */
 void demand_run(void *pump);
 
-/* destination.c: record the first failure and tell the owner; later ones are kept out. Always returns -1. */
-int fail(struct destination *pump, const struct pump_status *failure);
+/* destination.c: what the placer was refused is the end of the pump. Always returns -1. */
 int fail_placing(struct destination *pump, const struct receiver *receiver, uint32_t region, uint64_t page);
 /* destination.c: so many more pages are resident; tells the owner when it was the last. */
 void resident_add(struct destination *pump, uint64_t pages);

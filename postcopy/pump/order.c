@@ -18,22 +18,22 @@ static int send_frame(struct source *pump, uint8_t type, uint32_t region, uint64
     };
     uint32_t begin = 0, count = type == FRAME_PAGES ? 2 : 1;
     struct pollfd descriptors[2] = {
-        {.fd = pump->stop_fd, .events = POLLIN},
-        {.fd = pump->push_socket, .events = POLLOUT},
+        {.fd = pump->half.stop_fd, .events = POLLIN},
+        {.fd = pump->half.push, .events = POLLOUT},
     };
     hist_add(&counters->frames, 1);
     while (begin < count) {
         struct msghdr message = {.msg_iov = &parts[begin], .msg_iovlen = count - begin};
-        ssize_t sent = sendmsg(pump->push_socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        ssize_t sent = sendmsg(pump->half.push, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (sent >= 0) {
             hist_add(&counters->bytes_sent, (uint64_t)sent);
             begin = parts_advance(parts, begin, (uint64_t)sent);
         } else if (errno != EAGAIN && errno != EINTR) {
-            return source_fail_socket(pump, ROLE_PUSH, errno);
+            return half_fail_socket(&pump->half, ROLE_PUSH, errno);
         } else if (poll(descriptors, 2, -1) < 0 && errno != EINTR) {
-            return source_fail_socket(pump, ROLE_PUSH, errno);
+            return half_fail_socket(&pump->half, ROLE_PUSH, errno);
         }
-        if (atomic_load_explicit(&pump->stopping, memory_order_acquire))
+        if (half_stopping(&pump->half))
             return -1;
     }
     return 0;
@@ -84,23 +84,23 @@ static void tell_low(struct source *pump, uint32_t queued) {
 
 static int wait_for_orders(struct source *pump) {
     struct pollfd descriptors[3] = {
-        {.fd = pump->stop_fd, .events = POLLIN},
+        {.fd = pump->half.stop_fd, .events = POLLIN},
         {.fd = pump->work_fd, .events = POLLIN},
-        {.fd = pump->push_socket, .events = POLLRDHUP}, /* nothing but its end comes there */
+        {.fd = pump->half.push, .events = POLLRDHUP}, /* nothing but its end comes there */
     };
     if (poll(descriptors, 3, -1) < 0 && errno != EINTR)
-        return source_fail_socket(pump, ROLE_PUSH, errno);
+        return half_fail_socket(&pump->half, ROLE_PUSH, errno);
     if (descriptors[2].revents & (POLLERR | POLLHUP | POLLRDHUP))
-        return source_fail_socket(pump, ROLE_PUSH, 0);
+        return half_fail_socket(&pump->half, ROLE_PUSH, 0);
     uint64_t count;
     if (descriptors[1].revents & POLLIN && read(pump->work_fd, &count, sizeof count) < 0 && errno != EAGAIN)
-        return source_fail_socket(pump, ROLE_PUSH, errno);
+        return half_fail_socket(&pump->half, ROLE_PUSH, errno);
     return 0;
 }
 
 void orders_run(void *argument) {
     struct source *pump = argument;
-    while (!atomic_load_explicit(&pump->stopping, memory_order_acquire)) {
+    while (!half_stopping(&pump->half)) {
         uint32_t head = atomic_load_explicit(&pump->head, memory_order_relaxed);
         bool ended = atomic_load_explicit(&pump->ended, memory_order_acquire);
         uint32_t queued = atomic_load_explicit(&pump->tail, memory_order_acquire) - head;

@@ -223,7 +223,7 @@ static void begin_run(struct destination *pump, struct receiver *receiver) {
      * that comes next. Where the socket does not tell, that one alone.
      */
     int arrived = 0;
-    (void)!ioctl(receiver->socket, FIONREAD, &arrived);
+    (void)!ioctl(half_socket(&pump->half, receiver->role), FIONREAD, &arrived);
     uint64_t limit = buffered(receiver) + (uint64_t)arrived, bytes = 0;
     limit = limit < RUN_BYTES_MAX ? limit : RUN_BYTES_MAX;
     while (receiver->taken + bytes < frame->length && (!bytes || bytes + size <= limit) &&
@@ -271,7 +271,7 @@ static int refuse(struct destination *pump, const struct receiver *receiver, int
     const struct frame *frame = &receiver->frame;
     struct pump_status failure = {.failure = FAILURE_FRAME, .role = receiver->role, .number = refusal,
                                   .region = frame->region, .offset = frame->offset, .length = frame->length};
-    return fail(pump, &failure);
+    return half_fail(&pump->half, &failure);
 }
 
 /* Take one step with the bytes at hand. IDLE: more are needed. */
@@ -282,7 +282,7 @@ static int use(struct destination *pump, struct receiver *receiver) {
             return STEP_IDLE;
         memcpy(frame, receiver->staging + receiver->begin, sizeof *frame);
         receiver->begin += sizeof *frame;
-        int refusal = frame_check(frame, receiver->allowed, pump->bounds, pump->count);
+        int refusal = frame_check(frame, receiver->allowed, pump->half.bounds, pump->half.count);
         if (refusal)
             return refuse(pump, receiver, refusal);
         hist_add(&receiver->placer.counters->frames, 1);
@@ -306,6 +306,7 @@ static int use(struct destination *pump, struct receiver *receiver) {
 
 /* Read towards what is being waited for. Bytes for the alias go there directly, dropped ones into the staging. */
 static ssize_t read_some(struct destination *pump, struct receiver *receiver) {
+    int socket = half_socket(&pump->half, receiver->role);
     arrange(receiver);
     uint8_t *free_space = receiver->staging + receiver->end;
     uint64_t free_bytes = receiver->capacity - receiver->end;
@@ -319,7 +320,7 @@ static ssize_t read_some(struct destination *pump, struct receiver *receiver) {
             {.iov_base = free_space, .iov_len = sizeof(struct frame)},
         };
         struct msghdr message = {.msg_iov = parts, .msg_iovlen = receiver->run_end == receiver->frame.length ? 2 : 1};
-        ssize_t got = recvmsg(receiver->socket, &message, MSG_DONTWAIT);
+        ssize_t got = recvmsg(socket, &message, MSG_DONTWAIT);
         if (got > 0) {
             uint64_t direct = (uint64_t)got < rest ? (uint64_t)got : rest;
             receiver->taken += direct;
@@ -331,7 +332,7 @@ static ssize_t read_some(struct destination *pump, struct receiver *receiver) {
     if (receiver->in_payload)
         wanted = receiver->run_end ? receiver->run_end - receiver->taken : receiver->frame.length - buffered(receiver);
     wanted += sizeof(struct frame);
-    ssize_t got = recv(receiver->socket, free_space, wanted < free_bytes ? wanted : free_bytes, MSG_DONTWAIT);
+    ssize_t got = recv(socket, free_space, wanted < free_bytes ? wanted : free_bytes, MSG_DONTWAIT);
     if (got > 0)
         receiver->end += (uint64_t)got;
     return got;
@@ -352,5 +353,5 @@ int receiver_step(struct destination *pump, struct receiver *receiver) {
         return progress;
     struct pump_status failure = {.failure = got ? FAILURE_SOCKET : FAILURE_CLOSED, .role = receiver->role,
                                   .number = got ? errno : 0};
-    return fail(pump, &failure);
+    return half_fail(&pump->half, &failure);
 }

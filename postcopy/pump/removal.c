@@ -23,7 +23,7 @@ static int fail_call(struct destination *pump, uint32_t operation, int number, u
     uint64_t size = pump->memory[region].region.page_size;
     struct pump_status failure = {.failure = FAILURE_KERNEL, .role = ROLE_URGENT, .number = number,
                                   .operation = operation, .region = region, .offset = page * size, .length = size};
-    return fail(pump, &failure);
+    return half_fail(&pump->half, &failure);
 }
 
 /* So many pages became zeros: whoever waits for one of them faults again, and that fault places the zeros. */
@@ -59,7 +59,7 @@ static int discard_pages(struct destination *pump, uint32_t region, uint64_t fir
 }
 
 int take_removal(struct destination *pump, uint64_t start, uint64_t stop) {
-    for (uint32_t i = 0; i < pump->count; i++) {
+    for (uint32_t i = 0; i < pump->half.count; i++) {
         const struct pump_region *r = &pump->memory[i].region;
         uint64_t begin = start > r->guest ? start : r->guest;
         uint64_t end = stop < r->guest + r->size ? stop : r->guest + r->size;
@@ -88,7 +88,7 @@ static bool any_dropped(const struct memory *memory, uint64_t first, uint64_t st
 }
 
 int destination_discard(struct destination *pump, uint32_t region, uint64_t offset, uint64_t length) {
-    if (region >= pump->count)
+    if (region >= pump->half.count)
         return -EINVAL;
     const struct memory *memory = &pump->memory[region];
     uint64_t size = memory->region.page_size;
@@ -98,8 +98,8 @@ int destination_discard(struct destination *pump, uint32_t region, uint64_t offs
     if (discard_pages(pump, region, first, stop))
         return -ECANCELED;
     while (any_dropped(memory, first, stop)) {
-        uint32_t state = atomic_load(&pump->status.state);
-        if (atomic_load(&pump->stopping) || (state != PUMP_RUNNING && state != PUMP_COMPLETE))
+        uint32_t state = atomic_load(&pump->half.status.state);
+        if (half_stopping(&pump->half) || (state != PUMP_RUNNING && state != PUMP_COMPLETE))
             return -ECANCELED;
         nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
     }

@@ -13,8 +13,8 @@
 #include <string.h>
 #include <sys/uio.h>
 
+#include "half.h"
 #include "pump.h"
-#include "thread.h"
 #include "wait.h"
 
 /* Requests answered with one system call. */
@@ -27,12 +27,10 @@ struct source_memory {
 };
 
 struct source {
+    struct half half;
     struct source_memory memory[PUMP_REGIONS_MAX];
-    struct frame_bounds bounds[PUMP_REGIONS_MAX];
-    uint32_t count;
     uint64_t frame_bytes; /* payload of a pushed frame at most, unless a page is larger */
 
-    int urgent_socket, push_socket;
     /* Owned by the urgent thread: requests read, answers not yet sent. */
     uint8_t requests[ANSWERS_MAX * sizeof(struct frame)];
     uint64_t requests_end;
@@ -48,13 +46,8 @@ struct source {
     _Atomic bool low_told;
     _Atomic bool guest_stopped; /* before that, nothing of its memory is read */
 
-    int stop_fd;  /* never read: once readable it ends both threads' waits for good */
-    int work_fd;  /* orders came */
-    int low_fd;   /* the ring runs low, for the owner */
-    int event_fd; /* failed, for the owner */
-    _Atomic bool stopping;
-    struct thread urgent_thread, push_thread;
-    struct pump_status status;
+    int work_fd; /* orders came */
+    int low_fd;  /* the ring runs low, for the owner */
     struct source_counters counters;
 };
 
@@ -62,10 +55,6 @@ struct source {
 void urgent_run(void *pump);
 void orders_run(void *pump);
 
-/* source.c: record the first failure and tell the owner; later ones are kept out. Always returns -1. */
-int source_fail(struct source *pump, const struct pump_status *failure);
-/* The same for a connection that ended (number 0) or broke. */
-int source_fail_socket(struct source *pump, uint32_t role, int number);
 /* source.c: drop what was sent from the front of a vector; returns the index of its first part not sent whole. */
 uint32_t parts_advance(struct iovec *parts, uint32_t begin, uint64_t sent);
 

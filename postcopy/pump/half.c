@@ -1,0 +1,100 @@
+/* See half.h. */
+#include "half.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+/* The counters of each thread begin on a boundary of this. */
+#define ALIGNMENT 128u
+
+static bool whole_pages(const struct pump_region *region) {
+    uint64_t size = region->page_size;
+    return size && !(size & (size - 1)) && region->size && !(region->size % size);
+}
+
+void *half_create(size_t size, const struct pump_region *regions, uint32_t count) {
+    bool sound = count && count <= PUMP_REGIONS_MAX;
+    for (uint32_t i = 0; sound && i < count; i++)
+        sound = whole_pages(&regions[i]);
+    if (!sound) {
+        errno = EINVAL;
+        return NULL;
+    }
+    size = (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    struct half *half = aligned_alloc(ALIGNMENT, size);
+    if (!half)
+        return NULL;
+    memset(half, 0, size);
+    half->count = count;
+    for (uint32_t i = 0; i < count; i++)
+        half->bounds[i] = (struct frame_bounds){.size = regions[i].size, .page_size = regions[i].page_size};
+    half->urgent = half->push = -1;
+    half->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    half->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (half->stop_fd < 0 || half->event_fd < 0) {
+        int number = errno;
+        half_destroy(half);
+        errno = number;
+        return NULL;
+    }
+    return half;
+}
+
+int half_attach(struct half *half, uint32_t role, int socket) {
+    int *place = role == ROLE_URGENT ? &half->urgent : role == ROLE_PUSH ? &half->push : NULL;
+    if (!place || *place >= 0 || half->urgent_thread.started) {
+        close(socket);
+        return -EINVAL;
+    }
+    *place = socket;
+    return 0;
+}
+
+int half_start(struct half *half, const char *name, void (*urgent)(void *), void (*push)(void *), void *pump) {
+    if (half->urgent_thread.started || half->urgent < 0 || half->push < 0)
+        return -EINVAL;
+    atomic_store(&half->status.state, PUMP_RUNNING);
+    int result = thread_start(&half->urgent_thread, name, urgent, pump);
+    return result ? result : thread_start(&half->push_thread, "pc-push", push, pump);
+}
+
+void half_stop(struct half *half) {
+    atomic_store(&half->stopping, true);
+    signal_fd(half->stop_fd);
+    thread_join(&half->urgent_thread);
+    thread_join(&half->push_thread);
+}
+
+void half_destroy(struct half *half) {
+    close_fd(half->urgent);
+    close_fd(half->push);
+    close_fd(half->stop_fd);
+    close_fd(half->event_fd);
+    free(half);
+}
+
+int half_fail(struct half *half, const struct pump_status *failure) {
+    struct pump_status *status = &half->status;
+    uint32_t running = PUMP_RUNNING;
+    /* The first to fail moves RUNNING to IDLE, writes the reason, and only then shows FAILED. */
+    if (atomic_compare_exchange_strong(&status->state, &running, PUMP_IDLE)) {
+        status->failure = failure->failure;
+        status->role = failure->role;
+        status->number = failure->number;
+        status->operation = failure->operation;
+        status->region = failure->region;
+        status->offset = failure->offset;
+        status->length = failure->length;
+        atomic_store(&status->state, PUMP_FAILED);
+        signal_fd(half->event_fd);
+    }
+    return -1;
+}
+
+int half_fail_socket(struct half *half, uint32_t role, int number) {
+    struct pump_status failure = {.failure = number ? FAILURE_SOCKET : FAILURE_CLOSED, .role = role, .number = number};
+    return half_fail(half, &failure);
+}

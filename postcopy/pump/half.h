@@ -1,0 +1,58 @@
+/*
+ * What the two halves of the pump, the source's and the destination's, have alike: regions to judge frames by, a
+ * connection and a thread for each role, a stop, and one status that tells the owner of the end.
+ *
+ * A struct half is the first member of its struct source or struct destination and lives and dies with it.
+ */
+#ifndef POSTCOPY_HALF_H
+#define POSTCOPY_HALF_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "pump.h"
+#include "thread.h"
+
+struct half {
+    struct frame_bounds bounds[PUMP_REGIONS_MAX];
+    uint32_t count;
+    int urgent, push; /* sockets, -1 until they are attached */
+    int stop_fd;      /* never read: once readable it ends every wait for good */
+    int event_fd;     /* complete or failed, for the owner */
+    _Atomic bool stopping;
+    struct thread urgent_thread, push_thread;
+    struct pump_status status;
+};
+
+/*
+ * Allocate `size` bytes of zeros that begin with a struct half for `count` regions, on a boundary that keeps the
+ * counters of two threads apart. NULL with errno set, EINVAL where a region is no whole pages.
+ */
+void *half_create(size_t size, const struct pump_region *regions, uint32_t count);
+/* The socket becomes the half's, even on failure (-EINVAL: no such role, attached already, started already). */
+int half_attach(struct half *half, uint32_t role, int socket);
+/* Start both threads with `pump` for an argument, the urgent one under `name`. 0 or -errno. */
+int half_start(struct half *half, const char *name, void (*urgent)(void *), void (*push)(void *), void *pump);
+/* Ask the threads to end and wait for them. Idempotent. */
+void half_stop(struct half *half);
+/* Close what it owns and free the memory that half_create() returned. The threads have ended. */
+void half_destroy(struct half *half);
+
+/* Record the first failure and tell the owner; later ones are kept out. Always returns -1. */
+int half_fail(struct half *half, const struct pump_status *failure);
+/* The same for a connection that ended (number 0) or broke (its errno). */
+int half_fail_socket(struct half *half, uint32_t role, int number);
+
+static inline int half_socket(const struct half *half, uint32_t role) {
+    return role == ROLE_PUSH ? half->push : half->urgent;
+}
+static inline bool half_stopping(const struct half *half) {
+    return atomic_load_explicit(&half->stopping, memory_order_acquire);
+}
+/* Nanoseconds of CPU that its threads have used so far. */
+static inline uint64_t half_cpu_ns(const struct half *half) {
+    return thread_cpu_ns(&half->urgent_thread) + thread_cpu_ns(&half->push_thread);
+}
+
+#endif
