@@ -1,0 +1,66 @@
+"""What a destination waits for, one step after the other, as people see it, and how long it waits."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from postcopy.session.limits import (
+    ANSWER_SECONDS,
+    DIAL_SECONDS,
+    LOAD_SECONDS,
+    OFFER_SECONDS,
+    RELEASE_SECONDS,
+    STOP_SECONDS,
+)
+from postcopy.session.states import State
+
+
+class Step(StrEnum):
+    """What the destination waits for."""
+
+    IDLE = "idle"  # for Hello
+    GREETED = "greeted"  # for LayoutOffer
+    PROBING = "probing"  # for its own work
+    PREPARING = "preparing"  # for its own work
+    WAITING = "waiting"  # for the data connections
+    ATTACHED = "attached"  # for State
+    LOADING = "loading"  # for its own work
+    LOADED = "loaded"  # for Run
+    ACTIVE = "active"  # for the last page
+    SETTLING = "settling"  # for its own report; needs nothing more from the source
+    RELEASING = "releasing"  # for Released; as before
+    PROBED = "probed"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+
+STATES: dict[Step, State] = {
+    Step.IDLE: State.NONE,
+    Step.GREETED: State.SETUP,
+    Step.PROBING: State.SETUP,
+    Step.PREPARING: State.SETUP,
+    Step.WAITING: State.SETUP,
+    Step.ATTACHED: State.SETUP,
+    Step.LOADING: State.DEVICE,
+    Step.LOADED: State.DEVICE,
+    Step.ACTIVE: State.POSTCOPY_ACTIVE,
+    Step.SETTLING: State.COMPLETED,
+    Step.RELEASING: State.COMPLETED,
+    Step.PROBED: State.CANCELLED,
+    Step.COMPLETED: State.COMPLETED,
+    Step.FAILED: State.FAILED,
+    Step.CANCELLED: State.CANCELLED,
+    Step.LOST: State.LOST,
+}
+
+PATIENCE: dict[Step, float] = {
+    Step.IDLE: ANSWER_SECONDS,
+    Step.GREETED: OFFER_SECONDS,
+    Step.WAITING: DIAL_SECONDS + ANSWER_SECONDS,
+    Step.ATTACHED: STOP_SECONDS + ANSWER_SECONDS,
+    Step.LOADED: LOAD_SECONDS + ANSWER_SECONDS,
+    Step.RELEASING: RELEASE_SECONDS,
+}
+"""Seconds that a step may take."""
