@@ -329,6 +329,7 @@ def register(group: click.Group) -> None:
     """Add every command to the program."""
     from agent.bench.command import bench  # noqa: PLC0415 - as below
     from agent.doctor.command import doctor  # noqa: PLC0415 - it uses check_plain of here
+    from agent.security.command import certs  # noqa: PLC0415
 
-    for command in (demo, source, destination, migrate, status, cancel, check, set_, doctor, bench):
+    for command in (demo, source, destination, migrate, status, cancel, check, set_, doctor, bench, certs):
         group.add_command(command)

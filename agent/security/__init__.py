@@ -1,0 +1,1 @@
+"""Who may take part in a migration: certificates for trying out, and what the command line says of encryption."""
