@@ -70,6 +70,14 @@ class DialData(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver(Command):
+    """Dial memory, prove it with id and token, send the files of all regions: FilesHanded or WorkFailed."""
+
+    migration_id: bytes
+    token: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class StopGuest(Command):
     """Park every vCPU and take the guest's state: GuestStopped or WorkFailed."""
 
@@ -98,8 +106,18 @@ class ReleaseMemory(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class TakeFiles(Command):
+    """Receive a file for each region of this offer over the memory connection: FilesTaken or WorkFailed."""
+
+    offer: LayoutOffer
+
+
+@dataclass(frozen=True, slots=True)
 class Prepare(Command):
-    """Check everything that can fail, allocate, trap faults, build the pump: Prepared or WorkFailed."""
+    """Check everything that can fail, allocate, trap faults, build the pump: Prepared or WorkFailed.
+
+    Where files were taken they are checked and mapped, and nothing is allocated.
+    """
 
     offer: LayoutOffer
 

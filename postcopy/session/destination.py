@@ -6,7 +6,8 @@ on its way, so then nobody's change of mind and no clock makes the destination w
 and goes on listening until either Run or the end of the connection arrives. It leaves by itself only where it could not
 run the guest any more: its pump or its own work has failed, or the source broke the protocol. After Run pages that are
 still at the source are part of the guest: when they become unreachable the guest is lost, its threads are kept waiting,
-and no zeros are given out. With the last page placed nothing the source does can harm the guest any more.
+and no zeros are given out. With the last page placed nothing the source does can harm the guest any more. Memory that
+is handed over is here as soon as its files are mapped, so that with Run the guest is whole.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from typing import ClassVar
 from postcopy.session import destination_actions as actions
 from postcopy.session.commands import Command
 from postcopy.session.destination_steps import PATIENCE, STATES, Step
-from postcopy.session.events import DataAttached, Event, Progressed, Received, WorkFailed
+from postcopy.session.events import DataAttached, Event, Prepared, Progressed, Received, WorkFailed
 from postcopy.session.limits import ANSWER_SECONDS, PROGRESS_SECONDS, SILENCE_SECONDS
 from postcopy.session.machine import Machine
-from postcopy.wire.messages import Hello, Run
+from postcopy.wire.messages import Hello, LayoutOffer, Run
 
 ROLES = frozenset({"urgent", "push"})
 
@@ -47,21 +48,24 @@ class DestinationMachine(Machine[Step]):
         self.attached: set[str] = set()
         self.comparable = False
         self.probed = False  # it was only ever a question: no migration began
-        self.resident = False  # every page was placed before Run had been read
+        self.resident = False  # every page is here before Run has been read
+        self.offer: LayoutOffer | None = None  # of memory that is handed over
         self._fed_bytes = -1
         self._unfed = 0  # looks in a row
 
     def key(self, event: Event) -> str:
-        """Tell a Hello in no common version, the last data connection, and a source that stopped answering."""
+        """Tell a Hello in no common version, memory that is handed over, the last data connection, a mute source."""
         match event:
             case Received(message=Hello(versions=(low, high))) if not self.common(low, high):
                 return "HelloUnspoken"
+            case Received(message=LayoutOffer(handed_over=True)):
+                return "LayoutOfferHandedOver"
             case DataAttached(role=role) if self.attached | {role} == ROLES:
                 return "LastDataAttached"
             case Progressed() if self._starved(event):
                 return "Starved"
-            case Received(message=Run()) if self.resident:
-                return "RunResident"
+            case Prepared() | Received(message=Run()) if self.resident:
+                return super().key(event) + "Resident"
             case _:
                 return super().key(event)
 
@@ -88,7 +92,7 @@ class DestinationMachine(Machine[Step]):
         return commands
 
 
-_EARLY = (Step.GREETED, Step.PROBING, Step.PREPARING, Step.WAITING, Step.ATTACHED, Step.LOADING)
+_EARLY = (Step.GREETED, Step.PROBING, Step.TAKING, Step.PREPARING, Step.WAITING, Step.ATTACHED, Step.LOADING)
 _FAILURES = ("ControlLost", "NotSent", "Broken", "WorkFailed", "PumpFailed", "Refuse", "Elapsed")
 _GOODBYES = ("ControlLost", "Broken", "Refuse", "Elapsed")
 _LATE = ("NotSent", "PumpFailed", "Starved", "Resident")
@@ -98,6 +102,9 @@ DestinationMachine.table = {
     (Step.IDLE, "Hello"): (Step.GREETED, actions.welcome),
     (Step.IDLE, "HelloUnspoken"): (Step.FAILED, actions.refuse_version),
     (Step.GREETED, "LayoutOffer"): (Step.PREPARING, actions.prepare),
+    (Step.GREETED, "LayoutOfferHandedOver"): (Step.TAKING, actions.take_files),
+    (Step.TAKING, "FilesTaken"): (Step.PREPARING, actions.prepare_files),
+    (Step.PREPARING, "PreparedResident"): (Step.ATTACHED, actions.ready_resident),
     (Step.GREETED, "Probe"): (Step.PROBING, actions.try_out),
     (Step.PROBING, "TriedOut"): (Step.PROBED, actions.answer),
     (Step.PREPARING, "Prepared"): (Step.WAITING, actions.ready),

@@ -19,6 +19,7 @@ from postcopy.session.commands import (
     StartGuest,
     StartPump,
     StopPump,
+    TakeFiles,
     TryOut,
 )
 from postcopy.session.destination_steps import Step
@@ -81,6 +82,18 @@ def prepare(_machine: DestinationMachine, offer: LayoutOffer) -> list[Command]:
     return [Prepare(offer)]
 
 
+def take_files(machine: DestinationMachine, offer: LayoutOffer) -> list[Command]:
+    """Wait for the memory itself: from the moment it is mapped every page is here."""
+    machine.offer = offer
+    machine.resident = True
+    return [TakeFiles(offer)]
+
+
+def prepare_files(machine: DestinationMachine, _event: Event) -> list[Command]:
+    """Map the files of the offer that they came for."""
+    return [] if machine.offer is None else [Prepare(machine.offer)]
+
+
 def try_out(machine: DestinationMachine, probe: Probe) -> list[Command]:
     """See what would come of an offer."""
     machine.probed = True
@@ -96,6 +109,11 @@ def answer(_machine: DestinationMachine, event: TriedOut) -> list[Command]:
 def ready(_machine: DestinationMachine, _event: Event) -> list[Command]:
     """Say that everything that can fail was tried."""
     return [Send(Ready())]
+
+
+def ready_resident(_machine: DestinationMachine, _event: Event) -> list[Command]:
+    """Say that everything that can fail was tried, with a pump where faults are to be trapped all the same."""
+    return [StartPump(), Send(Ready())]
 
 
 def attach(machine: DestinationMachine, event: DataAttached) -> list[Command]:

@@ -21,6 +21,7 @@ class Step(StrEnum):
     IDLE = "idle"  # for Hello
     GREETED = "greeted"  # for LayoutOffer
     PROBING = "probing"  # for its own work
+    TAKING = "taking"  # for the files of memory that is handed over
     PREPARING = "preparing"  # for its own work
     WAITING = "waiting"  # for the data connections
     ATTACHED = "attached"  # for State
@@ -40,6 +41,7 @@ STATES: dict[Step, State] = {
     Step.IDLE: State.NONE,
     Step.GREETED: State.SETUP,
     Step.PROBING: State.SETUP,
+    Step.TAKING: State.SETUP,
     Step.PREPARING: State.SETUP,
     Step.WAITING: State.SETUP,
     Step.ATTACHED: State.SETUP,
@@ -58,6 +60,7 @@ STATES: dict[Step, State] = {
 PATIENCE: dict[Step, float] = {
     Step.IDLE: ANSWER_SECONDS,
     Step.GREETED: OFFER_SECONDS,
+    Step.TAKING: DIAL_SECONDS + ANSWER_SECONDS,
     Step.WAITING: DIAL_SECONDS + ANSWER_SECONDS,
     Step.ATTACHED: STOP_SECONDS + ANSWER_SECONDS,
     Step.LOADED: LOAD_SECONDS + ANSWER_SECONDS,

@@ -110,6 +110,14 @@ class DataConnected(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class FilesHanded(Event):
+    """The memory connection was accepted, and the files of all regions were sent over it.
+
+    Handed in before the loop looks at what the destination makes of them.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class GuestStopped(Event):
     """Every vCPU is parked since `stopped_at` seconds of CLOCK_MONOTONIC; `state` is its device state (msgpack)."""
 
@@ -119,6 +127,11 @@ class GuestStopped(Event):
 
 
 # --- destination ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FilesTaken(Event):
+    """A file for each region came over the memory connection; not one of them was looked at yet."""
 
 
 @dataclass(frozen=True, slots=True)

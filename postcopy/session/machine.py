@@ -99,5 +99,5 @@ class Machine(Generic[StepT]):
 
     def _illegal(self, event: Event, key: str) -> PostcopyError:
         if isinstance(event, Received):
-            return ProtocolError(f"{key} is not allowed in state {self.state} ({self.step})")
+            return ProtocolError(f"{type(event.message).__name__} is not allowed in state {self.state} ({self.step})")
         return SessionError(f"{key} cannot happen in state {self.state} ({self.step})")

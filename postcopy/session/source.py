@@ -20,6 +20,7 @@ from postcopy.session.commands import (
     Connect,
     DialData,
     Finish,
+    HandOver,
     Note,
     ReleaseMemory,
     ResumeGuest,
@@ -38,6 +39,7 @@ from postcopy.session.events import (
     GuestStopped,
     NotSent,
     PushAsked,
+    Received,
     Started,
     WorkFailed,
 )
@@ -59,6 +61,7 @@ from postcopy.wire.messages import (
     LayoutOffer,
     Message,
     Progress,
+    Ready,
     Refuse,
     Released,
     Run,
@@ -66,6 +69,7 @@ from postcopy.wire.messages import (
     Welcome,
 )
 from postcopy.wire.messages import State as StateMessage
+from postcopy.wire.version import HANDED_OVER_SINCE
 
 
 class Step(StrEnum):
@@ -75,6 +79,7 @@ class Step(StrEnum):
     DIALLING = "dialling"  # for the control connection
     GREETING = "greeting"  # for Welcome
     OFFERING = "offering"  # for Ready
+    HANDING = "handing"  # for the files of its memory to be with the destination
     ATTACHING = "attaching"  # for the data connections
     STOPPING = "stopping"  # for the guest to stand still
     LOADING = "loading"  # for Loaded
@@ -97,6 +102,7 @@ class SourceMachine(Machine[Step]):
         Step.DIALLING: State.SETUP,
         Step.GREETING: State.SETUP,
         Step.OFFERING: State.SETUP,
+        Step.HANDING: State.SETUP,
         Step.ATTACHING: State.SETUP,
         Step.STOPPING: State.DEVICE,
         Step.LOADING: State.DEVICE,
@@ -110,6 +116,7 @@ class SourceMachine(Machine[Step]):
         Step.DIALLING: DIAL_SECONDS,
         Step.GREETING: ANSWER_SECONDS,
         Step.OFFERING: PREPARE_SECONDS,
+        Step.HANDING: PREPARE_SECONDS,
         Step.ATTACHING: ANSWER_SECONDS,
         Step.STOPPING: STOP_SECONDS,
         Step.LOADING: LOAD_SECONDS,
@@ -130,11 +137,17 @@ class SourceMachine(Machine[Step]):
         self._limit_at: float | None = None
 
     def key(self, event: Event) -> str:
-        """Tell the user's limit from a step's, and a Run that never left from any other message."""
+        """Tell the user's limit from a step's, a Run that never left, and memory that is handed over."""
         if isinstance(event, Elapsed) and self._limit_at is not None and event.now >= self._limit_at:
             return "LimitElapsed"
         if isinstance(event, NotSent) and isinstance(event.message, Run):
             return "RunNotSent"
+        if self.offer.handed_over and isinstance(event, Received):
+            match event.message:
+                case Welcome(version=version) if version < HANDED_OVER_SINCE:
+                    return "WelcomeTooOld"
+                case Welcome() | Ready():
+                    return super().key(event) + "HandedOver"
         return super().key(event)
 
     def _deadline(self, now: float, entered: bool) -> float | None:
@@ -179,6 +192,10 @@ def _offer(machine: SourceMachine, welcome: Welcome) -> list[Command]:
     return [Send(machine.offer)]
 
 
+def _hand_over(machine: SourceMachine, welcome: Welcome) -> list[Command]:
+    return [*_offer(machine, welcome), HandOver(*machine.identity)]
+
+
 def _dial_data(machine: SourceMachine, _event: Event) -> list[Command]:
     return [DialData(*machine.identity)]
 
@@ -186,6 +203,10 @@ def _dial_data(machine: SourceMachine, _event: Event) -> list[Command]:
 def _stop_guest(_machine: SourceMachine, _event: Event) -> list[Command]:
     # the pump runs before the guest stands still: its start is no part of the downtime
     return [StartPump(), StopGuest()]
+
+
+def _stop_guest_alone(_machine: SourceMachine, _event: Event) -> list[Command]:
+    return [StopGuest()]
 
 
 def _send_state(machine: SourceMachine, event: GuestStopped) -> list[Command]:
@@ -206,7 +227,8 @@ def _begin_push(machine: SourceMachine) -> list[Command]:
     Up to Running the link and the CPUs are for the page of the guest's first step alone, since the downtime ends with
     it. A guest that makes no step must not hold up its own memory: Progress comes in any case.
     """
-    wanted, machine.push = machine.push and not machine.pushing, False
+    pages_travel = not machine.offer.handed_over
+    wanted, machine.push = pages_travel and machine.push and not machine.pushing, False
     machine.pushing = machine.pushing or wanted
     return [StartPush()] if wanted else []
 
@@ -262,6 +284,9 @@ def _why(machine: SourceMachine, subject: Event | Message) -> tuple[str, int]:
             status = 7
         case WorkFailed(text=text, exit_status=status):
             pass
+        case Welcome(version=version):
+            spoken = f"the destination speaks version {version} of the protocol"
+            text = f"{spoken}, and memory is handed over from version {HANDED_OVER_SINCE} on"
         case Broken(text=text):
             text = f"the destination broke the protocol: {text}"
         case Elapsed() if machine.key(subject) == "LimitElapsed":
@@ -275,7 +300,7 @@ def _why(machine: SourceMachine, subject: Event | Message) -> tuple[str, int]:
 
 def _goodbye(machine: SourceMachine, subject: Event | Message, text: str) -> list[Command]:
     """Tell the destination, where it is there and does not know yet."""
-    if machine.step in {Step.IDLE, Step.DIALLING} or not isinstance(subject, Event):
+    if machine.step in {Step.IDLE, Step.DIALLING} or isinstance(subject, Refuse | Cancel):
         return []
     if isinstance(subject, ControlLost | NotSent):
         return []
@@ -286,7 +311,7 @@ def _back(machine: SourceMachine, subject: Event | Message, state: State) -> lis
     """Let the guest run on here, say goodbye, give up."""
     text, status = _why(machine, subject)
     resume = [ResumeGuest()] if machine.step in {Step.STOPPING, Step.LOADING, Step.ACTIVE} else []
-    running = machine.step in {Step.ATTACHING, Step.STOPPING, Step.LOADING, Step.ACTIVE}
+    running = machine.step in {Step.HANDING, Step.ATTACHING, Step.STOPPING, Step.LOADING, Step.ACTIVE}
     pump = [StopPump()] if running else []
     end = Finish(state, Owner.SOURCE, text, status)
     return [*resume, *_goodbye(machine, subject, text), *pump, CloseLinks(), end]
@@ -321,7 +346,8 @@ def _note(machine: SourceMachine, event: WorkFailed) -> list[Command]:
     return [Note(f"the push stopped: {event.text}")]
 
 
-BEFORE_RUN = (Step.DIALLING, Step.GREETING, Step.OFFERING, Step.ATTACHING, Step.STOPPING, Step.LOADING)
+_SETUP = (Step.DIALLING, Step.GREETING, Step.OFFERING, Step.HANDING, Step.ATTACHING)
+BEFORE_RUN = (*_SETUP, Step.STOPPING, Step.LOADING)
 _FAILURES = ("ControlLost", "NotSent", "Broken", "WorkFailed", "PumpFailed", "Refuse", "Elapsed")
 _CANCELS = ("Cancel", "CancelAsked", "LimitElapsed")
 
@@ -330,6 +356,10 @@ SourceMachine.table = {
     (Step.IDLE, "CancelAsked"): (Step.CANCELLED, _cancel),
     (Step.DIALLING, "Connected"): (Step.GREETING, _greet),
     (Step.GREETING, "Welcome"): (Step.OFFERING, _offer),
+    (Step.GREETING, "WelcomeHandedOver"): (Step.HANDING, _hand_over),
+    (Step.GREETING, "WelcomeTooOld"): (Step.FAILED, _fail),
+    (Step.HANDING, "FilesHanded"): (Step.OFFERING, _stay),
+    (Step.OFFERING, "ReadyHandedOver"): (Step.STOPPING, _stop_guest_alone),
     (Step.OFFERING, "Ready"): (Step.ATTACHING, _dial_data),
     (Step.ATTACHING, "DataConnected"): (Step.STOPPING, _stop_guest),
     (Step.STOPPING, "GuestStopped"): (Step.LOADING, _send_state),

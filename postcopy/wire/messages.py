@@ -36,6 +36,7 @@ from postcopy.wire.limits import (
     VCPUS_MAX,
 )
 from postcopy.wire.records import Record, Records, Since
+from postcopy.wire.version import HANDED_OVER_SINCE
 
 # Why an agent refuses, in one word for programs; the text beside it is for people.
 REFUSE_CODES = ("version", "layout", "host", "busy", "memory", "guest", "protocol", "internal")
@@ -50,7 +51,7 @@ DataCounts = Annotated[tuple[int, ...], Counts(REGIONS_MAX)]
 # How the memory gets there: its pages are sent, or its files handed to a process on the same host.
 SENT = "sent"
 HANDED_OVER = "handed-over"
-MemoryWay = Annotated[str, OneOf((SENT, HANDED_OVER)), Since(3)]
+MemoryWay = Annotated[str, OneOf((SENT, HANDED_OVER)), Since(HANDED_OVER_SINCE)]
 
 # What the other fields of STATE take is less than this.
 _STATE_REST = 1024

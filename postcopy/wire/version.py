@@ -19,6 +19,9 @@ VERSION_MIN = 2
 # From here on a connection may be encrypted; on such a one nothing older is spoken.
 TLS_SINCE = 3
 
+# From here on an offer may say that the memory itself comes.
+HANDED_OVER_SINCE = 3
+
 
 def spoken() -> str:
     """Return the range of versions that this agent speaks, for messages: "2 to 3"."""

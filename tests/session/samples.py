@@ -1,5 +1,7 @@
 """One event of every kind, for both machines: what the tests feed them."""
 
+from dataclasses import replace
+
 from postcopy.session import events
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.source import SourceMachine
@@ -24,6 +26,7 @@ from postcopy.wire.control import (
 )
 
 OFFER = LayoutOffer((RegionOffer("shmem", 4096, 1 << 20),), GuestOffer("emulated", 2))
+HANDED_OVER = replace(OFFER, memory="handed-over")
 IDENTITY = (b"i" * 16, b"t" * 32)
 REPORT = {"pages": {"total": 256, "demand": 6, "push": 250, "zero": 0}}
 
@@ -34,6 +37,7 @@ MESSAGES = (
     Welcome(3, *IDENTITY, "test"),
     Refuse("host", "no huge pages"),
     OFFER,
+    HANDED_OVER,
     Ready(),
     State(b"state", 5.0, "boot"),
     Loaded(),
@@ -71,6 +75,7 @@ def of_source(now: float) -> list[events.Event]:
         events.PushAsked(now),
         events.Connected(now),
         events.DataConnected(now),
+        events.FilesHanded(now),
         events.GuestStopped(now, b"state", 5.0, "boot"),
     ]
 
@@ -80,6 +85,7 @@ def of_destination(now: float) -> list[events.Event]:
     return [
         *both(now),
         events.Received(now, Hello((8, 9), "from the future")),
+        events.FilesTaken(now),
         events.Prepared(now),
         events.TriedOut(now, PROBED),
         events.DataAttached(now, "urgent"),
@@ -91,8 +97,8 @@ def of_destination(now: float) -> list[events.Event]:
     ]
 
 
-def source(push: bool = True) -> SourceMachine:
-    return SourceMachine(Hello((2, 3), "test"), OFFER, push=push)
+def source(push: bool = True, offer: LayoutOffer = OFFER) -> SourceMachine:
+    return SourceMachine(Hello((2, 3), "test"), offer, push=push)
 
 
 def destination(boot: str = "boot") -> DestinationMachine:

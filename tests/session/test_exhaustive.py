@@ -15,8 +15,10 @@ from . import samples
 LATE = 1e6  # after every deadline
 
 
-def machine_in(room, step):
-    machine = samples.source() if room is source_room else samples.destination()
+def machine_in(room, step, offer=samples.OFFER):
+    machine = samples.source(offer=offer) if room is source_room else samples.destination()
+    if room is destination_room and offer.handed_over:
+        machine.offer, machine.resident = offer, True
     machine.step = step
     machine.version = 3
     machine.identity = samples.IDENTITY
@@ -32,14 +34,15 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("offer", [samples.OFFER, samples.HANDED_OVER], ids=["sent", "handed over"])
 @pytest.mark.parametrize("room", [source_room, destination_room])
-def test_every_state_and_every_event(room):
+def test_every_state_and_every_event(room, offer):
     seen = 0
     for where, step, event in CASES:
         if where is not room:
             continue
         seen += 1
-        machine = machine_in(room, step)
+        machine = machine_in(room, step, offer)
         listed = (step, machine.key(event)) in machine.table
         if machine.ended:
             assert machine.handle(event) == []
@@ -47,6 +50,7 @@ def test_every_state_and_every_event(room):
         elif listed:
             commands = machine.handle(event)
             check_sound(room, step, event, machine, samples.names(commands))
+            assert not offer.handed_over or "StartPush" not in samples.names(commands)
         else:
             expected = ProtocolError if isinstance(event, events.Received) else SessionError
             with pytest.raises(expected, match="in state"):

@@ -21,7 +21,7 @@ from postcopy.wire.control import (
 )
 from postcopy.wire.control import State as StateMessage
 
-from .samples import IDENTITY, OFFER, REPORT, destination, names, source
+from .samples import HANDED_OVER, IDENTITY, OFFER, REPORT, destination, names, source
 
 SOURCE_STORY = [
     (events.Started(1.0, None), "dialling", ["Connect"]),
@@ -57,6 +57,35 @@ DESTINATION_STORY = [
     (Released(), "completed", ["StopPump", "CloseLinks", "Finish(completed, destination, 0)"]),
 ]
 
+SOURCE_HANDS_OVER = [
+    (events.Started(1.0, None), "dialling", ["Connect"]),
+    (events.Connected(1.1), "greeting", ["Send(Hello)"]),
+    (Welcome(3, *IDENTITY, "x"), "handing", ["Send(LayoutOffer)", "HandOver"]),
+    (events.FilesHanded(1.2), "offering", []),
+    (Ready(), "stopping", ["StopGuest"]),
+    (events.GuestStopped(1.5, b"s", 1.45, "boot"), "loading", ["Send(State)"]),
+    (Loaded(), "active", ["Send(Run)"]),
+    (Running(1.7), "active", ["Note"]),
+    (
+        AllPlaced(REPORT),
+        "completed",
+        ["Send(Released)", "StopPump", "ReleaseMemory", "CloseLinks", "Finish(completed, destination, 0)"],
+    ),
+]
+
+DESTINATION_TAKES_OVER = [
+    (Hello((2, 3), "x"), "greeted", ["Send(Welcome)"]),
+    (HANDED_OVER, "taking", ["TakeFiles"]),
+    (events.FilesTaken(1.0), "preparing", ["Prepare"]),
+    (events.Prepared(1.1), "attached", ["StartPump", "Send(Ready)"]),
+    (StateMessage(b"s", 1.45, "boot"), "loading", ["Load"]),
+    (events.GuestLoaded(1.5), "loaded", ["Send(Loaded)"]),
+    (Run(), "settling", ["StartGuest", "MakeReport"]),
+    (events.GuestRunning(1.7, 1.65), "settling", ["Send(Running)"]),
+    (events.AllResident(1.7, REPORT), "releasing", ["Settle", "Send(AllPlaced)"]),
+    (Released(), "completed", ["StopPump", "CloseLinks", "Finish(completed, destination, 0)"]),
+]
+
 
 def play(machine, story):
     """Feed a story and check each line; messages come a tenth of a second after each other."""
@@ -88,6 +117,51 @@ def test_a_migration_as_the_source_sees_it():
 
 def test_a_migration_as_the_destination_sees_it():
     assert play(destination(), DESTINATION_STORY).state is State.COMPLETED
+
+
+def test_memory_that_is_handed_over_as_both_see_it():
+    machine = play(source(offer=HANDED_OVER), SOURCE_HANDS_OVER)
+    assert machine.state is State.COMPLETED
+    assert machine.placed_pages == 256
+    assert play(destination(), DESTINATION_TAKES_OVER).state is State.COMPLETED
+
+
+@pytest.mark.parametrize("step", ["handing", "offering", "stopping", "loading"])
+@pytest.mark.parametrize("happening", [events.ControlLost(2.0, "cut"), events.WorkFailed(2.0, "host", "no", 3)])
+def test_memory_that_was_handed_over_and_never_run_is_the_sources(step, happening):
+    machine = play(source(offer=HANDED_OVER), upto(SOURCE_HANDS_OVER, step))
+    commands = names(machine.handle(happening))
+    assert (commands[0] == "ResumeGuest") == (step in {"stopping", "loading"})
+    assert "ReleaseMemory" not in commands
+    assert machine.state is State.FAILED
+
+
+def test_a_destination_that_says_ready_before_it_has_the_files_broke_the_protocol():
+    machine = play(source(offer=HANDED_OVER), upto(SOURCE_HANDS_OVER, "handing"))
+    with pytest.raises(ProtocolError, match="Ready is not allowed in state setup"):
+        machine.handle(events.Received(2.0, Ready()))
+
+
+def test_a_destination_of_an_older_version_cannot_take_memory_over():
+    machine = play(source(offer=HANDED_OVER), upto(SOURCE_HANDS_OVER, "greeting"))
+    commands = machine.handle(events.Received(2.0, Welcome(2, *IDENTITY, "x")))
+    assert names(commands) == ["Send(Cancel)", "CloseLinks", "Finish(failed, source, 4)"]
+    why = "the destination speaks version 2 of the protocol, and memory is handed over from version 3 on"
+    assert commands[-1].text == why
+
+
+@pytest.mark.parametrize("happening", [events.ControlLost(4.0, "cut"), events.Broken(4.0, "nonsense")])
+@pytest.mark.parametrize("step", ["settling", "releasing"])
+def test_with_run_the_guest_is_whole_and_the_source_may_go(step, happening):
+    machine = play(destination(), upto(DESTINATION_TAKES_OVER, step))
+    assert names(machine.handle(happening))[-1] == "Finish(completed, destination, 0)"
+
+
+@pytest.mark.parametrize("step", ["taking", "preparing", "attached", "loading", "loaded"])
+def test_before_run_what_was_handed_over_is_thrown_away(step):
+    machine = play(destination(), upto(DESTINATION_TAKES_OVER, step))
+    commands = names(machine.handle(events.ControlLost(4.0, "cut")))
+    assert commands == ["Discard", "CloseLinks", "Finish(failed, source, 4)"]
 
 
 def test_a_push_that_is_not_wanted_is_not_begun():
