@@ -16,6 +16,8 @@ from postcopy.errors import PostcopyError
 
 READY_SECONDS = 60.0
 END_SECONDS = 10.0
+# What is configured is meant for this host's own daemons.
+ALONE = ("--config", os.devnull, "--log-format", "text")
 
 
 class ChildError(PostcopyError):
@@ -66,8 +68,9 @@ class Daemon:
             with self._log.open("wb") as log:
                 self._process = await asyncio.create_subprocess_exec(
                     *self._prefix,
-                    *(sys.executable, "-m", "agent", self.name, *self._arguments),
+                    *(sys.executable, "-m", "agent", *ALONE, self.name, *self._arguments),
                     *("--ready-fd", str(ready_fd), "--end-with-fd", str(end_fd)),
+                    env={name: value for name, value in os.environ.items() if not name.startswith("POSTCOPY_")},
                     pass_fds=[ready_fd, end_fd],
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,

@@ -10,12 +10,14 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 import click
 
+from agent import logs
 from postcopy import __version__
-from postcopy.errors import PostcopyError
+from postcopy.errors import PostcopyError, UsageError
 
 STATUSES = """\b
 Exit status: who owns the guest.
@@ -29,23 +31,65 @@ Exit status: who owns the guest.
   128 + n  ended by signal n: 130 by Ctrl-C, 143 by SIGTERM"""
 
 
-@click.group(epilog=STATUSES, context_settings={"help_option_names": ["-h", "--help"]})
+ELSEWHERE = """\b
+An option that is not typed is looked for in
+  the environment  POSTCOPY_SOURCE_MEMORY for source --memory,
+                   POSTCOPY_LOG_FORMAT for --log-format
+  --config FILE    or, without one, /etc/postcopy/*.toml:
+                   memory = "shmem:4GiB" below [source]"""
+
+
+def load(context: click.Context, _option: click.Parameter, files: tuple[Path, ...]) -> None:
+    """Have click look up in the files what is neither typed nor in the environment. What is wrong in them waits."""
+    from agent.config import keys, read  # noqa: PLC0415 - not for --help
+
+    chosen = list(files) or read.installed()
+    if not chosen or not isinstance(context.command, click.Group):
+        return
+    known = keys.sections(context.command)
+    try:
+        context.default_map = read.defaults(read.read(chosen, known), known)
+    except UsageError as error:
+        context.meta[__name__] = error
+
+
+@click.group(epilog=f"{ELSEWHERE}\n\n{STATUSES}", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="postcopy")
+@click.option(
+    "--config",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    envvar="POSTCOPY_CONFIG",
+    is_eager=True,
+    expose_value=False,
+    callback=load,
+    help="Read this and nothing in /etc/postcopy; what a later one says wins.",
+)
+@click.option(
+    "--log-format",
+    "form",
+    type=click.Choice(logs.FORMATS),
+    default="auto",
+    help="Logs as lines of text or of JSON.  [default: text on a terminal, JSON elsewhere]",
+)
 @click.option("--debug", is_flag=True, help="Show where an error comes from, and every log line.")
 @click.pass_context
-def cli(context: click.Context, debug: bool) -> None:
+def cli(context: click.Context, debug: bool, form: logs.Format) -> None:
     """Postcopy live migration of memory: a guest runs on at once, its pages follow when they are touched."""
     context.obj = {"debug": debug}
-    from agent import logs  # noqa: PLC0415 - see above
-
-    logs.configure(debug=debug)
+    logs.configure(debug=debug, form=form)
+    if __name__ in context.meta and context.invoked_subcommand != "config":
+        raise context.meta[__name__]
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command and end the process with its status; errors are one line on stderr."""
     from agent import commands  # noqa: PLC0415 - it adds itself to `cli`
+    from agent.config import keys  # noqa: PLC0415
 
     commands.register(cli)
+    keys.name_variables(cli)
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -74,7 +118,7 @@ def status_of(error: BaseException, *, debug: bool) -> int:
     text, status = words_of(error)
     if debug:
         traceback.print_exception(error)
-    click.echo("postcopy: " + " ".join(text.split()), err=True)
+    logs.last_words(" ".join(text.split()))
     return status
 
 

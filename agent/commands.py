@@ -136,7 +136,7 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
         thp=rest["thp"],
         parent=Parent(rest["end_with_fd"], rest["scratch"]),
     )
-    run(serve_source(options))
+    run("source", serve_source(options))
 
 
 @click.command()
@@ -172,7 +172,7 @@ def destination(listen: Address, mode: str, once: bool, insecure: bool, **rest: 
         poll_max_ns=rest["poll_max_ns"],
         parent=Parent(rest["end_with_fd"], rest["scratch"]),
     )
-    run(serve_destination(options))
+    run("destination", serve_destination(options))
 
 
 def check_plain(address: Address, *, insecure: bool) -> None:
@@ -328,8 +328,10 @@ def demo(memory: tuple[Memory, ...], size: int, as_json: bool, no_push: bool, lo
 def register(group: click.Group) -> None:
     """Add every command to the program."""
     from agent.bench.command import bench  # noqa: PLC0415 - as below
+    from agent.config.command import config  # noqa: PLC0415
     from agent.doctor.command import doctor  # noqa: PLC0415 - it uses check_plain of here
     from agent.security.command import certs  # noqa: PLC0415
 
-    for command in (demo, source, destination, migrate, status, cancel, check, set_, doctor, bench, certs):
+    own = (demo, source, destination, migrate, status, cancel, check, set_)
+    for command in (*own, config, doctor, bench, certs):
         group.add_command(command)

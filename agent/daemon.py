@@ -18,6 +18,7 @@ import uvloop
 
 from agent import logs
 from postcopy.errors import UsageError
+from postcopy.link.about import About, speak_of
 from postcopy.link.address import UnixAddress
 
 log = logging.getLogger("postcopy.agent")
@@ -79,8 +80,9 @@ def tell_ready(ready_fd: int | None, address: str = "") -> None:
             connection.sendall(lines.encode())
 
 
-def run(daemon: Coroutine[Any, Any, int]) -> NoReturn:
+def run(role: str, daemon: Coroutine[Any, Any, int]) -> NoReturn:
     """Run a daemon and end the process with the status it returns."""
+    speak_of(About(role))
     raise SystemExit(uvloop.run(daemon))
 
 

@@ -18,6 +18,7 @@ from postcopy.pages.units import format_size, parse_rate, parse_size
 # The most that Linux can be built for (CONFIG_NR_CPUS).
 CPU_MAX = 8191
 RATE_MAX = 1 << 50
+DESCRIPTOR = "fd"
 
 
 class Parsed(click.ParamType[Any]):
@@ -94,7 +95,7 @@ def descriptor(option: str, *refused: int) -> Parsed:
             raise UsageError(f"{option} {text}: it was opened for something else")
         return number
 
-    return Parsed("fd", parse)
+    return Parsed(DESCRIPTOR, parse)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from postcopy.errors import HostError, KernelError, PostcopyError, ProtocolError, UsageError
+from postcopy.link.about import About, speak_of
 from postcopy.link.control import ControlChannel
 from postcopy.session.commands import CloseLinks, Command, Finish, Note, Send
 from postcopy.session.events import Broken, ControlLost, Elapsed, Event, NotSent, Received, WorkFailed
@@ -46,6 +47,7 @@ class Interpreter:
 
     def __init__(self, role: str, machine: Machine[Any]) -> None:
         self.role = role
+        self.about = About(role)
         self.machine = machine
         self.channel: ControlChannel | None = None
         self.finish: Finish | None = None
@@ -107,6 +109,7 @@ class Interpreter:
 
     async def run(self) -> Finish:
         """Drive the machine to its end, whatever happens on the way: a guest must not be left to a loop that broke."""
+        speak_of(self.about)
         try:
             while self.finish is None:
                 event = await self._next()
@@ -153,8 +156,9 @@ class Interpreter:
             commands = self.machine.handle(failure_of(error, self.now()))
         if self.channel is not None and self.machine.version:
             self.channel.version = self.machine.version
+        self.about.migration = self.machine.migration_id.hex()
         if self.machine.state is not before:
-            log.info("%s: %s -> %s", self.role, before, self.machine.state)
+            log.info("%s: %s -> %s", self.role, before, self.machine.state, extra={"state": str(self.machine.state)})
         for command in commands:
             await self._perform(command)
 

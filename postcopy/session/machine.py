@@ -32,7 +32,7 @@ class Machine(Generic[StepT]):
     """One side of one migration; `step`, `state` and `deadline` are for reading.
 
     `deadline` is the `now` at which the interpreter owes the machine an `Elapsed`, None: it waits for no one. `version`
-    is the protocol's, 0 until it is agreed on.
+    is the protocol's, 0 until it is agreed on; `migration_id` is empty until both sides know it.
     """
 
     table: ClassVar[Any]
@@ -46,6 +46,7 @@ class Machine(Generic[StepT]):
         self.step = step
         self.now = 0.0
         self.version = 0
+        self.migration_id = b""
         self.deadline: float | None = None
 
     @property

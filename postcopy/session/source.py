@@ -129,7 +129,7 @@ class SourceMachine(Machine[Step]):
         self.offer = offer
         self.push = push
         self.pushing = False
-        self.identity = (b"", b"")
+        self.token = b""
         self.timeline = Timeline()
         self.pages = sum(region.size // region.page_size for region in offer.regions)
         self.placed_pages = 0
@@ -188,7 +188,7 @@ def _offer(machine: SourceMachine, welcome: Welcome) -> list[Command]:
         spoken = f"this agent speaks {low} to {high}"
         raise ProtocolError(f"the destination chose version {welcome.version}: {spoken}")
     machine.version = welcome.version
-    machine.identity = (welcome.migration_id, welcome.token)
+    machine.migration_id, machine.token = welcome.migration_id, welcome.token
     return [Send(machine.offer)]
 
 
@@ -197,7 +197,7 @@ def _hand_over(machine: SourceMachine, welcome: Welcome) -> list[Command]:
 
 
 def _dial_data(machine: SourceMachine, _event: Event) -> list[Command]:
-    return [DialData(*machine.identity)]
+    return [DialData(machine.migration_id, machine.token)]
 
 
 def _stop_guest(_machine: SourceMachine, _event: Event) -> list[Command]:

@@ -31,7 +31,10 @@ from agent import cli
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 cli.main(sys.argv[1:])
 """
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+ENVIRONMENT = {
+    **os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1",
+    "POSTCOPY_CONFIG": os.devnull, "POSTCOPY_LOG_FORMAT": "text",
+}  # fmt: skip
 START_SECONDS = 40
 LOSS_SECONDS = 10  # within which a loss has to be told
 

@@ -1,0 +1,1 @@
+"""Configuration: what files, the environment and defaults say where the command line says nothing."""

@@ -1,0 +1,168 @@
+"""Configuration files: what they may say, what is wrong in them and where, and what wins over what."""
+
+import json
+
+import click
+import pytest
+
+from agent import commands
+from agent.cli import cli
+from agent.config import keys, read
+
+from .agents import destination, run, source
+
+commands.register(cli)
+KNOWN = keys.sections(cli)
+
+
+def judged(folder, text):
+    file = folder / "x.toml"
+    file.write_text(text)
+    settings, problems = read.read_file(file, KNOWN)
+    return settings, [(one.line, one.text) for one in problems]
+
+
+def test_every_option_is_a_key_but_acts_and_descriptors():
+    assert set(KNOWN) == {"", *cli.commands} - {"config"}
+    assert set(KNOWN[""]) == {"log-format", "debug"}
+    assert {"memory", "size", "poll-max-ns", "admin", "metrics", "pin"} <= set(KNOWN["source"])
+    assert not {"ready-fd", "end-with-fd", "scratch", "help"} & set(KNOWN["source"])
+
+
+def test_what_a_file_says_is_what_would_be_typed(tmp_path):
+    text = """
+        log-format = "json"
+        [source]
+        memory = ["shmem:8MiB", "anonymous"]
+        size = 8388608
+        blank = 0.25
+        thp = true
+        [destination]
+        memory-dir = "/dev/shm"
+        [migrate]
+        max-postcopy-bandwidth = "100MiB/s"
+    """
+    settings, problems = judged(tmp_path, text)
+    assert problems == []
+    assert settings["source"] == {
+        "memory": ["shmem:8MiB", "anonymous"], "size": "8388608", "blank": "0.25", "thp": True,
+    }  # fmt: skip
+    found = read.defaults(settings, KNOWN)
+    assert found["form"] == "json"
+    assert found["destination"] == {"memory_dirs": ["/dev/shm"]}
+    assert found["migrate"] == {"rate": "100MiB/s"}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("[source]\nsise = 1", 2, "[source] has no key 'sise'; did you mean size?"),
+        ("\n[sauce]\nsize = 1", 2, "there is no section [sauce]; did you mean [source]?"),
+        ("[zzzzz]", 1, "there is no section [zzzzz]"),
+        ("listen = 'unix:x'", 1, "before the first section there is no key 'listen'; it goes below [destination]"),
+        ("dbug = true", 1, "before the first section there is no key 'dbug'; did you mean debug?"),
+        ("[source]\nready-fd = 3", 2, "[source] has no key 'ready-fd'"),
+        ("[destination]\n\ninsecure = 'yes'", 3, "insecure: write true or false"),
+        ("[source]\nvcpus = 'two'", 2, "vcpus: 'two' is not a valid integer"),
+        ("[source]\nvcpus = [2]", 2, "vcpus: one value, not a list of them"),
+        ("[source]\nvcpus = true", 2, "vcpus: write it as on the command line, in quotes"),
+        ("[source]\nsize = 2026-01-01", 2, "size: write it as on the command line, in quotes"),
+        ("[source]\nmemory = ['shmem', 3.5, {}]", 2, "memory: write it as on the command line, in quotes"),
+        ("[source]\nseed = 1\nsize = '12 XB'", 3, "size: size '12 XB' is not understood: write it like"),
+        ("source.sise = 1", 1, "[source] has no key 'sise'"),
+        ("seed = 1\nsource = { sise = 1 }", 2, "[source] has no key 'sise'"),
+        ("[source]\nsize = = 2", 2, "this is not TOML: Invalid value"),
+        ("[source]\nsize = 1\nsize = 2", 3, "this is not TOML: Cannot overwrite a value"),
+        ("[source", 1, "this is not TOML"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_line(text, line, words, tmp_path):
+    _, problems = judged(tmp_path, text)
+    assert any(at == line and said.startswith(words) for at, said in problems), problems
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_bytes(b"size = '\xff'")
+    assert "is not text in UTF-8" in str(read.read_file(file, KNOWN)[1][0])
+    assert "cannot be read: No such file" in str(read.read_file(tmp_path / "none", KNOWN)[1][0])
+
+
+def test_what_is_said_later_wins(tmp_path):
+    first, second = tmp_path / "1.toml", tmp_path / "2.toml"
+    first.write_text("[source]\nseed = 1\nvcpus = 1")
+    second.write_text("[source]\nseed = 2")
+    assert read.read([first, second], KNOWN) == {"source": {"seed": "2", "vcpus": "1"}}
+
+
+def resolve(arguments, environment, file, monkeypatch):
+    """Return with which parameters `source` would have run."""
+    monkeypatch.setenv("POSTCOPY_CONFIG", str(file))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    keys.name_variables(cli)
+    seen = {}
+    monkeypatch.setattr(cli.commands["source"], "callback", lambda **values: seen.update(values))
+    cli.main(["source", *arguments], standalone_mode=False)
+    return seen
+
+
+def test_flag_over_environment_over_file_over_default(tmp_path, monkeypatch):
+    file = tmp_path / "x.toml"
+    file.write_text("[source]\nseed = 10\nvcpus = 10\npoll-max-ns = 10")
+    environment = {
+        "POSTCOPY_SOURCE_SEED": "20",
+        "POSTCOPY_SOURCE_VCPUS": "20",
+        "POSTCOPY_SOURCE_MEMORY": "shmem:1M tmpfs:/x",
+    }
+    seen = resolve(["--seed", "30"], environment, file, monkeypatch)
+    assert (seen["seed"], seen["vcpus"], seen["poll_max_ns"], seen["size"]) == (30, 20, 10, 256 << 20)
+    assert [str(one) for one in seen["memory"]] == ["shmem:1048576", "tmpfs:/x"]
+
+
+def test_hidden_options_are_no_variables():
+    keys.name_variables(cli)
+    hidden = [one for one in cli.commands["source"].params if isinstance(one, click.Option) and one.hidden]
+    assert [one.envvar for one in hidden] == [None, None]
+
+
+def test_files_of_this_host_and_their_order(tmp_path, monkeypatch):
+    for name in ("b.toml", "a.toml", "c.txt"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(read, "FOLDER", tmp_path)
+    assert read.installed() == [tmp_path / "a.toml", tmp_path / "b.toml"]
+
+
+def test_check_names_every_problem(tmp_path):
+    good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
+    good.write_text("[source]\nseed = 1\n")
+    bad.write_text("[source]\nsead = 1\nvcpus = 'x'\n")
+    done = run("config", "check", good, bad)
+    assert done.status == 2
+    assert [line.partition(" ")[0] for line in done.out.splitlines()] == [f"{bad}:2:", f"{bad}:3:", f"{good}:"]
+    assert f"{good}: right; settings: 1 of [source]" in done.out
+    done = run("config", "check", bad, "--json")
+    assert [one["line"] for one in done.json["problems"]] == [2, 3]
+    assert run("config", "check", good).status == 0
+
+
+def test_a_command_refuses_what_is_wrong_and_check_still_runs(tmp_path):
+    bad = tmp_path / "bad.toml"
+    bad.write_text("[source]\nsead = 1\nvcpus = 'x'\n")
+    done = run("--config", bad, "status", "--admin", "unix:/nowhere")
+    said = f"{bad}:2: [source] has no key 'sead'; did you mean seed? (and 1 more: postcopy config check {bad})"
+    assert (done.status, done.one_line()) == (2, f"postcopy: {said}")
+    assert run("--config", bad, "config", "check", bad).status == 2
+
+
+def test_a_daemon_runs_as_configured_and_a_demo_does_not(tmp_path, monkeypatch):
+    file = tmp_path / "x.toml"
+    file.write_text('[source]\nsize = "8MiB"\nworkload = "zipf"\nvcpus = 1\n[destination]\nmode = "minor"\n')
+    monkeypatch.setitem(run.__globals__["ENVIRONMENT"], "POSTCOPY_CONFIG", str(file))
+    with source(tmp_path, size="16MiB") as here, destination(tmp_path) as there:
+        status = here.status()
+        assert status["memory"][0]["size_bytes"] == 16 << 20  # typed
+        assert (status["guest"]["workload"], status["guest"]["vcpus"]) == ("zipf", 1)
+        assert there.status()["mode"] == "minor"
+    done = run("demo", "--size", "8MiB", "--json")
+    assert (done.status, json.loads(done.out)["mode"]) == (0, "auto")
