@@ -193,7 +193,7 @@ def _offer(machine: SourceMachine, welcome: Welcome) -> list[Command]:
 
 
 def _hand_over(machine: SourceMachine, welcome: Welcome) -> list[Command]:
-    return [*_offer(machine, welcome), HandOver(*machine.identity)]
+    return [*_offer(machine, welcome), HandOver(machine.migration_id, machine.token)]
 
 
 def _dial_data(machine: SourceMachine, _event: Event) -> list[Command]:

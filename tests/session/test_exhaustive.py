@@ -21,7 +21,7 @@ def machine_in(room, step, offer=samples.OFFER):
         machine.offer, machine.resident = offer, True
     machine.step = step
     machine.version = 3
-    machine.identity = samples.IDENTITY
+    machine.migration_id, machine.token = samples.IDENTITY
     machine.deadline = 0.0
     return machine
 
