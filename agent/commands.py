@@ -52,7 +52,8 @@ def guest_options(command: Any) -> Any:
                 "--size", type=SIZE, default="256MiB", show_default=True, help="Size of each memory that names none."
             ),
             click.option("--thp", is_flag=True, help="Ask for transparent huge pages at the source (madvise)."),
-            click.option("--vcpus", type=int, default=2, show_default=True, help="Threads that use the memory."),
+            click.option("--guest", default="emulated", show_default=True, help="Kind of guest: emulated."),
+            click.option("--vcpus", type=int, default=2, show_default=True, help="vCPUs that use the memory."),
             click.option(
                 "--workload",
                 default="random",
@@ -121,6 +122,7 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
 
     options = SourceOptions(
         memory=sized(memory, size),
+        guest=rest["guest"],
         vcpus=vcpus,
         workload=workload,
         seed=seed,

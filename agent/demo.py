@@ -35,6 +35,7 @@ class DemoOptions:
 
     memory: tuple[Memory, ...]
     thp: bool
+    guest: str
     vcpus: int
     workload: str
     seed: int
@@ -91,7 +92,8 @@ def _source_arguments(options: DemoOptions, sockets: dict[str, UnixAddress]) -> 
     return [
         *(word for one in options.memory for word in ("--memory", str(one))),
         *(["--thp"] if options.thp else []),
-        *("--vcpus", str(options.vcpus), "--workload", options.workload, "--seed", str(options.seed)),
+        *("--guest", options.guest, "--vcpus", str(options.vcpus)),
+        *("--workload", options.workload, "--seed", str(options.seed)),
         *("--admin", str(sockets["source"])),
     ]
 

@@ -10,7 +10,6 @@ import logging
 import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from agent.daemon import Parent, Stop, end_without_cleaning, first_of, tell_read
 from agent.running_guest import CHECK, Use, check_guest, describe_end, describe_guest, describe_memory
 from postcopy import __version__
 from postcopy.errors import UsageError
-from postcopy.guest import Guest
-from postcopy.guest.state import VCPUS_MAX
+from postcopy.guest import WorkloadGuest
+from postcopy.guest.kinds import kinds
 from postcopy.kernel.opening import available_features
 from postcopy.link.address import Address, TcpAddress, UnixAddress
 from postcopy.link.destination import Destination
@@ -81,12 +80,9 @@ class DestinationDaemon:
         self.options = options
         self.lost = asyncio.Event()
         self.over = asyncio.Event()
-        restore = partial(Guest.restore, cpus=options.cpus)
-        kinds = {Guest.kind: VCPUS_MAX}
         self.destination = Destination(
             options.listen,
-            restore,
-            kinds,
+            kinds(options.cpus),
             mode=options.mode,
             memory_dirs=options.memory_dirs,
             poll_max_ns=options.poll_max_ns,
@@ -138,11 +134,11 @@ class DestinationDaemon:
         """Return the commands of the admin socket."""
         return {"status": self.status, "cancel": self.cancel, "check": self.check}
 
-    def _guest(self) -> Guest | None:
+    def _guest(self) -> WorkloadGuest | None:
         """Return the guest once it runs here."""
         running = self.destination.state in {State.POSTCOPY_ACTIVE, State.COMPLETED, State.LOST}
         guest = self.destination.guest
-        return guest if running and isinstance(guest, Guest) else None
+        return guest if running and isinstance(guest, WorkloadGuest) else None
 
     async def status(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Say where the guest and the latest migration are."""
@@ -199,8 +195,8 @@ class DestinationDaemon:
             figures.downtime_seconds = destination.report["downtime_seconds"]
         if stats is None:
             return figures
-        kinds = {"missing": stats.faults_missing, "minor": stats.faults_minor, "wp": stats.faults_wp}
-        self._faults = figures.faults = metrics.faults_by_result(kinds, stats.requests, self._faults)
+        by_kind = {"missing": stats.faults_missing, "minor": stats.faults_minor, "wp": stats.faults_wp}
+        self._faults = figures.faults = metrics.faults_by_result(by_kind, stats.requests, self._faults)
         figures.placements = stats.outcomes
         figures.retries = stats.outcomes["retry"]
         figures.fault_latency = stats.fault_latency

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from postcopy.errors import MigrationFailed, UsageError
-from postcopy.guest import Guest
+from postcopy.guest import WorkloadGuest
 from postcopy.guest.state import GUEST_PAGE_BYTES
 from postcopy.pages.regions import Layout
 from postcopy.session.commands import Finish
@@ -52,7 +52,7 @@ class Use:
         self._ending = True
 
 
-def describe_guest(guest: Guest) -> dict[str, Any]:
+def describe_guest(guest: WorkloadGuest) -> dict[str, Any]:
     """Return what `status` shows of a guest, live; lists have one entry a vCPU, `accesses` are the steps made here."""
     return {
         "kind": guest.kind,
@@ -82,7 +82,7 @@ def describe_end(finish: Finish | None) -> dict[str, Any] | None:
     }
 
 
-async def check_guest(guest: Guest, may_run: Callable[[], bool]) -> dict[str, Any]:
+async def check_guest(guest: WorkloadGuest, may_run: Callable[[], bool]) -> dict[str, Any]:
     """Stop the guest, compare every byte of its memory, let it go on if it still may run here; return the verdict."""
     checking = asyncio.create_task(asyncio.to_thread(_check, guest))
     try:
@@ -93,7 +93,7 @@ async def check_guest(guest: Guest, may_run: Callable[[], bool]) -> dict[str, An
             guest.start()
 
 
-def _check(guest: Guest) -> dict[str, Any]:
+def _check(guest: WorkloadGuest) -> dict[str, Any]:
     guest.stop()
     result = guest.check(threads=CHECK_THREADS)
     steps = guest.steps()

@@ -21,7 +21,8 @@ from agent.parameters import Memory
 from agent.running_guest import CHECK, MIGRATION, Use, check_guest, describe_end, describe_guest, describe_memory
 from postcopy import __version__
 from postcopy.errors import PostcopyError, UsageError
-from postcopy.guest import Guest
+from postcopy.guest import WorkloadGuest
+from postcopy.guest.kinds import kind_named
 from postcopy.kernel import Mapping, memory_type_at
 from postcopy.link.address import TcpAddress, UnixAddress, parse_address
 from postcopy.link.source import Source
@@ -43,6 +44,7 @@ class SourceOptions:
     """
 
     memory: tuple[Memory, ...]
+    guest: str
     vcpus: int
     workload: str
     seed: int
@@ -90,7 +92,7 @@ class SourceDaemon:
         self.options = options
         self.lost = asyncio.Event()
         self.use = Use()
-        self.guest: Guest
+        self.guest: WorkloadGuest
         self._mappings: list[Mapping] = []
         self._source: Source | None = None
         self._migrations: dict[tuple[str, str, str], int] = {}
@@ -101,15 +103,16 @@ class SourceDaemon:
 
     def _make_guest(self) -> None:
         options = self.options
+        kind = kind_named(options.guest, options.cpus)
+        kind.check_host()
         try:
             for index, memory in enumerate(options.memory):
                 self._mappings.append(self._allocate(index, memory))
-            self.guest = Guest(
+            self.guest = kind.create(
                 self._mappings,
                 workload=options.workload,
                 vcpus=options.vcpus,
                 seed=options.seed,
-                cpus=options.cpus,
                 steps_per_second=options.steps_per_second,
                 steps_max=options.steps_max,
                 blank=options.blank,

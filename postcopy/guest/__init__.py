@@ -4,8 +4,9 @@ In: mappings of memory, a workload or the state of a guest that ran elsewhere. O
 guest's own measure of its stalls, and the verdict whether every byte is what it must be.
 """
 
-from postcopy.guest.emulated import Guest, GuestMemory, GuestStuckError
+from postcopy.guest.emulated import Guest
 from postcopy.guest.state import WORKLOADS, GuestState, Position
+from postcopy.guest.vcpus import GuestMemory, GuestStuckError, WorkloadGuest
 from postcopy.guest.verdict import CheckResult
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "GuestState",
     "GuestStuckError",
     "Position",
+    "WorkloadGuest",
 ]

@@ -6,6 +6,7 @@ known to be sound, or one error that names the field. The state travels as a map
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, replace
 from math import gcd
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ VERSION = 2
 VERSION_MIN = 1
 # More steps than a vCPU makes in 5,000 years; keeps every sum in C below 2**64.
 STEPS_MAX = (1 << 62) - 1
+STRIDE_PAGES = 67  # further than any read-ahead of 64 pages reaches
 _U64_MAX = (1 << 64) - 1
 _STEPS_PER_SECOND_MAX = 1_000_000_000
 
@@ -186,3 +188,42 @@ def stride_near(wanted: int, active_pages: int) -> int:
     while gcd(stride, active_pages) != 1:
         stride += 1  # active_pages - 1 is coprime at the latest
     return stride
+
+
+def wanted_state(
+    pages: int,
+    *,
+    workload: str,
+    vcpus: int,
+    seed: int,
+    nonce: int | None,
+    blank: float,
+    holes: bool,
+    stride: int,
+    random_start: bool,
+    steps_max: int | None,
+    steps_per_second: int,
+) -> GuestState:
+    """Return the state of a guest that has not begun, as a user wants it; UsageError where that makes no sense.
+
+    `nonce` (None: drawn from the system) is part of the pattern in memory and exists nowhere else.
+    """
+    if not 0 <= blank < 1:
+        raise UsageError(f"guest: the blank fraction {blank} is not in 0 to 1")
+    if not 1 <= vcpus <= VCPUS_MAX:
+        raise UsageError(f"guest: {vcpus} vCPUs are not in 1 to {VCPUS_MAX}")
+    blank_pages = int(pages * blank)
+    state = GuestState(
+        workload=workload,
+        seed=seed,
+        nonce=int.from_bytes(os.urandom(8), "little") if nonce is None else nonce,
+        guest_pages=pages,
+        blank_pages=blank_pages,
+        hole_pages=blank_pages if holes else blank_pages // 2,
+        stride=stride_near(stride, pages - blank_pages) if workload == "stride" else 1,
+        random_start=random_start,
+        steps_max=steps_max,
+        steps_per_second=steps_per_second,
+        vcpus=(Position(0, 0, 0),) * vcpus,
+    )
+    return state.checked_for_user()

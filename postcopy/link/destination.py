@@ -20,11 +20,10 @@ from postcopy.kernel import memory_types_in
 from postcopy.link.address import Address, parse_address
 from postcopy.link.control import ControlChannel
 from postcopy.link.destination_interpreter import DestinationInterpreter
-from postcopy.link.guest import MigratingGuest, Restore
+from postcopy.link.guest import Kinds, MigratingGuest
 from postcopy.link.interpreter import boot_id
 from postcopy.link.listen import PREAMBLE_SECONDS, Listener
 from postcopy.link.placement import known_mode
-from postcopy.link.prepare import Kinds
 from postcopy.link.report import Report
 from postcopy.link.source import POLL_MAX_NS, SOFTWARE
 from postcopy.pages.regions import Layout
@@ -60,8 +59,7 @@ class BusyError(HostError):
 class Destination:
     """A host that a guest may come to.
 
-    `restore` makes the guest of its memory and its state, `kinds` are the kinds of guest it can make, each with the
-    most vCPUs it can have.
+    `kinds` are the kinds of guest that it knows, by name.
     `mode` is "auto", "minor", "missing" or "move". `memory_dirs` are mounts of tmpfs or hugetlbfs that memory of their
     type is put into; without one such memory is a memfd of the same page size. `finished` holds how each migration
     ended, the latest last.
@@ -70,7 +68,6 @@ class Destination:
     def __init__(
         self,
         listen: Address | str,
-        restore: Restore,
         kinds: Kinds,
         *,
         mode: str = "auto",
@@ -82,7 +79,6 @@ class Destination:
         self.mode = known_mode(mode)
         self.finish: Finish | None = None
         self._listener = Listener(address, self._on_control, self._on_data)
-        self._restore = restore
         self._kinds = kinds
         self._types = memory_types_in(memory_dirs)
         self._poll_max_ns = poll_max_ns
@@ -165,7 +161,6 @@ class Destination:
         machine = DestinationMachine(self._versions, identity, SOFTWARE, boot_id(), DestinationInterpreter.now())
         return DestinationInterpreter(
             machine,
-            self._restore,
             self._kinds,
             self._types,
             claim=self._claim,

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import msgpack
 
 from postcopy.errors import ProtocolError, UsageError
-from postcopy.link.guest import MigratingGuest, Restore
-from postcopy.link.prepare import Kinds, Memory, MemoryTypes, prepare
+from postcopy.link.guest import Kinds, MigratingGuest
+from postcopy.link.prepare import Memory, MemoryTypes, prepare
 from postcopy.link.probe import try_out
 from postcopy.link.pumping import PumpInterpreter
 from postcopy.link.report import Report, arrived
@@ -68,7 +68,6 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
     def __init__(
         self,
         machine: DestinationMachine,
-        restore: Restore,
         kinds: Kinds,
         types: MemoryTypes,
         *,
@@ -86,7 +85,6 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         self.run_at = 0.0
         self.resident_at = 0.0
         self._claim = claim
-        self._restore = restore
         self._kinds = kinds
         self._types = types
         self._poll_max_ns = poll_max_ns
@@ -151,7 +149,7 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
             unpacked = msgpack.unpackb(state)
         except (ValueError, msgpack.UnpackException) as error:
             raise ProtocolError(f"the guest's state is not msgpack: {error}") from error
-        return self._restore(memory.mappings, unpacked)
+        return memory.guest.load(unpacked)
 
     async def _start_guest(self, _command: StartGuest) -> None:
         if self.guest is None:

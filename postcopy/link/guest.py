@@ -1,8 +1,13 @@
-"""What a migration needs of a guest: whoever wires the rooms together hands one in, this room knows no guest itself."""
+"""What a migration needs of a guest: whoever wires the rooms together hands one in, this room knows no guest itself.
+
+At the source a guest is handed in. At the destination kinds of guest are, by name: a kind makes ready what can be made
+ready before the source's guest stops, and that becomes the guest when its state is there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping as ReadOnly
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from postcopy.kernel import Mapping
@@ -10,9 +15,11 @@ from postcopy.pump.histogram import Histogram
 
 
 class MigratingGuest(Protocol):
-    """A guest on mapped memory; `postcopy.guest.Guest` is one. Any thread may call its methods, one at a time."""
+    """A guest on mapped memory; `postcopy.guest` has some. Any thread may call its methods, one at a time."""
 
-    kind: str
+    @property
+    def kind(self) -> str:
+        """What kind it is of, by name."""
 
     @property
     def vcpus(self) -> int:
@@ -46,5 +53,35 @@ class MigratingGuest(Protocol):
         """End the vCPUs; the memory stays."""
 
 
-Restore = Callable[[Sequence[Mapping], object], MigratingGuest]
-"""Make a parked guest of its memory and its saved state, without touching the memory; ProtocolError if unsound."""
+class EmptyGuest(Protocol):
+    """All that a guest needs on this host but its state."""
+
+    def load(self, state: object) -> MigratingGuest:
+        """Make a parked guest of its saved state, without touching the memory; ProtocolError if it is unsound.
+
+        The guest owns from now on what was made ready. Called once, with the source's guest standing still.
+        """
+
+    def close(self) -> None:
+        """Give back what was made ready, if no guest came of it; the memory stays."""
+
+
+class GuestKind(Protocol):
+    """One kind of guest that this host may have."""
+
+    @property
+    def vcpus_max(self) -> int:
+        """The most vCPUs that such a guest can have."""
+
+    def check_host(self) -> None:
+        """Raise HostError, with the reason, where this host can have no such guest."""
+
+    def empty(self, mappings: Sequence[Mapping], vcpus: int) -> EmptyGuest:
+        """Make ready what a guest of so many vCPUs needs beside its memory; HostError where that is not to be had.
+
+        Called in a thread, before the source's guest stops: what takes time or can fail belongs here.
+        """
+
+
+Kinds = ReadOnly[str, GuestKind]
+"""The kinds of guest that an agent knows, by name."""

@@ -15,6 +15,7 @@ from postcopy.errors import HostError, KernelError, PostcopyError, ProtocolError
 from postcopy.kernel import MEMORY_TYPES, Feature, Ioctl, Mapping, MemoryType, Mode, Userfaultfd, memory_type
 from postcopy.kernel import Way as PlacingWay
 from postcopy.kernel.shmem import require_room
+from postcopy.link.guest import EmptyGuest, Kinds
 from postcopy.link.placement import Handling, handling
 from postcopy.pages.regions import Layout, Region
 from postcopy.pages.units import format_size
@@ -33,9 +34,6 @@ _WAYS = {
 
 MemoryTypes = ReadOnly[str, MemoryType]
 
-Kinds = ReadOnly[str, int]
-"""The kinds of guest that can run here, each with the most vCPUs that it can have."""
-
 
 class RoomError(HostError):
     """This host has not got the memory."""
@@ -51,13 +49,17 @@ class GuestError(PostcopyError):
 
 @dataclass(slots=True)
 class Memory:
-    """The guest's memory at the destination: trapped, empty, and owned by whoever holds this."""
+    """The guest's memory at the destination: trapped, empty, and owned by whoever holds this.
+
+    `guest` is the rest of what the guest needs.
+    """
 
     layout: Layout
     mappings: list[Mapping]
     uffd: Userfaultfd
     handlings: list[Handling]
     zeropage: list[bool]
+    guest: EmptyGuest
 
     def pump(self, poll_max_ns: int) -> DestinationPump:
         """Build the pump that serves this memory's faults."""
@@ -98,6 +100,7 @@ class Memory:
 
     def close(self) -> None:
         """Give everything back. Whoever waits in a fault goes on, on zeros: nobody may be there any more."""
+        self.guest.close()
         self.uffd.close()
         for mapping in self.mappings:
             mapping.close()
@@ -123,17 +126,20 @@ def prepare(offer: LayoutOffer, mode: str, kinds: Kinds, types: MemoryTypes = ME
             mapping = undo.enter_context(_allocate(types[region.type], region, way, offer.data_of(region.index)))
             mappings.append(mapping)
             _register(uffd, mapping, way)
-        undo.pop_all()
         zeropage = [memory_type(region.type).zero_way(alias=False) is PlacingWay.ZEROPAGE for region in layout.regions]
-        return Memory(layout, mappings, uffd, handlings, zeropage)
+        guest = kinds[offer.guest.kind].empty(mappings, offer.guest.vcpus)
+        undo.pop_all()
+        return Memory(layout, mappings, uffd, handlings, zeropage, guest)
 
 
 def _check_guest(guest: GuestOffer, kinds: Kinds) -> None:
     """Refuse now what could not be loaded later, with the guest standing still."""
     if guest.kind not in kinds:
         raise GuestError(f"this agent has no guest of kind {guest.kind!r}: known are {', '.join(sorted(kinds))}")
-    if guest.vcpus > kinds[guest.kind]:
-        raise GuestError(f"a guest of {guest.vcpus} vCPUs: this agent runs at most {kinds[guest.kind]} of {guest.kind}")
+    kind = kinds[guest.kind]
+    kind.check_host()
+    if guest.vcpus > kind.vcpus_max:
+        raise GuestError(f"a guest of {guest.vcpus} vCPUs: this agent runs at most {kind.vcpus_max} of {guest.kind}")
 
 
 def _check(layout: Layout, offer: LayoutOffer, mode: str, types: MemoryTypes) -> list[Handling]:

@@ -12,9 +12,10 @@ from typing import Any
 from postcopy.errors import PostcopyError
 from postcopy.link.address import Address
 from postcopy.link.dial import dial_control
+from postcopy.link.guest import Kinds
 from postcopy.link.host import describe_host
 from postcopy.link.interpreter import Interpreter, failure_of
-from postcopy.link.prepare import Kinds, MemoryTypes, prepare
+from postcopy.link.prepare import MemoryTypes, prepare
 from postcopy.link.source import SOFTWARE, error_of
 from postcopy.pages.regions import Layout
 from postcopy.session.commands import Command, Connect

@@ -268,7 +268,7 @@ def test_what_another_host_says_is_neither_believed_nor_performed(host, understo
 
 def ask_while_another_is_answered():
     """A migration that comes in the middle of a probe waits for its answer and is let in."""
-    from postcopy.guest import Guest
+    from postcopy.guest.kinds import kinds
     from postcopy.link import Destination, Source, destination_interpreter
     from postcopy.link.address import parse_address
     from postcopy.link.probe import ask
@@ -287,7 +287,7 @@ def ask_while_another_is_answered():
     async def story():
         mapping, guest = make_source("shmem", size=1 << 20)
         async with (
-            Destination("tcp:127.0.0.1:0", Guest.restore, {Guest.kind: Guest.vcpus_max}) as there,
+            Destination("tcp:127.0.0.1:0", kinds()) as there,
             Source([mapping], guest) as here,
         ):
             question = asyncio.create_task(ask(parse_address(str(there.address)), OFFER.layout(), OFFER.guest))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from postcopy.guest import Guest, GuestStuckError, emulated
+from postcopy.guest import Guest, GuestStuckError, emulated, vcpus
 from postcopy.guest._guest import lib
 from tests.guest.memory import Memory
 from tests.guest.test_state import until
@@ -36,7 +36,7 @@ def test_readings_are_refused_before_anything_is_freed(monkeypatch: pytest.Monke
         return int(lib.guest_destroy(handle, deadline_ns))
 
     with Memory(16) as memory, Guest([memory]) as guest:
-        monkeypatch.setattr(emulated, "lib", Calls(guest_destroy=destroy))
+        monkeypatch.setattr(vcpus, "lib", Calls(guest_destroy=destroy))
         guest.close()
         assert len(refused) == 4
         guest.close()
@@ -60,7 +60,7 @@ def test_closing_waits_for_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
         return int(lib.guest_destroy(handle, deadline_ns))
 
     monkeypatch.setattr(emulated, "check_memory", check)
-    monkeypatch.setattr(emulated, "lib", Calls(guest_destroy=destroy))
+    monkeypatch.setattr(vcpus, "lib", Calls(guest_destroy=destroy))
     with Memory(16) as memory:
         guest = Guest([memory])
         guest.fill()

@@ -162,7 +162,7 @@ def active(machine=None):
         pass
 
     machine = destination()
-    interpreter = DestinationInterpreter(machine, None, {}, {}, claim=claim, mode="auto", poll_max_ns=0)
+    interpreter = DestinationInterpreter(machine, {}, {}, claim=claim, mode="auto", poll_max_ns=0)
     machine.step, machine.version = "active", 3
     interpreter._pump, interpreter._watched = CompletePump(), True
     return interpreter
@@ -319,7 +319,7 @@ def trapped(refused):
     from postcopy.link.prepare import Memory
 
     mappings = [FakeMapping(address) for address in (1, 2, 3)]
-    return Memory(None, mappings, FakeUffd(refused), [], [])
+    return Memory(None, mappings, FakeUffd(refused), [], [], None)
 
 
 def test_one_region_that_cannot_be_let_go_does_not_keep_the_others_trapped():

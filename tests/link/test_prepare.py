@@ -2,7 +2,7 @@
 
 import pytest
 
-from postcopy.errors import UsageError
+from postcopy.errors import HostError, UsageError
 from postcopy.link.placement import handling
 from postcopy.link.prepare import GuestError, RoomError, prepare, staging_bytes
 from postcopy.pages.regions import Layout, Region
@@ -10,6 +10,29 @@ from postcopy.wire.control import GuestOffer, LayoutOffer, RegionOffer
 
 MIB, GIB = 1 << 20, 1 << 30
 SMALL = (RegionOffer("shmem", 4096, MIB),)
+
+
+class Sixtyfour:
+    """A kind of guest of at most 64 vCPUs; `story` is what was done with it."""
+
+    vcpus_max = 64
+
+    def __init__(self):
+        self.story = []
+
+    def check_host(self):
+        pass
+
+    def empty(self, mappings, vcpus):
+        self.story.append(f"{vcpus} vCPUs")
+        self.mappings = mappings
+        return self
+
+    def close(self):
+        self.story += ["mapped" if self.mappings[0].address else "unmapped", "closed"]
+
+
+KINDS = {"emulated": Sixtyfour()}
 
 
 @pytest.mark.parametrize(
@@ -21,7 +44,37 @@ SMALL = (RegionOffer("shmem", 4096, MIB),)
 )
 def test_a_guest_that_could_not_be_loaded(guest, text):
     with pytest.raises(GuestError, match=text):
-        prepare(LayoutOffer(SMALL, guest), "auto", {"emulated": 64})
+        prepare(LayoutOffer(SMALL, guest), "auto", KINDS)
+
+
+def test_a_kind_of_guest_that_this_host_cannot_have_is_told_before_memory_is_taken():
+    class Impossible(Sixtyfour):
+        def check_host(self):
+            raise HostError("this host has no such thing")
+
+        def empty(self, mappings, vcpus):
+            raise AssertionError("it was refused")
+
+    with pytest.raises(HostError, match="this host has no such thing"):
+        prepare(LayoutOffer(SMALL, GuestOffer("emulated", 1)), "auto", {"emulated": Impossible()})
+
+
+def test_what_is_made_ready_for_a_guest_is_given_back_with_its_memory():
+    made = Sixtyfour()
+    prepare(LayoutOffer(SMALL, GuestOffer("emulated", 3)), "auto", {"emulated": made}).close()
+    assert made.story == ["3 vCPUs", "mapped", "closed"]
+
+
+def test_memory_is_given_back_where_the_rest_cannot_be_had():
+    class Failing(Sixtyfour):
+        def empty(self, mappings, vcpus):
+            self.mappings = mappings
+            raise HostError("no room for vCPUs")
+
+    failing = Failing()
+    with pytest.raises(HostError, match="no room for vCPUs"):
+        prepare(LayoutOffer(SMALL, GuestOffer("emulated", 1)), "auto", {"emulated": failing})
+    assert [mapping.address for mapping in failing.mappings] == [0]
 
 
 @pytest.mark.parametrize(
@@ -50,9 +103,9 @@ def test_there_is_no_room_for_the_buffers(monkeypatch):
     types = {**MEMORY_TYPES, "hugetlb-1G": Roomy("hugetlb-1G", GIB)}
     offer = LayoutOffer((RegionOffer("hugetlb-1G", GIB, GIB),), GuestOffer("emulated", 1))
     with pytest.raises(RoomError, match="buffers that receive huge pages"):
-        prepare(offer, "missing", {"emulated": 64}, types)
+        prepare(offer, "missing", KINDS, types)
 
 
 def test_a_mode_that_the_memory_does_not_have_is_told_first():
     with pytest.raises(UsageError, match="cannot be migrated in mode move"):
-        prepare(LayoutOffer(SMALL, GuestOffer("emulated", 1)), "move", {"emulated": 64})
+        prepare(LayoutOffer(SMALL, GuestOffer("emulated", 1)), "move", KINDS)

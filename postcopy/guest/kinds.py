@@ -1,0 +1,86 @@
+"""The kinds of guest that an agent can run, by name: what `source` makes one of, and what a destination takes.
+
+In: where vCPUs may run. Out: the registry. A new kind is one class here, with what `postcopy.link.guest.GuestKind` asks
+for and a way to make a guest that has not begun.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping as ReadOnly
+from collections.abc import Sequence
+from typing import Any
+
+from postcopy.errors import UsageError
+from postcopy.guest.emulated import Guest
+from postcopy.guest.vcpus import GuestMemory, WorkloadGuest
+
+
+class EmptyEmulated:
+    """Memory for an emulated guest: nothing else about it takes time, or can fail, before its state is there."""
+
+    def __init__(self, mappings: Sequence[GuestMemory], cpus: Sequence[int]) -> None:
+        self._mappings = mappings
+        self._cpus = cpus
+
+    def load(self, state: object) -> Guest:
+        """Make the guest of its state."""
+        return Guest.restore(self._mappings, state, cpus=self._cpus)
+
+    def close(self) -> None:
+        """Give nothing back: the memory is the caller's."""
+
+
+class WorkloadKind(ABC):
+    """A kind of guest that runs a workload. `cpus` pins vCPU v to cpus[v % len(cpus)]."""
+
+    name: str
+    vcpus_max: int
+
+    def __init__(self, cpus: Sequence[int] = ()) -> None:
+        self._cpus = cpus
+
+    @abstractmethod
+    def check_host(self) -> None:
+        """Raise HostError where this host can have no such guest."""
+
+    @abstractmethod
+    def create(self, mappings: Sequence[GuestMemory], **options: Any) -> WorkloadGuest:
+        """Make a guest that has not begun, as the options of its class say."""
+
+    @abstractmethod
+    def empty(self, mappings: Sequence[GuestMemory], vcpus: int) -> EmptyEmulated:
+        """Make ready what a guest that comes will need beside its memory."""
+
+
+class EmulatedKind(WorkloadKind):
+    """vCPUs that are threads of this project's own code; any host can have them."""
+
+    name = Guest.kind
+    vcpus_max = Guest.vcpus_max
+
+    def check_host(self) -> None:
+        """Find nothing lacking."""
+
+    def create(self, mappings: Sequence[GuestMemory], **options: Any) -> Guest:
+        """Make a guest that has not begun."""
+        return Guest(mappings, cpus=self._cpus, **options)
+
+    def empty(self, mappings: Sequence[GuestMemory], vcpus: int) -> EmptyEmulated:  # noqa: ARG002 - each is a thread
+        """Remember the memory."""
+        return EmptyEmulated(mappings, self._cpus)
+
+
+KINDS: dict[str, type[WorkloadKind]] = {kind.name: kind for kind in (EmulatedKind,)}
+
+
+def kinds(cpus: Sequence[int] = ()) -> ReadOnly[str, WorkloadKind]:
+    """Return every kind by name, those that this host cannot have among them: they say why not."""
+    return {name: kind(cpus) for name, kind in KINDS.items()}
+
+
+def kind_named(name: str, cpus: Sequence[int] = ()) -> WorkloadKind:
+    """Return the kind of this name; UsageError names those that there are."""
+    if name not in KINDS:
+        raise UsageError(f"unknown kind of guest {name!r}: known are {', '.join(KINDS)}")
+    return KINDS[name](cpus)
