@@ -34,9 +34,10 @@ _POPULATED = Filter(
 class Mapping:
     """A region's memory: `address` is the guest's mapping, `alias` a second one that is never registered (0: none).
 
-    `fd` is the file behind both (-1: none, the memory is private and anonymous). It belongs to the mapping from the
-    moment its constructor is entered, whatever comes of it, and so does its name if it has one. Neither mapping goes
-    into core dumps: it is the guest's memory, and as large as that. Raises HostError where the kernel will not map it.
+    `fd` is the file behind both (-1: none, the memory is private and anonymous), in which the region begins at
+    `fd_offset`. It belongs to the mapping from the moment its constructor is entered, whatever comes of it, and so does
+    its name if it has one. Neither mapping goes into core dumps: it is the guest's memory, and as large as that. Raises
+    HostError where the kernel will not map it.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Mapping:
         self.address = 0
         self.alias = 0
         self.fd = fd
+        self.fd_offset = 0
         self._file_name = file_name
         try:
             if fd < 0:

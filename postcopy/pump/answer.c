@@ -14,37 +14,48 @@
  */
 #define AGAIN_BYTES_MAX 65536u
 
-/* A hole in the file is known without reading it, which would allocate it. */
-static bool is_hole(const struct pump_region *region, uint64_t offset) {
-    if (region->fd < 0)
+/*
+ * A hole in the file is known without reading the mapping, which would allocate it. A file that is read is not asked:
+ * reading it allocates nothing, and what lies behind the end of one that was cut short must not pass for zeros.
+ */
+static bool is_hole(const struct source_memory *memory, uint64_t offset) {
+    const struct pump_region *region = &memory->region;
+    if (region->fd < 0 || !is_mapped(memory))
         return false;
     off_t data = lseek(region->fd, (off_t)offset, SEEK_DATA);
     return data < 0 ? errno == ENXIO : (uint64_t)data >= offset + region->page_size;
 }
 
-static void answer(struct source *pump, const struct frame *request) {
+/* Make the answer to a request. 0, or -1 with a failed status. */
+static int answer(struct source *pump, const struct frame *request) {
     struct source_memory *memory = &pump->memory[request->region];
     struct source_channel *counters = &pump->counters.urgent;
     uint64_t page = request->offset / memory->region.page_size;
     uint8_t before = atomic_exchange(&memory->sent[page], SENT_DEMAND);
     if (before == SENT_DEMAND || (before == SENT_PUSH && request->length > AGAIN_BYTES_MAX)) {
         hist_add(&counters->ignored, 1);
-        return;
+        return 0;
     }
     hist_add(&counters->again, before == SENT_PUSH);
+    uint8_t *buffer = pump->answers_content ? pump->answers_content + pump->headers_used * pump->page_size_max : NULL;
+    bool hole = is_hole(memory, request->offset);
+    const uint8_t *content =
+        hole ? NULL : content_at(pump, ROLE_URGENT, request->region, request->offset, request->length, buffer);
+    if (!hole && !content)
+        return -1;
     struct frame *header = &pump->headers[pump->headers_used++];
     *header = *request;
     pump->answers[pump->answers_end++] = (struct iovec){.iov_base = header, .iov_len = sizeof *header};
     hist_add(&counters->frames, 1);
-    uint8_t *content = bytes_at(memory, request->offset);
-    if (is_hole(&memory->region, request->offset) || is_zero(content, request->length)) {
+    if (hole || is_zero(content, request->length)) {
         header->type = FRAME_ZERO;
         hist_add(&counters->zero, 1);
-        return;
+        return 0;
     }
     header->type = FRAME_PAGES;
-    pump->answers[pump->answers_end++] = (struct iovec){.iov_base = content, .iov_len = request->length};
+    pump->answers[pump->answers_end++] = (struct iovec){.iov_base = (void *)(uintptr_t)content, .iov_len = request->length};
     hist_add(&counters->pages, 1);
+    return 0;
 }
 
 /* Read requests and prepare their answers; only while no answer waits, so the destination sets the pace. */
@@ -53,7 +64,7 @@ static int read_requests(struct source *pump) {
         return 0;
     pump->answers_begin = pump->answers_end = pump->headers_used = 0;
     ssize_t got = recv(pump->half.urgent, pump->requests + pump->requests_end,
-                       sizeof pump->requests - pump->requests_end, MSG_DONTWAIT);
+                       pump->answers_max * sizeof(struct frame) - pump->requests_end, MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR))
         return 0;
     if (got <= 0)
@@ -75,7 +86,8 @@ static int read_requests(struct source *pump) {
             return half_fail(&pump->half, &failure);
         }
         hist_add(&pump->counters.urgent.requests, 1);
-        answer(pump, &request);
+        if (answer(pump, &request))
+            return -1;
     }
     pump->requests_end -= begin;
     memmove(pump->requests, pump->requests + begin, pump->requests_end);

@@ -7,8 +7,10 @@ from cffi import FFI
 HERE = Path("postcopy/pump")
 SOURCES = [
     "answer.c",
+    "content.c",
     "demand.c",
     "destination.c",
+    "foreign.c",
     "half.c",
     "order.c",
     "place.c",

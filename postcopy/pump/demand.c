@@ -122,7 +122,9 @@ static bool told_already(const struct destination *pump, uint32_t region, uint64
 static int take_fault(struct destination *pump, const struct uffd_message *message, uint64_t read_at) {
     uint32_t region;
     uint64_t page;
-    if (!locate(pump, message->address, &region, &page))
+    /* Another process may have had more trapped than it told of: writes, or memory elsewhere. */
+    bool served = !pump->foreign || !(message->flags & UFFD_FAULT_WP);
+    if (!served || !locate(pump, message->address, &region, &page))
         return fail_number(pump, FAILURE_KERNEL, EPROTO, message->event);
     if (!told_already(pump, region, page, message->thread)) {
         hist_add(message->flags & UFFD_FAULT_WP      ? &pump->counters.demand.faults_wp
@@ -156,8 +158,11 @@ static int read_messages(struct destination *pump, struct uffd_message *messages
     int number = errno, failed = 0;
     for (ssize_t i = 0; i < got / (ssize_t)sizeof *messages && !failed; i++) {
         const struct uffd_message *message = &messages[i];
-        if (message->event == UFFD_EVENT_REMOVE && pump->told)
+        bool unmaps = pump->foreign && message->event == UFFD_EVENT_UNMAP;
+        if (unmaps || (message->event == UFFD_EVENT_REMOVE && pump->told))
             failed = take_removal(pump, message->flags, message->address);
+        else if (message->event == UFFD_EVENT_FORK && pump->foreign)
+            take_fork(pump, (int)(uint32_t)message->flags);
         else if (message->event != UFFD_EVENT_PAGEFAULT)
             failed = fail_number(pump, FAILURE_KERNEL, EPROTO, message->event);
     }

@@ -94,6 +94,7 @@ static int receiver_create(struct destination *pump, struct receiver *receiver, 
     receiver->allowed = role == ROLE_PUSH ? FRAMES_PUSH : FRAMES_URGENT;
     receiver->placer.uffd = pump->uffd;
     receiver->placer.told = pump->told;
+    receiver->placer.foreign = pump->foreign;
     receiver->placer.counters = role == ROLE_PUSH ? &pump->counters.push : &pump->counters.urgent;
     receiver->capacity = STAGING_PAYLOAD + payload + 2 * sizeof(struct frame) + READ_AHEAD;
     void *staging = mmap(NULL, receiver->capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -124,6 +125,9 @@ static int memory_create(struct destination *pump, const struct pump_region *reg
             return -EINVAL;
         if (region->removal > REMOVAL_DISCARDS || (region->removal != REMOVAL_UNTOLD) != pump->told)
             return -EINVAL;
+        /* Pages are moved within one process only, and all that a foreign one tells has to be taken note of. */
+        if (!region->foreign != !pump->foreign || (region->foreign && (moves || !pump->told)))
+            return -EINVAL;
         memory->region = *region;
         memory->pages = region->size / region->page_size;
         /* Untouched, a large map costs address space only. */
@@ -146,6 +150,7 @@ struct destination *destination_create(int uffd, const struct pump_region *regio
         return NULL;
     pump->uffd = uffd;
     pump->told = regions[0].removal != REMOVAL_UNTOLD;
+    pump->foreign = regions[0].foreign;
     pthread_mutex_init(&pump->gate, NULL); /* cannot fail with default attributes */
     pump->waiter.window_ns = poll_max_ns;
     pump->waiter.busy = &pump->counters.push.bytes_received;

@@ -78,7 +78,8 @@ struct destination {
     bool alone; /* complete, and the urgent connection has ended */
     struct waiter waiter;
 
-    bool told; /* events tell of pages that the guest gives back */
+    bool told;    /* events tell of pages that the guest gives back */
+    bool foreign; /* the memory of another process */
     /* Held by the push while it places, and from reading an event until the page map knows: see README.md. */
     pthread_mutex_t gate;
 
@@ -107,6 +108,9 @@ void gate_leave(struct destination *pump);
 int take_removal(struct destination *pump, uint64_t start, uint64_t stop);
 /* removal.c: the owner of a page that is DROPPED gives it up before it was placed. 0, or -1 with a failed status. */
 int finish_dropped(struct destination *pump, struct receiver *receiver, uint32_t region, uint64_t page);
+
+/* foreign.c: the process whose memory is served forked; `child` is the child's userfaultfd, and closed here. */
+void take_fork(struct destination *pump, int child);
 
 /* demand.c: read what waits: events take effect, faults go to the backlog. 0, or -1 with a failed status. */
 int read_ahead(struct destination *pump);

@@ -52,8 +52,8 @@ class DestinationStats:
 class DestinationPump:
     """Two threads: one turns faults into requests and places their answers, one places what is pushed.
 
-    `mappings` and the userfaultfd behind `uffd_fd` (non-blocking) must outlive the pump. Raises HostError where
-    memory or descriptors run out.
+    `mappings` and the userfaultfd behind `uffd_fd` (non-blocking) must outlive the pump. `foreign`: they are another
+    process's, whose removals then have to be told of. Raises HostError where memory or descriptors run out.
     """
 
     def __init__(
@@ -67,10 +67,11 @@ class DestinationPump:
         zeropage: Sequence[bool],
         poll_max_ns: int,
         removal: Sequence[Removal] | None = None,
+        foreign: bool = False,
     ) -> None:
         self._layout = layout
         self._discarding = threading.Lock()
-        regions, count = describe(layout, mappings, demand, push, zeropage, removal=removal)
+        regions, count = describe(layout, mappings, demand, push, zeropage, removal=removal, foreign=foreign)
         self._pump: Any = lib.destination_create(uffd_fd, regions, count, poll_max_ns)
         if self._pump == ffi.NULL:
             raise HostError(f"the destination's pump could not be created: {os.strerror(ffi.errno)}")

@@ -7,14 +7,15 @@
 
 #include "source.h"
 
-static int send_frame(struct source *pump, uint8_t type, uint32_t region, uint64_t offset, uint64_t length) {
+/* `content` is of `length` bytes for PAGES, and not looked at for the others. */
+static int send_frame(struct source *pump, uint8_t type, uint32_t region, uint64_t offset, uint64_t length,
+                      const uint8_t *content) {
     struct source_channel *counters = &pump->counters.push;
     struct frame header = {.magic = FRAME_MAGIC, .type = type, .region = (uint16_t)region, .offset = offset,
                            .length = length};
     struct iovec parts[2] = {
         {.iov_base = &header, .iov_len = sizeof header},
-        {.iov_base = type == FRAME_PAGES ? bytes_at(&pump->memory[region], offset) : NULL,
-         .iov_len = type == FRAME_PAGES ? length : 0},
+        {.iov_base = (void *)(uintptr_t)content, .iov_len = type == FRAME_PAGES ? length : 0},
     };
     uint32_t begin = 0, count = type == FRAME_PAGES ? 2 : 1;
     struct pollfd descriptors[2] = {
@@ -46,35 +47,50 @@ static bool claim(struct source_memory *memory, uint64_t page) {
 
 enum kind { KIND_NONE, KIND_PAGES, KIND_ZERO };
 
-static int send_run(struct source *pump, enum kind kind, uint32_t region, uint64_t begin, uint64_t end) {
+static int send_run(struct source *pump, enum kind kind, uint32_t region, uint64_t begin, uint64_t end,
+                    const uint8_t *content) {
     if (kind == KIND_NONE || begin == end)
         return 0;
     uint64_t pages = (end - begin) / pump->memory[region].region.page_size;
     hist_add(kind == KIND_ZERO ? &pump->counters.push.zero : &pump->counters.push.pages, pages);
-    return send_frame(pump, kind == KIND_ZERO ? FRAME_ZERO : FRAME_PAGES, region, begin, end - begin);
+    return send_frame(pump, kind == KIND_ZERO ? FRAME_ZERO : FRAME_PAGES, region, begin, end - begin, content);
 }
 
-/* Send an extent in frames: each a run of claimed pages that are all zero or all not. */
-static int push_extent(struct source *pump, const struct push_extent *extent) {
-    struct source_memory *memory = &pump->memory[extent->region];
-    uint64_t size = memory->region.page_size, end = extent->offset + extent->length;
-    if (extent->zero)
-        return send_run(pump, KIND_ZERO, extent->region, extent->offset, end);
+/* Send content in frames: each a run of claimed pages that are all zero or all not. */
+static int push_content(struct source *pump, uint32_t region, uint64_t start, uint64_t length, const uint8_t *content) {
+    struct source_memory *memory = &pump->memory[region];
+    uint64_t size = memory->region.page_size, begin = start, end = start + length;
     enum kind kind = KIND_NONE;
-    uint64_t begin = extent->offset;
-    for (uint64_t offset = extent->offset; offset < end; offset += size) {
+    for (uint64_t offset = start; offset < end; offset += size) {
         enum kind next = KIND_NONE;
         if (claim(memory, offset / size))
-            next = is_zero(bytes_at(memory, offset), size) ? KIND_ZERO : KIND_PAGES;
+            next = is_zero(content + (offset - start), size) ? KIND_ZERO : KIND_PAGES;
         bool full = kind == KIND_PAGES && offset + size - begin > pump->frame_bytes;
         if (next != kind || full) {
-            if (send_run(pump, kind, extent->region, begin, offset))
+            if (send_run(pump, kind, region, begin, offset, content + (begin - start)))
                 return -1;
             kind = next;
             begin = offset;
         }
     }
-    return send_run(pump, kind, extent->region, begin, end);
+    return send_run(pump, kind, region, begin, end, content + (begin - start));
+}
+
+/* An extent goes out of its mapping as a whole, and out of a file piece by piece. */
+static int push_extent(struct source *pump, const struct push_extent *extent) {
+    const struct source_memory *memory = &pump->memory[extent->region];
+    uint64_t end = extent->offset + extent->length, piece = extent->length;
+    if (extent->zero)
+        return send_run(pump, KIND_ZERO, extent->region, extent->offset, end, NULL);
+    if (!is_mapped(memory))
+        piece = pump->push_content_bytes / memory->region.page_size * memory->region.page_size;
+    for (uint64_t offset = extent->offset; offset < end; offset += piece) {
+        uint64_t length = piece < end - offset ? piece : end - offset;
+        const uint8_t *content = content_at(pump, ROLE_PUSH, extent->region, offset, length, pump->push_content);
+        if (!content || push_content(pump, extent->region, offset, length, content))
+            return -1;
+    }
+    return 0;
 }
 
 static void tell_low(struct source *pump, uint32_t queued) {
@@ -111,7 +127,7 @@ void orders_run(void *argument) {
             if (push_extent(pump, &extent))
                 break;
         } else if (ended) {
-            send_frame(pump, FRAME_END, 0, 0, 0);
+            send_frame(pump, FRAME_END, 0, 0, 0, NULL);
             break;
         } else if (wait_for_orders(pump)) {
             break;

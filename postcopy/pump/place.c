@@ -72,6 +72,9 @@ static int place(struct placer *placer, uint32_t operation, uint64_t address, co
             hist_add(&placer->counters->outcome_busy, 1);
             done = attempt(placer, UFFD_IOC_COPY, address, content, page_size);
         }
+        /* Of a run it may be some pages only that are not there any more: on, one at a time. */
+        if (done == -ENOENT && placer->foreign && length > page_size)
+            done = attempt(placer, operation, address, content, page_size);
         if (done == -EAGAIN) {
             hist_add(&placer->counters->outcome_retry, 1);
             if (placer->told)
@@ -93,6 +96,9 @@ static int place(struct placer *placer, uint32_t operation, uint64_t address, co
             placer->found = true;
             if (place_wake(placer, address, page_size))
                 return -1;
+            done = (int64_t)page_size;
+        } else if (done == -ENOENT && placer->foreign) {
+            hist_add(&placer->counters->outcome_gone, 1);
             done = (int64_t)page_size;
         } else if (done < 0) {
             return refused(placer, operation, (int)-done);
@@ -119,6 +125,10 @@ int place_move(struct placer *placer, uint64_t address, void *content, uint64_t 
 
 int place_continue(struct placer *placer, uint64_t address, uint64_t length, uint64_t page_size) {
     return place(placer, UFFD_IOC_CONTINUE, address, NULL, length, page_size);
+}
+
+int place_poison(struct placer *placer, uint64_t address, uint64_t length, uint64_t page_size) {
+    return place(placer, UFFD_IOC_POISON, address, NULL, length, page_size);
 }
 
 int place_zero(struct placer *placer, uint64_t address, uint64_t length, uint64_t page_size) {

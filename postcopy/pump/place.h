@@ -16,8 +16,11 @@
 #define UFFD_IOC_MOVE 0xC028AA05u
 #define UFFD_IOC_ZEROPAGE 0xC020AA04u
 #define UFFD_IOC_CONTINUE 0xC020AA07u
+#define UFFD_IOC_POISON 0xC020AA08u
 #define UFFD_EVENT_PAGEFAULT 0x12
+#define UFFD_EVENT_FORK 0x13   /* the child's userfaultfd stands where a fault has flags */
 #define UFFD_EVENT_REMOVE 0x15 /* start and end stand where a fault has flags and address */
+#define UFFD_EVENT_UNMAP 0x16  /* the same */
 #define UFFD_FAULT_WP 2u
 #define UFFD_FAULT_MINOR 4u
 
@@ -42,6 +45,7 @@ struct placer {
     int number;
     bool found; /* set where a page was there already */
     bool told;  /* events are enabled: the mappings may be changing until somebody reads of it, see PLACE_CHANGING */
+    bool foreign;  /* another process's memory: it may take mappings away as it likes, which is no failure of ours */
     uint64_t done; /* bytes of the latest call that are present now */
 };
 
@@ -52,7 +56,8 @@ struct placer {
 
 /*
  * Each places `length` bytes at `address` and wakes the waiters. 0: all of it is present now, whoever placed it.
- * -1: the kernel refused; placer->operation and ->number say what. GONE (the address space is ending) counts as done.
+ * -1: the kernel refused; placer->operation and ->number say what. GONE (the address space is ending; of a foreign one
+ * also that it has unmapped the page or traps it no more) counts as done.
  * PLACE_CHANGING, PLACE_HOLE: placer->done bytes are present, the others are not.
  */
 int place_copy(struct placer *placer, uint64_t address, const void *content, uint64_t length, uint64_t page_size);
@@ -65,5 +70,7 @@ int place_move(struct placer *placer, uint64_t address, void *content, uint64_t 
 int place_continue(struct placer *placer, uint64_t address, uint64_t length, uint64_t page_size);
 int place_zero(struct placer *placer, uint64_t address, uint64_t length, uint64_t page_size);
 int place_wake(struct placer *placer, uint64_t address, uint64_t length);
+/* Marks what is missing of the range as lost, as place_zero() would fill it: whoever touches such a page gets SIGBUS. */
+int place_poison(struct placer *placer, uint64_t address, uint64_t length, uint64_t page_size);
 
 #endif

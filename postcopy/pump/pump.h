@@ -53,18 +53,21 @@ enum pump_failure {
     FAILURE_KERNEL = 4,     /* number is the errno of the ioctl in operation */
     FAILURE_INCOMPLETE = 5, /* everything was pushed and yet pages are absent */
     FAILURE_EARLY = 6,      /* a page was asked for while the guest still ran */
+    FAILURE_FILE = 7,       /* a region's file could not be read: number is the errno, 0: it ended before */
 };
 
 struct pump_region {
-    uint64_t guest;      /* address of the mapping the guest uses */
+    uint64_t guest;      /* address of the mapping the guest uses; 0 at a source: none, its bytes are read from fd */
     uint64_t alias;      /* address of the unregistered second mapping, 0 if there is none */
     uint64_t size;       /* bytes, a multiple of page_size */
     uint64_t page_size;  /* bytes, a power of two */
     uint32_t demand;     /* enum pump_placement of a demand page */
     uint32_t push;       /* enum pump_placement of a pushed page */
     int32_t fd;          /* the file behind it, -1 if none: the source looks for holes there */
+    uint64_t fd_offset;  /* where in the file the region begins, for a source that reads it */
     uint32_t zeropage;   /* whether UFFDIO_ZEROPAGE works on this memory (not on hugetlb) */
     uint32_t removal;    /* enum pump_removal; all of a pump's regions are told of, or none */
+    uint32_t foreign;    /* 1: `guest` is an address of another process; all of a pump's regions are, or none */
 };
 
 /* Why a pump failed. Written once, before `state` becomes PUMP_FAILED. */

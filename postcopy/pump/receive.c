@@ -116,7 +116,10 @@ static int take_zero(struct destination *pump, struct receiver *receiver) {
     return STEP_PROGRESS;
 }
 
-/* A page that only its claimant may fill was there already: whose bytes these are nobody knows. */
+/*
+ * A page that only its claimant may fill was there already: whose bytes these are nobody knows. Another process may well
+ * have filled some of its pages before it handed them over; these stay as they are.
+ */
 static int fail_found(struct destination *pump, struct receiver *receiver, uint32_t region, uint64_t page) {
     receiver->placer.operation = UFFD_IOC_COPY;
     receiver->placer.number = EEXIST;
@@ -160,7 +163,7 @@ static int place_claimed(struct destination *pump, struct receiver *receiver, ui
             done = receiver->placer.done / memory->region.page_size;
         if (result < 0)
             return fail_placing(pump, receiver, region, page + done);
-        if (kept && staged && receiver->placer.found)
+        if (kept && staged && receiver->placer.found && !pump->foreign)
             return fail_found(pump, receiver, region, page);
         if (result == PLACE_HOLE && zero_claimed(pump, receiver, region, page + done++))
             return -1;

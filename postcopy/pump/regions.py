@@ -39,7 +39,7 @@ class MappedRegion(Protocol):
 
     @property
     def address(self) -> int:
-        """Address of the mapping that the guest uses."""
+        """Address of the mapping that the guest uses; 0: none, a source reads the file."""
 
     @property
     def alias(self) -> int:
@@ -48,6 +48,10 @@ class MappedRegion(Protocol):
     @property
     def fd(self) -> int:
         """The file behind the memory, -1 if there is none."""
+
+    @property
+    def fd_offset(self) -> int:
+        """Where in that file the region begins."""
 
 
 def describe(
@@ -58,19 +62,23 @@ def describe(
     zeropage: Sequence[bool] | None = None,
     *,
     removal: Sequence[Removal] | None = None,
+    foreign: bool = False,
 ) -> tuple[Any, int]:
     """Return the C array of regions and their number.
 
-    `demand`, `push`, `zeropage` and `removal` have one entry for each region; a source needs none of them.
+    `demand`, `push`, `zeropage` and `removal` have one entry for each region; a source needs none of them. `foreign`:
+    the addresses are those of another process.
     """
     count = len(layout.regions)
     regions = ffi.new("struct pump_region[]", count)
     for index, (region, mapping) in enumerate(zip(layout.regions, mappings, strict=True)):
         entry = regions[index]
-        entry.guest, entry.alias, entry.fd = mapping.address, mapping.alias, mapping.fd
+        entry.guest, entry.alias = mapping.address, mapping.alias
+        entry.fd, entry.fd_offset = mapping.fd, mapping.fd_offset
         entry.size, entry.page_size = region.size, region.page_size
         entry.demand = demand[index] if demand else Placement.COPY
         entry.push = push[index] if push else Placement.COPY
         entry.zeropage = zeropage[index] if zeropage else False
         entry.removal = removal[index] if removal else Removal.UNTOLD
+        entry.foreign = foreign
     return regions, count

@@ -45,6 +45,8 @@ struct source *source_create(const struct pump_region *regions, uint32_t count, 
     pump->work_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     pump->low_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int result = pump->work_fd < 0 || pump->low_fd < 0 ? -errno : memory_create(pump, regions);
+    if (!result)
+        result = content_create(pump);
     if (result) {
         source_destroy(pump);
         errno = -result;
@@ -70,6 +72,7 @@ void source_destroy(struct source *pump) {
     source_stop(pump);
     close_fd(pump->work_fd);
     close_fd(pump->low_fd);
+    content_destroy(pump);
     for (uint32_t i = 0; i < pump->half.count; i++)
         free((void *)(uintptr_t)pump->memory[i].sent);
     half_destroy(&pump->half);

@@ -2,8 +2,9 @@
  * Inside of the source's pump, shared by answer.c (requests become pages), order.c (orders become a push) and source.c
  * (life and death). Everything is owned by struct source and freed with it.
  *
- * The guest is stopped and its memory does not change any more, so pages are sent right out of it. A page is claimed
- * in the `sent` map before it is sent, so that the push does not repeat what was asked for.
+ * The guest is stopped and its memory does not change any more, so pages are sent right out of it; a snapshot's file
+ * is read into buffers instead: see content.c. A page is claimed in the `sent` map before it is sent, so that the push
+ * does not repeat what was asked for.
  */
 #ifndef POSTCOPY_SOURCE_H
 #define POSTCOPY_SOURCE_H
@@ -19,6 +20,8 @@
 
 /* Requests answered with one system call. */
 #define ANSWERS_MAX 64u
+/* Where content is read from a file: as many bytes of answers are made at a time, at least one page. */
+#define ANSWERS_BYTES_MAX (2u << 20)
 enum sent { UNSENT = 0, SENT_PUSH = 1, SENT_DEMAND = 2 };
 
 struct source_memory {
@@ -37,7 +40,14 @@ struct source {
     struct frame headers[ANSWERS_MAX];
     struct iovec answers[2 * ANSWERS_MAX];
     uint32_t answers_begin, answers_end, headers_used;
+    uint32_t answers_max;     /* how many answers are made at a time */
+    uint64_t page_size_max;   /* of the regions that are read */
+    uint8_t *answers_content; /* answers_max pages of that size, NULL where no region is read */
     struct waiter waiter;
+
+    /* Owned by the push thread: what was read last. */
+    uint8_t *push_content;
+    uint64_t push_content_bytes;
 
     /* Orders for the push: the owner writes at `tail`, the push thread reads at `head`. */
     struct push_extent ring[PUMP_RING_EXTENTS];
@@ -50,6 +60,16 @@ struct source {
     int low_fd;  /* the ring runs low, for the owner */
     struct source_counters counters;
 };
+
+/* content.c: make the buffers that regions without a mapping need. 0, -ENOMEM, or -EINVAL where there is no file. */
+int content_create(struct source *pump);
+void content_destroy(struct source *pump);
+/*
+ * content.c: the bytes at `offset` of a region: those of its mapping, or read into `buffer`. NULL with a failed status
+ * where the file cannot be read or has become shorter.
+ */
+const uint8_t *content_at(struct source *pump, uint32_t role, uint32_t region, uint64_t offset, uint64_t length,
+                          uint8_t *buffer);
 
 /* answer.c and order.c: the two threads. */
 void urgent_run(void *pump);
@@ -65,8 +85,6 @@ static inline bool is_zero(const uint8_t *memory, uint64_t length) {
     return !(first[0] | first[1]) && !memcmp(memory, memory + sizeof first, length - sizeof first);
 }
 
-static inline uint8_t *bytes_at(const struct source_memory *memory, uint64_t offset) {
-    return (uint8_t *)(uintptr_t)(memory->region.guest + offset);
-}
+static inline bool is_mapped(const struct source_memory *memory) { return memory->region.guest != 0; }
 
 #endif

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,8 @@ _STATES: dict[int, State] = {
 }
 _ROLES = {lib.ROLE_URGENT: "urgent", lib.ROLE_PUSH: "push"}
 _OPERATIONS = {
+    0x12: "a page fault that is none of a missing page of the memory that is served",
+    0x14: "following memory that was moved (mremap)",
     0x15: "giving back a page",
     0x8010AA02: "UFFDIO_WAKE",
     0xC028AA03: "UFFDIO_COPY",
@@ -46,19 +49,25 @@ def read_status(status: Any, other_agent: str) -> PumpStatus:
 def _explain(status: Any, other_agent: str) -> str:
     connection = f"the {_ROLES.get(status.role, '?')} connection"
     where = f"region {status.region}, offset {status.offset:#x}, length {status.length:#x}"
-    if status.failure == lib.FAILURE_CLOSED:
-        return f"{connection} was closed by the {other_agent}"
-    if status.failure == lib.FAILURE_SOCKET:
-        return f"{connection} to the {other_agent} broke: {_errno(status.number)}"
-    if status.failure == lib.FAILURE_FRAME:
-        reason = FrameRefusal(status.number).name.lower()
-        return f"the {other_agent} sent a frame on {connection} that is refused ({reason}): {where}"
-    if status.failure == lib.FAILURE_INCOMPLETE:
-        return f"the {other_agent} says that everything was sent, and a page never came: {where}"
-    if status.failure == lib.FAILURE_EARLY:
-        return f"the {other_agent} asked for a page while the guest still ran here"
     operation = _OPERATIONS.get(status.operation, f"operation {status.operation:#x}")
-    return f"{operation} failed with {_errno(status.number)} at {where}"
+    words: dict[int, Callable[[], str]] = {
+        lib.FAILURE_CLOSED: lambda: f"{connection} was closed by the {other_agent}",
+        lib.FAILURE_SOCKET: lambda: f"{connection} to the {other_agent} broke: {_errno(status.number)}",
+        lib.FAILURE_FRAME: lambda: (
+            f"the {other_agent} sent a frame on {connection} that is refused "
+            f"({FrameRefusal(status.number).name.lower()}): {where}"
+        ),
+        lib.FAILURE_INCOMPLETE: lambda: (
+            f"the {other_agent} says that everything was sent, and a page never came: {where}"
+        ),
+        lib.FAILURE_FILE: lambda: (
+            "the file behind the memory cannot be read: "
+            f"{_errno(status.number) if status.number else 'it has become shorter'}: {where}"
+        ),
+        lib.FAILURE_EARLY: lambda: f"the {other_agent} asked for a page while the guest still ran here",
+        lib.FAILURE_KERNEL: lambda: f"{operation} failed with {_errno(status.number)} at {where}",
+    }
+    return words[status.failure]()
 
 
 def _errno(number: int) -> str:

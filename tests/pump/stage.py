@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from postcopy.kernel import Feature, Mode, Userfaultfd, Way, memory_type
+from postcopy.kernel.abi import NO_FEATURES
 from postcopy.pages.regions import Layout, Region
 from postcopy.pump._pump import ffi
 from postcopy.pump.destination import DestinationPump
@@ -86,6 +87,8 @@ class Stage:
         placement: Placement = Placement.COPY,
         connect: Callable[[], tuple[socket.socket, socket.socket]] = connection,
         removal: Removal = Removal.UNTOLD,
+        foreign: bool = False,
+        features: Feature = NO_FEATURES,
     ) -> None:
         self.type = memory_type(type_name)
         self.page_size = self.type.page_size
@@ -93,7 +96,7 @@ class Stage:
         self.layout = Layout((self.region,))
         self.mapping = self.type.allocate(self.region, alias=True)
         modes = Mode.MISSING | Mode.MINOR if placement is Placement.CONTINUE else Mode.MISSING
-        features = self.type.features_for(modes) | Feature.THREAD_ID
+        features |= self.type.features_for(modes) | Feature.THREAD_ID
         self.uffd = Userfaultfd.open(features if removal is Removal.UNTOLD else features | Feature.EVENT_REMOVE)
         self.uffd.register(self.mapping.address, self.region.size, modes)
         self.pump = DestinationPump(
@@ -105,6 +108,7 @@ class Stage:
             zeropage=[self.type.zero_way(alias=False) is Way.ZEROPAGE],
             poll_max_ns=0,
             removal=[removal],
+            foreign=foreign,
         )
         self.urgent, urgent = connect()
         self.push, push = connect()

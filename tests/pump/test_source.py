@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from postcopy.errors import HostError
 from postcopy.pages.regions import Layout, Region
 from postcopy.plan.push import PushExtent
 from postcopy.pump._pump import ffi
@@ -32,17 +33,19 @@ class Source:
         zeroed: set[int] = frozenset(),
         page_size: int = PAGE,
         stopped: bool = True,
+        read: bool = False,
         **options: Any,
     ) -> None:
         self.page_size = page_size
         self.fd = os.memfd_create("source", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, pages * page_size)
+        before = 3 * PAGE if read else 0  # where in the file the region begins
+        os.ftruncate(self.fd, before + pages * page_size)
         for page in data | zeroed:
-            os.pwrite(self.fd, self.content(page) if page in data else bytes(page_size), page * page_size)
-        self.map = mmap.mmap(self.fd, pages * page_size)
+            os.pwrite(self.fd, self.content(page) if page in data else bytes(page_size), before + page * page_size)
         region = Region(0, "shmem", page_size, pages * page_size)
-        address = int(ffi.cast("uintptr_t", ffi.from_buffer(self.map)))
-        mapping = SimpleNamespace(region=region, address=address, alias=0, fd=self.fd)
+        self.map = None if read else mmap.mmap(self.fd, pages * page_size)
+        address = 0 if self.map is None else int(ffi.cast("uintptr_t", ffi.from_buffer(self.map)))
+        mapping = SimpleNamespace(region=region, address=address, alias=0, fd=self.fd, fd_offset=before)
         self.pump = SourcePump(Layout((region,)), [mapping], poll_max_ns=0, **options)
         self.urgent, urgent = connection()
         self.push, push = connection()
@@ -69,12 +72,13 @@ class Source:
         self.push.close()
 
 
-@pytest.fixture
-def make() -> Iterator[Any]:
+@pytest.fixture(params=["mapped", "read"])
+def make(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Make sources of a guest's mapping, and of a file that is read."""
     made: list[Source] = []
 
     def source(*args: Any, **options: Any) -> Source:
-        made.append(Source(*args, **options))
+        made.append(Source(*args, read=request.param == "read", **options))
         return made[-1]
 
     yield source
@@ -238,3 +242,27 @@ def test_it_stops_while_the_other_side_reads_nothing(make: Any) -> None:
     until(lambda: source.pump.snapshot().bytes_sent_push > 0)
     source.pump.stop()
     assert source.pump.status().state == "running"
+
+
+@pytest.mark.parametrize("asked", ["urgent", "push"])
+def test_a_file_that_became_shorter_is_an_error_and_not_zeros(asked: str) -> None:
+    source = Source(8, data={0, 5}, read=True)
+    os.ftruncate(source.fd, 6 * PAGE)  # page 3 begins there
+    if asked == "urgent":
+        source.ask(2)
+        assert frame_from(source.urgent)[0] == Header(FrameType.ZERO, 0, 2 * PAGE, PAGE)
+        source.ask(3)
+    else:
+        source.order(0, 8)
+    assert select.select([source.pump.event_fd], [], [], 10)[0]
+    assert "the file behind the memory cannot be read: it has become shorter" in str(source.pump.status().error)
+    stats = source.pump.snapshot()
+    assert (stats.pages_push, stats.pages_zero) == (0, int(asked == "urgent"))
+    source.close()
+
+
+def test_a_region_with_neither_mapping_nor_file_is_refused() -> None:
+    region = Region(0, "shmem", PAGE, PAGE)
+    mapping = SimpleNamespace(region=region, address=0, alias=0, fd=-1, fd_offset=0)
+    with pytest.raises(HostError, match="Invalid argument"):
+        SourcePump(Layout((region,)), [mapping], poll_max_ns=0)
