@@ -9,9 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
-import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from agent.frames import read_map, write_map
 from postcopy.errors import MigrationLost, Owner, PostcopyError, ProtocolError, UsageError
 from postcopy.link.address import TcpAddress, UnixAddress, parse_address
 from postcopy.link.listen import bind
+from postcopy.link.sockets import check_peer
 from postcopy.session.states import State
 
 log = logging.getLogger("postcopy.admin")
@@ -33,7 +31,6 @@ ALIVE_SECONDS = 1.0
 SILENCE_SECONDS = 10.0
 # What waits for a command that does not read; what it misses of a progress is told again.
 UNREAD_BYTES_MAX = 64 << 10
-_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 Tell = Callable[[dict[str, Any]], None]
 Handler = Callable[[dict[str, Any], Tell], Awaitable[dict[str, Any]]]
@@ -67,12 +64,7 @@ class AdminServer:
 
     async def open(self) -> None:
         """Listen, with mode 0600 from the first moment; UsageError where the path cannot be had."""
-        before = os.umask(0o177)
-        try:
-            listening = bind(self._address)
-        finally:
-            os.umask(before)
-        self._server = await asyncio.start_unix_server(self._accept, sock=listening)
+        self._server = await asyncio.start_unix_server(self._accept, sock=bind(self._address))
 
     async def close(self) -> None:
         """Listen no more and give answers that are due a moment."""
@@ -92,7 +84,7 @@ class AdminServer:
             async with asyncio.timeout(REQUEST_SECONDS):
                 request = await read_map(reader)
             # Judged behind the reading: a connection that is closed with bytes unread loses its answer.
-            check_owner(writer.get_extra_info("socket"))
+            check_peer(writer.get_extra_info("socket"))
             if request is not None:
                 await self._answer(request, writer)
         except PostcopyError as error:
@@ -146,14 +138,6 @@ def error_map(text: str, exit_status: int, owner: Owner | None) -> dict[str, Any
 async def unknown(_arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
     """Answer a command that this daemon does not have."""
     raise UsageError("this agent has no such command")
-
-
-def check_owner(connection: socket.socket) -> None:
-    """Raise ProtocolError unless the other end is root or the user this daemon runs as (SO_PEERCRED, unix(7))."""
-    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid, uid, _ = _CREDENTIALS.unpack(packed)
-    if uid not in {0, os.geteuid()}:
-        raise ProtocolError(f"process {pid} of user {uid} may not administrate this agent")
 
 
 async def ask(

@@ -10,10 +10,10 @@ import os
 import socket
 from typing import Any
 
-from postcopy.errors import LinkError
+from postcopy.errors import LinkError, ProtocolError
 from postcopy.link.address import Address, TcpAddress
 from postcopy.link.control import ControlChannel
-from postcopy.link.sockets import tune
+from postcopy.link.sockets import check_peer, tune
 from postcopy.wire.preamble import ACCEPTED, Preamble, Role, pack
 
 
@@ -52,10 +52,15 @@ async def _dial(address: Address, preamble: Preamble) -> socket.socket:
             connection.setblocking(False)
             tune(connection, preamble.role)
             await loop.sock_connect(connection, where)
+            if connection.family == socket.AF_UNIX:
+                check_peer(connection)
             await loop.sock_sendall(connection, pack(preamble))
         except OSError as error:
             connection.close()
             failure = error
+        except ProtocolError as error:
+            connection.close()
+            raise LinkError(f"{address}: {error}") from error
         except BaseException:
             connection.close()
             raise

@@ -18,7 +18,7 @@ from typing import Any
 from postcopy.errors import PostcopyError, ProtocolError, UsageError
 from postcopy.link.address import Address, TcpAddress
 from postcopy.link.dial import reason
-from postcopy.link.sockets import name_of, tune
+from postcopy.link.sockets import check_peer, name_of, tune
 from postcopy.wire.preamble import PREAMBLE_BYTES, Preamble, Role, Security, check_start, unpack
 
 # How long a connection may take to say what it is for. A source sends its preamble with the first packet.
@@ -91,6 +91,8 @@ class Listener:
         """Read the preamble and hand the connection to whom it is for, or close it with one line."""
         try:
             connection.setblocking(False)
+            if connection.family == socket.AF_UNIX:
+                check_peer(connection)
             async with asyncio.timeout(PREAMBLE_SECONDS):
                 preamble = unpack(await self._read_preamble(connection))
             if preamble.security is Security.TLS:
@@ -132,7 +134,10 @@ class Listener:
 
 
 def bind(address: Address) -> socket.socket:
-    """Return a listening, non-blocking socket; UsageError says which address cannot be had and why."""
+    """Return a listening, non-blocking socket; UsageError says which address cannot be had and why.
+
+    A Unix socket is for its owner and root alone, from its first moment: nobody connects before it listens.
+    """
     try:
         if isinstance(address, TcpAddress):
             where: Any
@@ -147,6 +152,8 @@ def bind(address: Address) -> socket.socket:
             where = address.path
         try:
             listening.bind(where)
+            if not isinstance(address, TcpAddress):
+                Path(address.path).chmod(0o600)
             listening.listen(ACCEPT_BACKLOG)
             listening.setblocking(False)
         except BaseException:

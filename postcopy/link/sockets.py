@@ -1,12 +1,16 @@
 """Options of every socket that carries a migration, in one place, with the reason beside each.
 
 A fresh socket enters; it leaves without delay, with an end to silence, and with as much buffer as its role may have.
+Of a Unix socket the kernel says who is at the other end.
 """
 
 from __future__ import annotations
 
+import os
 import socket
+import struct
 
+from postcopy.errors import ProtocolError
 from postcopy.wire.preamble import Role
 
 # A host that vanished answers nothing: after two quiet seconds it is asked, then once a second, and given up
@@ -24,6 +28,8 @@ UNACKNOWLEDGED_MS = 6000
 # (postcopy/pump/window.h), not by these.
 PUSH_SEND_BYTES = 4 << 20
 PUSH_RECEIVE_BYTES = 4 << 20
+
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 def tune(connection: socket.socket, role: Role) -> None:
@@ -44,9 +50,24 @@ def tune(connection: socket.socket, role: Role) -> None:
 def name_of(connection: socket.socket) -> str:
     """Name the other end for a log line."""
     if connection.family == socket.AF_UNIX:
-        return "a local process"
+        pid, uid = peer_of(connection)
+        return f"process {pid} of user {uid}"
     try:
         host, port = connection.getpeername()[:2]
     except OSError:
         return "a connection that is gone"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """Return the process at the other end of a Unix socket, as it was when it connected or listened, and its user."""
+    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(packed)
+    return pid, uid
+
+
+def check_peer(connection: socket.socket) -> None:
+    """Raise ProtocolError unless the other end of a Unix socket is root or the user this process runs as."""
+    pid, uid = peer_of(connection)
+    if uid not in {0, os.geteuid()}:
+        raise ProtocolError(f"process {pid} of user {uid} is neither of this agent's user nor root")

@@ -158,8 +158,8 @@ def test_another_user_may_not_administrate(tmp_path):
         Path(path).chmod(0o666)  # even then the kernel tells who asks
         asked = run("status", "--admin", there.admin, program=AS_NOBODY)
         assert asked.status == 2
-        assert "of user 65534 may not administrate this agent" in asked.one_line()
-        there.until_log(r"of user 65534 may not administrate this agent")
+        assert "of user 65534 is neither of this agent's user nor root" in asked.one_line()
+        there.until_log(r"of user 65534 is neither of this agent's user nor root")
 
 
 def test_the_command_line_loads_little():
