@@ -186,7 +186,7 @@ def check_plain(address: Address, *, insecure: bool) -> None:
 
 
 @click.command()
-@click.argument("to", type=ADDRESS, metavar="tcp:HOST:PORT")
+@click.argument("to", type=ADDRESS, metavar="tcp:HOST:PORT|unix:PATH")
 @admin_option
 @click.option("--timeout", type=LIMIT, metavar="SECONDS", help="Cancel unless the switchover came by then.")
 @click.option("--no-push", is_flag=True, help="Send no page that was not asked for.")
@@ -194,7 +194,10 @@ def check_plain(address: Address, *, insecure: bool) -> None:
 @click.option("--insecure", is_flag=True, help="Allow plain TCP beyond this host.")
 @json_option
 def migrate(to: Address, admin: str, as_json: bool, insecure: bool, **rest: Any) -> None:
-    """Move the guest of a source agent to a destination, wait for its last page, print the report."""
+    """Move the guest of a source agent to a destination, wait for its last page, print the report.
+
+    To a destination on this host that listens on unix:PATH the memory is handed over, and nothing of it is copied.
+    """
     import uvloop  # noqa: PLC0415
 
     from agent.client import run_migrate  # noqa: PLC0415
@@ -292,6 +295,7 @@ def set_(admin: str, rate: int | None, push: bool, as_json: bool) -> None:
 @click.command()
 @guest_options
 @click.option("--mode", default="auto", show_default=True, help="How pages are placed: auto, minor, missing or move.")
+@click.option("--handover", is_flag=True, help="Hand the memory over through a Unix socket: nothing of it is copied.")
 @click.option("--no-push", is_flag=True, help="Let the guest fetch its pages by touching them, then push the rest.")
 @click.option(
     "--seconds",

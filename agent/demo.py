@@ -40,6 +40,7 @@ class DemoOptions:
     workload: str
     seed: int
     mode: str
+    handover: bool
     push: bool
     seconds: float
     rate: int | None
@@ -59,7 +60,12 @@ async def run_demo(options: DemoOptions, tell: Tell) -> dict[str, Any]:
             Daemon("source", _source_arguments(options, sockets), folder / "source.log", scratch=scratch)
         )
         destination = await stack.enter_async_context(
-            Daemon("destination", _destination_arguments(options, sockets), folder / "destination.log", scratch=scratch)
+            Daemon(
+                "destination",
+                _destination_arguments(options, folder, sockets),
+                folder / "destination.log",
+                scratch=scratch,
+            )
         )
         try:
             return await _migrate_and_check(options, sockets, tell)
@@ -78,12 +84,13 @@ def with_last_words(text: str, *daemons: Daemon) -> str:
     return f"{text} ({'; '.join(added)})" if added else text
 
 
-def _destination_arguments(options: DemoOptions, sockets: dict[str, UnixAddress]) -> list[str]:
+def _destination_arguments(options: DemoOptions, folder: Path, sockets: dict[str, UnixAddress]) -> list[str]:
     # What lies in a mount at the source goes into the same mount at the destination, without a name.
     places = [one.place for one in options.memory if one.place is not None]
     folders = dict.fromkeys(str(place if place.is_dir() else place.parent) for place in places)
+    listen = f"unix:{folder}/memory.sock" if options.handover else "tcp:127.0.0.1:0"
     return [
-        *("--listen", "tcp:127.0.0.1:0", "--mode", options.mode, "--admin", str(sockets["destination"])),
+        *("--listen", listen, "--mode", options.mode, "--admin", str(sockets["destination"])),
         *(word for folder in folders for word in ("--memory-dir", folder)),
     ]
 

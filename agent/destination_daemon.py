@@ -50,8 +50,9 @@ async def serve_destination(options: DestinationOptions) -> int:
     """Run the daemon; return its exit status. A guest that is not whole ends the process without returning."""
     stop = Stop(options.parent)
     daemon = DestinationDaemon(options)
-    # Without it no guest could ever come: better said now than to the first source.
-    await asyncio.to_thread(available_features)
+    # Without it no guest could ever come, but for one whose memory is handed over: better said now than to the first.
+    if isinstance(options.listen, TcpAddress):
+        await asyncio.to_thread(available_features)
     async with AsyncExitStack() as stack:
         if options.metrics is not None:
             log.info("metrics: %s", metrics.serve(options.metrics, daemon.figures))
@@ -160,6 +161,7 @@ class DestinationDaemon:
                 "total": stats.pages_total if stats is not None else 0,
                 "placed": stats.pages_resident if stats is not None else 0,
             },
+            "fault_latency_seconds": stats.fault_latency.summary() if stats is not None else None,
             "ended": describe_end(self._latest),
             "report": destination.report,
         }
@@ -205,6 +207,7 @@ class DestinationDaemon:
             "demand": stats.pages_demand,
             "push": stats.pages_push,
             "zero": stats.pages_zero,
+            "handed_over": stats.pages_handed_over,
             "duplicate": stats.pages_duplicate,
         }
         figures.transferred = {

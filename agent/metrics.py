@@ -35,7 +35,8 @@ SCRAPE_SECONDS = 5.0
 NO_MODE = "none"
 _PREFIX = "postcopy_"
 PAGES_TEXT = {
-    "source": "Pages sent, by what sent them; path duplicate: those of them that had been sent before.",
+    "source": "Pages sent, by what sent them; path duplicate: sent before; path handed_over: "
+    "not sent, but given away with their file.",
     "destination": "Pages that arrived, by the way they came first; path duplicate: dropped, for they were here.",
 }
 

@@ -304,6 +304,8 @@ class SourceDaemon:
         if self._guest_here():
             figures.stall = self.guest.stall
         stats = source.snapshot()
+        if stats is None and source.report is not None:
+            figures.pages = {"handed_over": source.report["pages"].get("handed_over", 0)}
         if stats is not None:
             figures.pages = pages_sent(stats, source.layout.pages)
             figures.transferred = {

@@ -16,12 +16,11 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     memory = ", ".join(f"{format_size(one['size_bytes'])} {one['type']}" for one in report["memory"])
     yield "memory", f"{memory}, mode {report['mode']}"
     yield "downtime", _downtime(report)
-    yield "total time", f"{format_seconds(report['total_seconds'])}, of it {_residence(report)}"
+    yield "total time", f"{format_seconds(report['total_seconds'])}{_residence(report)}"
     yield "fault latency", _times(report["fault_latency_seconds"], "faults")
     yield "guest's stall", _times(report["stall_seconds"], "accesses of 1 µs or more")
     pages = report["pages"]
-    by_path = ", ".join(f"{pages[path]} {path}" for path in ("demand", "push", "zero"))
-    yield "pages", f"{pages['total']}: {by_path}; {pages['duplicate']} came twice and were dropped"
+    yield "pages", f"{pages['total']}: {_paths(pages)}"
     sizes = report["bytes"]
     rate = format_rate(report["throughput_bytes_per_second"])
     yield "bytes", f"{format_size(sizes['wire'])} on the wire, {format_size(sizes['placed'])} placed, {rate}"
@@ -32,6 +31,13 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "before the push", f"{before} of {pages['total']} pages came by the guest's own touch"
     if report["integrity"]["pages_checked"]:
         yield "check", verdict(report["integrity"])
+
+
+def _paths(pages: dict[str, Any]) -> str:
+    if pages.get("handed_over"):
+        return "all handed over with their files, none was sent"
+    by_path = ", ".join(f"{pages[path]} {path}" for path in ("demand", "push", "zero"))
+    return f"{by_path}; {pages['duplicate']} came twice and were dropped"
 
 
 def failure(error: PostcopyError) -> dict[str, Any]:
@@ -63,7 +69,9 @@ def _downtime(report: dict[str, Any]) -> str:
 
 
 def _residence(report: dict[str, Any]) -> str:
-    return f"{format_seconds(report['resident_seconds'])} until every page was at the destination"
+    if report["pages"].get("handed_over"):
+        return ""
+    return f", of it {format_seconds(report['resident_seconds'])} until every page was at the destination"
 
 
 def _times(times: dict[str, Any], what: str) -> str:
@@ -88,5 +96,8 @@ def status_rows(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "memory", f"{format_size(region['size_bytes'])} {region['type']}"
     if status["pages"]["placed"]:
         yield "pages", f"{status['pages']['placed']} of {status['pages']['total']} are at the destination"
+    latency = status.get("fault_latency_seconds")
+    if latency is not None and latency["count"]:
+        yield "fault latency", _times(latency, "faults")
     if status["ended"] is not None:
         yield "latest migration", status["ended"]["text"]

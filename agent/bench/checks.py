@@ -35,8 +35,10 @@ def complaints(
         found.append(f"{integrity['pages_mismatched']} of {integrity['pages_checked']} pages differ")
     if not integrity["pages_checked"]:
         found.append("no page was checked")
-    if pages["demand"] + pages["push"] + pages["zero"] != pages["total"]:
+    if pages["demand"] + pages["push"] + pages["zero"] + pages.get("handed_over", 0) != pages["total"]:
         found.append(f"pages do not add up: {pages}")
+    if pages.get("handed_over") and any(report["bytes"].values()):
+        found.append(f"memory was handed over, and bytes of it moved: {report['bytes']}")
     if not push and pages["push"]:
         found.append(f"{pages['push']} pages were pushed without a push")
     if metrics:

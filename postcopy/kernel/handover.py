@@ -56,7 +56,8 @@ def close_files(files: Sequence[int]) -> None:
 
     To close a file of a filesystem that is a process (FUSE) or another host may take as long as that one likes.
     """
-    threading.Thread(target=_close, args=(list(files),), name="close files", daemon=True).start()
+    if files:
+        threading.Thread(target=_close, args=(list(files),), name="close files", daemon=True).start()
 
 
 def _close(files: Sequence[int]) -> None:

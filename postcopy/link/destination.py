@@ -17,7 +17,7 @@ from typing import Self
 
 from postcopy.errors import HostError, PostcopyError, ProtocolError, UsageError
 from postcopy.kernel import memory_types_in
-from postcopy.link.address import Address, parse_address
+from postcopy.link.address import Address, UnixAddress, parse_address
 from postcopy.link.control import ControlChannel
 from postcopy.link.destination_interpreter import DestinationInterpreter
 from postcopy.link.guest import Kinds, MigratingGuest
@@ -164,12 +164,16 @@ class Destination:
             self._kinds,
             self._types,
             claim=self._claim,
+            local=isinstance(self.address, UnixAddress),
             mode=self.mode,
             poll_max_ns=self._poll_max_ns,
         )
 
     async def _drive(self, interpreter: DestinationInterpreter) -> None:
-        finish = await interpreter.run()
+        try:
+            finish = await interpreter.run()
+        finally:
+            interpreter.drop_files()
         if self._greeted.pop(interpreter, None) is not None:
             return  # it never came so far as to be anybody's migration
         if interpreter.machine.probed:
@@ -181,12 +185,18 @@ class Destination:
     def _on_data(self, preamble: Preamble, connection: socket.socket) -> None:
         """Attach a data connection that knows the migration's id and token; ProtocolError otherwise."""
         current = self._current
+        if preamble.role is Role.MEMORY:  # it may be here before the offer that it belongs to has been read
+            offering = (one for one in self._greeted if one.machine.migration_id == preamble.migration_id)
+            current = next(offering, current)
         if current is None or current.finish is not None:
             raise ProtocolError("a data connection, and no migration is running")
         machine = current.machine
         known = hmac.compare_digest(preamble.migration_id, machine.migration_id)
         if not hmac.compare_digest(preamble.token, machine.token) or not known:
             raise ProtocolError("a data connection that does not prove itself: unknown migration or wrong token")
+        if preamble.role is Role.MEMORY:
+            current.take_memory(connection)
+            return
         connection.setblocking(True)
         current.attach("urgent" if preamble.role is Role.URGENT else "push", connection.fileno())
         connection.send(ACCEPTED)
@@ -266,7 +276,7 @@ class Destination:
         if current is None or (self._running is not None and not await self._over(current, self._running)):
             return
         if not current.held and self.owner is Owner.DESTINATION:
-            await asyncio.to_thread(current.end_guest)
+            await current.end_guest()
 
     async def _over(self, current: DestinationInterpreter, running: asyncio.Task[None]) -> bool:
         """Have the running migration end; False where the guest has begun to run here and misses pages.

@@ -6,17 +6,20 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 import msgpack
 
 from postcopy.errors import ProtocolError, UsageError
+from postcopy.kernel.handover import close_files
 from postcopy.link.guest import Kinds, MigratingGuest
 from postcopy.link.prepare import Memory, MemoryTypes, prepare
 from postcopy.link.probe import try_out
 from postcopy.link.pumping import PumpInterpreter
 from postcopy.link.report import Report, arrived
+from postcopy.link.takeover import take_files, take_over
 from postcopy.pump.destination import DestinationPump, DestinationStats
 from postcopy.pump.status import PumpStatus
 from postcopy.session.commands import (
@@ -30,6 +33,7 @@ from postcopy.session.commands import (
     StartGuest,
     StartPump,
     StopPump,
+    TakeFiles,
     TryOut,
 )
 from postcopy.session.destination import DestinationMachine
@@ -37,6 +41,7 @@ from postcopy.session.events import (
     AllResident,
     DataAttached,
     Event,
+    FilesTaken,
     GuestLoaded,
     GuestRunning,
     Prepared,
@@ -60,7 +65,8 @@ log = logging.getLogger("postcopy.session")
 class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats]):
     """One migration at its destination. Memory and guest belong to it until somebody takes them over after the end.
 
-    `claim` waits for the host's one place for a guest, and raises what refuses it.
+    `claim` waits for the host's one place for a guest, and raises what refuses it. `local`: both ends are on one host,
+    so that memory may be handed over.
     """
 
     machine: DestinationMachine
@@ -72,6 +78,7 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         types: MemoryTypes,
         *,
         claim: Callable[[DestinationInterpreter], Awaitable[None]],
+        local: bool = False,
         mode: str,
         poll_max_ns: int,
     ) -> None:
@@ -85,6 +92,11 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         self.run_at = 0.0
         self.resident_at = 0.0
         self._claim = claim
+        self._local = local
+        self._files: list[int] = []
+        self._memory_came = False
+        self._memory: asyncio.Queue[socket.socket] = asyncio.Queue()
+        self._taking: asyncio.Task[None] | None = None
         self._kinds = kinds
         self._types = types
         self._poll_max_ns = poll_max_ns
@@ -96,6 +108,7 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         """Return how the destination performs its own commands."""
         return {
             TryOut: self._try_out,
+            TakeFiles: self._take_files,
             Prepare: self._prepare,
             StartPump: self._start_pump,
             Load: self._load,
@@ -117,12 +130,34 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         answer = await asyncio.to_thread(try_out, command.offer, self.mode, self._kinds, self._types)
         self.post(TriedOut(self.now(), answer))
 
+    def take_memory(self, connection: socket.socket) -> None:
+        """Give a proven memory connection to the migration, which owns it then; ProtocolError if none is wanted."""
+        if connection.family != socket.AF_UNIX or self._memory_came or self.machine.ended:
+            raise ProtocolError("no migration waits for a memory connection")
+        self._memory_came = True
+        self._memory.put_nowait(connection)
+
+    async def _take_files(self, command: TakeFiles) -> None:
+        if not self._local:
+            raise UsageError("memory is handed over on one host only, to a destination that listens on unix:PATH")
+        self._taking = self.spawn(self._wait_for_files(len(command.offer.regions)))
+
+    async def _wait_for_files(self, count: int) -> None:
+        await self._claim(self)
+        with await self._memory.get() as connection:
+            self._files = await take_files(connection, count)
+        self.post(FilesTaken(self.now()))
+
     async def _prepare(self, command: Prepare) -> None:
         self._working = self.spawn(self._make_room(command))
 
     async def _make_room(self, command: Prepare) -> None:
-        await self._claim(self)
-        self.memory = await asyncio.to_thread(prepare, command.offer, self.mode, self._kinds, self._types)
+        if command.offer.handed_over:
+            files, self._files = self._files, []
+            self.memory = await asyncio.to_thread(take_over, command.offer, files, self.mode, self._kinds)
+        else:
+            await self._claim(self)
+            self.memory = await asyncio.to_thread(prepare, command.offer, self.mode, self._kinds, self._types)
         self._pump = self.memory.pump(self._poll_max_ns)
         self.post(Prepared(self.now()))
 
@@ -157,7 +192,8 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         self.guest.start()  # microseconds, and part of the downtime: not worth a thread
         self.run_at = self.now()
         self.spawn(self._watch_first_step(self.guest))
-        self.spawn(self._watch_progress())
+        if self.memory is not None and not self.memory.resident:
+            self.spawn(self._watch_progress())
 
     async def _watch_first_step(self, guest: MigratingGuest) -> None:
         while not self._tell_running(guest):
@@ -197,6 +233,9 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         if status.state == "complete":
             self.post_first(self._resident())
         else:
+            if self.memory is not None and self.memory.resident:
+                log.error("destination: faults are trapped no more, the kernel serves them: %s", status.error)
+                self.spawn(asyncio.to_thread(self.memory.trap_no_more))
             self.post(PumpFailed(self.now(), status.error or "the pump ended"))
 
     async def _make_report(self, _command: MakeReport) -> None:
@@ -230,7 +269,7 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         }
 
     async def _settle(self, _command: Settle) -> None:
-        if self.memory is not None:
+        if self.memory is not None and not self.memory.resident:
             try:
                 await asyncio.to_thread(self.memory.trap_no_more)
             except BaseException:
@@ -241,14 +280,26 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
     async def _stop_pump(self, command: StopPump) -> None:
         if self._traps_for_ever:
             log.error("destination: faults of the guest are still trapped: their thread stays until the guest ends")
+        elif self._pump is not None and self.memory is not None and self.memory.resident:
+            log.info("destination: each page of the guest is trapped and mapped when it is touched first")
         else:
             await super()._stop_pump(command)
 
     async def _discard(self, _command: Discard) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            await asyncio.wait({self._taking})
         if self._working is not None:
             await asyncio.wait({self._working})  # the thread in it cannot be called back
-        await self._stop_pump(StopPump())
-        await asyncio.to_thread(self.end_guest)
+        await super()._stop_pump(StopPump())
+        await self.end_guest()
+
+    def drop_files(self) -> None:
+        """Close what came of memory that is handed over and was not mapped: once it has ended, nobody else does."""
+        while not self._memory.empty():
+            self._memory.get_nowait().close()
+        files, self._files = self._files, []
+        close_files(files)
 
     async def _hold_memory(self, _command: HoldMemory) -> None:
         self.held = True
@@ -262,8 +313,19 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
             raise UsageError("there is no guest's memory here")
         memory.give_back(self._pump, region, offset, length)
 
-    def end_guest(self) -> None:
-        """End the whole guest and give its memory back; in a thread, after the migration."""
+    def snapshot(self) -> DestinationStats | None:
+        """Return the pump's counters; those of memory that was handed over, where it needs no pump."""
+        stats = super().snapshot()
+        if stats is None and self.memory is not None and self.memory.resident:
+            stats = DestinationStats.of_handed_over(self.memory.layout)
+        return stats
+
+    async def end_guest(self) -> None:
+        """End the whole guest and give its memory back, after the migration."""
+        self._unwatch()
+        await asyncio.to_thread(self._end_guest)
+
+    def _end_guest(self) -> None:
         guest, self.guest = self.guest, None
         memory, self.memory = self.memory, None
         if guest is not None:

@@ -57,6 +57,16 @@ def known_mode(mode: str) -> str:
     return mode
 
 
+def traps_handed_over(mode: str) -> bool:
+    """Say whether each first touch of memory that is handed over is trapped; UsageError where a mode says neither.
+
+    All of it is there and nothing is to be placed: `auto` leaves faults to the kernel, `minor` serves each by CONTINUE.
+    """
+    if known_mode(mode) not in {"auto", "minor"}:
+        raise UsageError(f"memory that is handed over is not copied, so mode {mode} cannot be had: auto or minor can")
+    return mode == "minor"
+
+
 def handling(mode: str, memory_type: str) -> Handling:
     """Return how memory of this type ("shmem", "hugetlb-2M") is handled in a mode; UsageError if it is not."""
     kind = memory_type.partition("-")[0]

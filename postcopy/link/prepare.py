@@ -51,19 +51,23 @@ class GuestError(PostcopyError):
 class Memory:
     """The guest's memory at the destination: trapped, empty, and owned by whoever holds this.
 
-    `guest` is the rest of what the guest needs.
+    `guest` is the rest of what the guest needs. `resident`: the memory was handed over, all of it is in its files
+    already. Then it is trapped by choice, and without a userfaultfd not at all.
     """
 
     layout: Layout
     mappings: list[Mapping]
-    uffd: Userfaultfd
+    uffd: Userfaultfd | None
     handlings: list[Handling]
     zeropage: list[bool]
     guest: EmptyGuest
+    resident: bool = False
 
-    def pump(self, poll_max_ns: int) -> DestinationPump:
-        """Build the pump that serves this memory's faults."""
-        return DestinationPump(
+    def pump(self, poll_max_ns: int) -> DestinationPump | None:
+        """Build the pump that serves this memory's faults; None where none is trapped."""
+        if self.uffd is None:
+            return None
+        pump = DestinationPump(
             self.layout,
             self.mappings,
             self.uffd.fd,
@@ -73,6 +77,9 @@ class Memory:
             poll_max_ns=poll_max_ns,
             removal=removals(self.layout),
         )
+        if self.resident:
+            pump.adopt()
+        return pump
 
     def give_back(self, pump: DestinationPump | None, region: int, offset: int, length: int) -> None:
         """Take pages away from the guest: zeros from now on, and no copy of them is placed any more. In a thread."""
@@ -86,6 +93,8 @@ class Memory:
 
         Every region is tried before the first KernelError is raised: somebody must go on serving what is still trapped.
         """
+        if self.uffd is None:
+            return
         refused: list[KernelError] = []
         for mapping in self.mappings:
             try:
@@ -101,7 +110,8 @@ class Memory:
     def close(self) -> None:
         """Give everything back. Whoever waits in a fault goes on, on zeros: nobody may be there any more."""
         self.guest.close()
-        self.uffd.close()
+        if self.uffd is not None:
+            self.uffd.close()
         for mapping in self.mappings:
             mapping.close()
 
@@ -113,26 +123,26 @@ def prepare(offer: LayoutOffer, mode: str, kinds: Kinds, types: MemoryTypes = ME
     of such a type or size is not had anywhere like this), HostError (this host lacks room, permission or a feature),
     GuestError. What was allocated by then is given back.
     """
-    _check_guest(offer.guest, kinds)
+    check_guest(offer.guest, kinds)
     try:
         layout = offer.layout()
     except ProtocolError as error:
         raise UsageError(str(error)) from error
     handlings = _check(layout, offer, mode, types)
     with ExitStack() as undo:
-        uffd = undo.enter_context(_open(layout, handlings))
+        uffd = undo.enter_context(open_userfaultfd(layout, handlings))
         mappings = []
         for region, way in zip(layout.regions, handlings, strict=True):
             mapping = undo.enter_context(_allocate(types[region.type], region, way, offer.data_of(region.index)))
             mappings.append(mapping)
-            _register(uffd, mapping, way)
+            register(uffd, mapping, way)
         zeropage = [memory_type(region.type).zero_way(alias=False) is PlacingWay.ZEROPAGE for region in layout.regions]
         guest = kinds[offer.guest.kind].empty(mappings, offer.guest.vcpus)
         undo.pop_all()
         return Memory(layout, mappings, uffd, handlings, zeropage, guest)
 
 
-def _check_guest(guest: GuestOffer, kinds: Kinds) -> None:
+def check_guest(guest: GuestOffer, kinds: Kinds) -> None:
     """Refuse now what could not be loaded later, with the guest standing still."""
     if guest.kind not in kinds:
         raise GuestError(f"this agent has no guest of kind {guest.kind!r}: known are {', '.join(sorted(kinds))}")
@@ -217,7 +227,7 @@ def _modes(region: Region, way: Handling) -> Mode:
     return memory_type(region.type).modes_for(alias=way.minor)
 
 
-def _open(layout: Layout, handlings: list[Handling]) -> Userfaultfd:
+def open_userfaultfd(layout: Layout, handlings: list[Handling]) -> Userfaultfd:
     """Open a userfaultfd with what all regions need. A user-mode-only one will not do: it serves no system calls."""
     # Two vCPUs on one page are two faults, and one that is told of again is not: only the thread's id tells.
     required = Feature.THREAD_ID
@@ -237,7 +247,7 @@ def _allocate(kind: MemoryType, region: Region, way: Handling, data: int) -> Map
         raise RoomError(str(error)) from error
 
 
-def _register(uffd: Userfaultfd, mapping: Mapping, way: Handling) -> None:
+def register(uffd: Userfaultfd, mapping: Mapping, way: Handling) -> None:
     """Trap the region's faults and see that every way of placing that may be used was granted."""
     kind = memory_type(mapping.region.type)
     granted = uffd.register(mapping.address, mapping.region.size, _modes(mapping.region, way))

@@ -43,6 +43,7 @@ def arrived(
         "demand": stats.pages_demand,
         "push": stats.pages_push,
         "zero": stats.pages_zero,
+        "handed_over": stats.pages_handed_over,
         "duplicate": stats.pages_duplicate,
     }
     report: Report = {
@@ -99,7 +100,8 @@ def checked(report: Report) -> Report:
         for key in NEEDED:
             _ = report[key]
         pages = report["pages"]
-        parts = pages["demand"] + pages["push"] + pages["zero"]
+        # an agent that takes no memory over says nothing of it
+        parts = pages["demand"] + pages["push"] + pages["zero"] + pages.get("handed_over", 0)
         if parts != pages["total"]:
             raise PostcopyError(f"the report does not add up: {parts} pages of {pages['total']}")
     except (KeyError, TypeError) as error:

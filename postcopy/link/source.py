@@ -20,7 +20,8 @@ from postcopy.errors import (
     UsageError,
 )
 from postcopy.kernel import Mapping
-from postcopy.link.address import Address, parse_address
+from postcopy.kernel.handover import seal_files
+from postcopy.link.address import Address, UnixAddress, parse_address
 from postcopy.link.guest import MigratingGuest
 from postcopy.link.report import Report, completed
 from postcopy.link.source_interpreter import SourceInterpreter
@@ -31,6 +32,7 @@ from postcopy.session.events import CancelAsked, Started
 from postcopy.session.source import SourceMachine
 from postcopy.session.states import OWNERS, Owner, State
 from postcopy.wire.control import GuestOffer, Hello, LayoutOffer
+from postcopy.wire.messages import HANDED_OVER
 from postcopy.wire.version import VERSION, VERSION_MIN
 
 POLL_MAX_NS = 200_000
@@ -77,13 +79,15 @@ class Source:
     ) -> Report:
         """Move the guest to the destination at `address`; return the report once every page is there.
 
+        To one on this host (`unix:PATH`) the memory is handed over, not copied: `push` and `rate` are of no use then.
+
         `timeout` is how many seconds the switchover may take to come; `rate` limits the push, in bytes a
         second (0 or None: not at all). Raises what says who owns the guest: MigrationFailed, HostError and
         MigrationCancelled (the source runs it), MigrationLost.
         """
         self.check_free()
         where = parse_address(address) if isinstance(address, str) else address
-        machine = SourceMachine(Hello(self._versions, SOFTWARE), self._offer(), push=push)
+        machine = SourceMachine(Hello(self._versions, SOFTWARE), self._offer(where), push=push)
         self.finish = None
         self._current = SourceInterpreter(
             machine, where, self.layout, self._mappings, self._guest, poll_max_ns=self._poll_max_ns, rate=rate
@@ -104,9 +108,19 @@ class Source:
         if self.owner is not Owner.SOURCE:
             raise UsageError("the guest is not here any more")
 
-    def _offer(self) -> LayoutOffer:
+    def _offer(self, where: Address) -> LayoutOffer:
+        """Build the offer: on this host the memory itself goes, beyond it its pages. UsageError where it cannot."""
         data = [mapping.allocated for mapping in self._mappings]
-        return LayoutOffer.of(self.layout, GuestOffer(self._guest.kind, self._guest.vcpus), data)
+        guest = GuestOffer(self._guest.kind, self._guest.vcpus)
+        if not isinstance(where, UnixAddress):
+            return LayoutOffer.of(self.layout, guest, data)
+        try:
+            seal_files(self.layout.regions, [mapping.fd for mapping in self._mappings])
+        except UsageError as error:
+            raise UsageError(
+                f"{error}: send its pages to a destination that listens on tcp:127.0.0.1:PORT instead"
+            ) from error
+        return LayoutOffer.of(self.layout, guest, data, HANDED_OVER)
 
     def cancel(self, text: str = "cancelled by the user") -> bool:
         """Ask the running migration to end; False where there is none, or the guest has left already."""

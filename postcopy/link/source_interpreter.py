@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import msgpack
 
 from postcopy.errors import PostcopyError
 from postcopy.kernel import Mapping
+from postcopy.kernel.handover import send_files
 from postcopy.link.address import Address
 from postcopy.link.dial import dial_control, dial_data
 from postcopy.link.guest import MigratingGuest
@@ -23,6 +25,7 @@ from postcopy.session.commands import (
     Command,
     Connect,
     DialData,
+    HandOver,
     ReleaseMemory,
     ResumeGuest,
     StartPump,
@@ -30,9 +33,9 @@ from postcopy.session.commands import (
     StopGuest,
     StopPump,
 )
-from postcopy.session.events import Connected, DataConnected, GuestStopped, PumpFailed, PushAsked
+from postcopy.session.events import Connected, DataConnected, FilesHanded, GuestStopped, PumpFailed, PushAsked
 from postcopy.session.source import SourceMachine
-from postcopy.wire.preamble import Preamble, Role
+from postcopy.wire.preamble import FILES, Preamble, Role
 
 # How long the loop itself waits for the vCPUs to park before a thread waits for them.
 PARK_AT_ONCE_SECONDS = 0.002
@@ -70,6 +73,7 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
         return {
             Connect: self._connect,
             DialData: self._dial_data,
+            HandOver: self._hand_over,
             StartPump: self._start_pump,
             StopGuest: self._stop_guest,
             ResumeGuest: self._resume_guest,
@@ -98,6 +102,15 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
             connection = await dial_data(self._address, preamble)
             pump.attach("urgent" if role is Role.URGENT else "push", connection)
         self.post(DataConnected(self.now()))
+
+    async def _hand_over(self, command: HandOver) -> None:
+        self._dialling = self.spawn(self._hand_files(command))
+
+    async def _hand_files(self, command: HandOver) -> None:
+        preamble = Preamble(Role.MEMORY, self.machine.version, command.migration_id, command.token)
+        with socket.socket(fileno=await dial_data(self._address, preamble)) as connection:
+            send_files(connection, FILES, [mapping.fd for mapping in self._mappings])
+            self.post(FilesHanded(self.now()))
 
     def _pump_ended(self, status: PumpStatus) -> None:
         self.post(PumpFailed(self.now(), status.error or "the pump ended"))

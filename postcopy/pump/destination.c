@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -172,8 +173,19 @@ int destination_attach(struct destination *pump, uint32_t role, int socket) {
     return half_attach(&pump->half, role, socket);
 }
 
+int destination_adopt(struct destination *pump) {
+    if (pump->half.urgent_thread.started || pump->half.urgent >= 0 || pump->half.push >= 0)
+        return -EINVAL;
+    for (uint32_t i = 0; i < pump->half.count; i++)
+        memset((void *)(uintptr_t)pump->memory[i].map, PAGE_PLACED, pump->memory[i].pages);
+    /* It stays RUNNING: a pump that goes on serving faults can still fail, and its owner is to hear of it. */
+    atomic_store(&pump->counters.resident, pump->pages_total);
+    pump->alone = true;
+    return 0;
+}
+
 int destination_start(struct destination *pump) {
-    int result = half_start(&pump->half, "pc-demand", demand_run, push_run, pump);
+    int result = half_start(&pump->half, "pc-demand", demand_run, pump->alone ? NULL : push_run, pump);
     if (result)
         destination_stop(pump);
     return result;

@@ -75,7 +75,7 @@ struct destination {
     struct uffd_message backlog[PENDING_MAX];
     uint64_t backlog_at[PENDING_MAX]; /* when they were read, ns */
     uint32_t backlog_count;
-    bool alone; /* complete, and the urgent connection has ended */
+    bool alone; /* no urgent connection: it has ended and every page is here, or the memory was adopted */
     struct waiter waiter;
 
     bool told;    /* events tell of pages that the guest gives back */

@@ -9,8 +9,8 @@ import errno
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Self
 
 from postcopy.errors import HostError, LinkError, UsageError
 from postcopy.pages.regions import Layout
@@ -34,6 +34,7 @@ class DestinationStats:
     pages_zero: int
     pages_duplicate: int
     pages_removed: int
+    pages_handed_over: int
     faults_missing: int
     faults_minor: int
     faults_wp: int
@@ -47,6 +48,16 @@ class DestinationStats:
     push_ended: bool
     cpu_seconds: float
     fault_latency: Histogram
+
+    OUTCOMES: ClassVar = ("placed", "present", "retry", "gone", "busy")
+
+    @classmethod
+    def of_handed_over(cls, layout: Layout) -> DestinationStats:
+        """Return what there is to tell of memory that was handed over and needs no pump: all of it is here."""
+        counts: dict[str, Any] = {field.name: 0 for field in fields(cls)}
+        counts |= dict.fromkeys(("pages_total", "pages_resident", "pages_handed_over"), layout.pages)
+        counts |= {"outcomes": dict.fromkeys(cls.OUTCOMES, 0), "push_ended": False, "cpu_seconds": 0.0}
+        return cls(**counts | {"fault_latency": Histogram()})
 
 
 class DestinationPump:
@@ -70,6 +81,7 @@ class DestinationPump:
         foreign: bool = False,
     ) -> None:
         self._layout = layout
+        self._adopted = False
         self._discarding = threading.Lock()
         regions, count = describe(layout, mappings, demand, push, zeropage, removal=removal, foreign=foreign)
         self._pump: Any = lib.destination_create(uffd_fd, regions, count, poll_max_ns)
@@ -91,8 +103,18 @@ class DestinationPump:
         if result:
             raise ValueError(f"{role}: {os.strerror(-result)}")
 
+    def adopt(self) -> None:
+        """Take note that every page's content is in the files already, and will be mapped as it is touched.
+
+        In place of both connections, before start(). Such a pump serves faults until it is stopped; it fetches nothing.
+        """
+        result = lib.destination_adopt(self._handle)
+        if result:
+            raise ValueError(f"adopt: {os.strerror(-result)}")
+        self._adopted = True
+
     def start(self) -> None:
-        """Start both threads; both connections must be there."""
+        """Start both threads; both connections must be there. One thread does where the memory was adopted."""
         result = lib.destination_start(self._handle)
         if result:
             raise HostError(f"the destination's pump could not be started: {os.strerror(-result)}")
@@ -117,6 +139,7 @@ class DestinationPump:
             pages_push=push.pages,
             pages_zero=urgent.zero + push.zero + counters.removed,
             pages_removed=counters.removed,
+            pages_handed_over=self._layout.pages if self._adopted else 0,
             pages_duplicate=urgent.duplicate + push.duplicate,
             faults_missing=demand.faults_missing,
             faults_minor=demand.faults_minor,
@@ -124,16 +147,13 @@ class DestinationPump:
             requests=demand.requests,
             pending=demand.pending,
             outcomes={
-                "placed": urgent.outcome_placed + push.outcome_placed,
-                "present": urgent.outcome_present + push.outcome_present,
-                "retry": urgent.outcome_retry + push.outcome_retry,
-                "gone": urgent.outcome_gone + push.outcome_gone,
-                "busy": urgent.outcome_busy + push.outcome_busy,
+                one: getattr(urgent, f"outcome_{one}") + getattr(push, f"outcome_{one}")
+                for one in DestinationStats.OUTCOMES
             },
             bytes_received_urgent=urgent.bytes_received,
             bytes_received_push=push.bytes_received,
             bytes_sent_urgent=demand.bytes_sent,
-            bytes_placed=urgent.bytes_placed + push.bytes_placed,
+            bytes_placed=0 if self._adopted else urgent.bytes_placed + push.bytes_placed,
             push_ended=bool(push.ended),
             cpu_seconds=lib.destination_cpu_ns(self._handle) / 1e9,
             fault_latency=read_histogram(ffi, demand.latency),

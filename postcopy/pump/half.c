@@ -54,11 +54,11 @@ int half_attach(struct half *half, uint32_t role, int socket) {
 }
 
 int half_start(struct half *half, const char *name, void (*urgent)(void *), void (*push)(void *), void *pump) {
-    if (half->urgent_thread.started || half->urgent < 0 || half->push < 0)
+    if (half->urgent_thread.started || (push && (half->urgent < 0 || half->push < 0)))
         return -EINVAL;
     atomic_store(&half->status.state, PUMP_RUNNING);
     int result = thread_start(&half->urgent_thread, name, urgent, pump);
-    return result ? result : thread_start(&half->push_thread, "pc-push", push, pump);
+    return result || !push ? result : thread_start(&half->push_thread, "pc-push", push, pump);
 }
 
 void half_stop(struct half *half) {

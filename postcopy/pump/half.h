@@ -32,7 +32,10 @@ struct half {
 void *half_create(size_t size, const struct pump_region *regions, uint32_t count);
 /* The socket becomes the half's, even on failure (-EINVAL: no such role, attached already, started already). */
 int half_attach(struct half *half, uint32_t role, int socket);
-/* Start both threads with `pump` for an argument, the urgent one under `name`. 0 or -errno. */
+/*
+ * Start both threads with `pump` for an argument, the urgent one under `name`. Without `push` there is one thread, and
+ * no connections are wanted. 0 or -errno.
+ */
 int half_start(struct half *half, const char *name, void (*urgent)(void *), void (*push)(void *), void *pump);
 /* Ask the threads to end and wait for them. Idempotent. */
 void half_stop(struct half *half);

@@ -137,7 +137,12 @@ struct destination *destination_create(int uffd, const struct pump_region *regio
                                        uint64_t poll_max_ns);
 /* Give it the connection of a role, once each, before start. The socket becomes the pump's, even on failure (-errno). */
 int destination_attach(struct destination *pump, uint32_t role, int socket);
-/* Start its two threads. Returns 0 or -errno. */
+/*
+ * Every page's content is in the regions' files already (memory that was handed over), and nothing will be fetched: call
+ * it before start and in place of attach. Faults are served all the same, by mapping what is there. 0 or -EINVAL.
+ */
+int destination_adopt(struct destination *pump);
+/* Start its two threads, one where it has adopted its memory. Returns 0 or -errno. */
 int destination_start(struct destination *pump);
 /* Ask the threads to end and wait for them. Idempotent; threads that wait in a fault stay the guest's problem. */
 void destination_stop(struct destination *pump);

@@ -59,6 +59,11 @@ def host_port(address):
 
 
 def connect(address):
+    if address.startswith("unix:"):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(SECONDS)
+        connection.connect(address.removeprefix("unix:"))
+        return connection
     return socket.create_connection(host_port(address), timeout=SECONDS)
 
 
