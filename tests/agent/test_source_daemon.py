@@ -92,8 +92,8 @@ def played():
     def play(scene):
         async def on_stage():
             options = SourceOptions(
-                memory=(), guest="emulated", vcpus=1, workload="random", seed=1, cpus=(), admin=None, metrics=None, ready_fd=None,
-                poll_max_ns=0, steps_per_second=0, steps_max=None, blank=0.0, parent=Parent(),
+                memory=(), guest="emulated", vcpus=1, workload="random", seed=1, cpus=(), admin=None, metrics=None,
+                ready_fd=None, poll_max_ns=0, steps_per_second=0, steps_max=None, blank=0.0, parent=Parent(),
             )  # fmt: skip
             daemon = SourceDaemon(options)
             daemon.guest = PlayedGuest()
