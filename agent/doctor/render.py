@@ -49,7 +49,7 @@ def parts(document: Facts) -> Iterator[Table | Text]:
     yield _heading("userfaultfd")
     yield _table(("opened by", "for whom", "here"), _ways(document["userfaultfd"], document["user"]))
     yield _heading("Memory types")
-    yield _table(("type", "page", "mode", "really granted"), _types(document))
+    yield _table(("type", "page", "mode", "tried, and granted"), _types(document))
     yield _problems("Problems", document["problems"])
     if document["needs"]:
         yield _heading("Needed")
@@ -151,11 +151,20 @@ def _types(document: Facts) -> Iterator[Row]:
 def _grants(name: str, page_size: int, modes: list[Facts], reason: str | None) -> Iterator[Row]:
     label: Row = (name, format_size(page_size))
     for mode in modes:
-        answer = f"no: {mode['refusal']}" if mode["ioctls"] is None else ", ".join(mode["ioctls"])
-        yield (*label, mode["mode"], answer)
+        yield (*label, mode["mode"], f"no: {mode['refusal']}" if mode["ioctls"] is None else _worked(mode))
         label = ("", "")
     if reason is not None:
         yield (*label, "", reason)
+
+
+def _worked(mode: Facts) -> str:
+    """Say what worked, what REGISTER promises and was refused all the same, and what was not tried."""
+    words = ", ".join(name for name in mode["ioctls"] if name not in mode["untried"])
+    if mode["untried"]:
+        words += f"; not tried: {', '.join(mode['untried'])}"
+    if mode["refused"]:
+        words += f"; promised, and refused: {', '.join(f'{name} ({why})' for name, why in mode['refused'].items())}"
+    return words
 
 
 def _needs(needs: list[Facts]) -> Iterator[Row]:

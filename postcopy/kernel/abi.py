@@ -113,6 +113,9 @@ class Ioctl(IntFlag):
     API = 1 << 0x3F
 
 
+NO_IOCTLS = Ioctl(0)
+
+
 class FaultFlag(IntFlag):
     """The flags of a page fault's message. None of WP and MINOR: the page is missing."""
 

@@ -72,7 +72,7 @@ class GuestMemfd(MemoryType):
         try:
             fd = self.create_file("", self.page_size)
             with Mapping(Region(0, self.name, self.page_size, self.page_size), fd, alias=False) as mapping:
-                grant = self._try(mapping.address, NEEDED)
+                grant = self._try(mapping, NEEDED)
         except (KernelError, HostError) as refused:
             return f"{self.name}: {refused}"
         if grant.ioctls is not None:

@@ -103,9 +103,12 @@ def _memory_type(grants: TypeGrants) -> Facts:
 
 def _grant(grant: ModeGrant) -> Facts:
     granted = grant.ioctls is not None
+    refused = {ioctl.name or hex(ioctl): answer for ioctl, answer in grant.refused.items()}
     return {
         "mode": name_modes(grant.modes),
-        "ioctls": None if grant.ioctls is None else _names(grant.ioctls),
+        "ioctls": None if grant.ioctls is None else [name for name in _names(grant.ioctls) if name not in refused],
+        "refused": refused,
+        "untried": _names(grant.untried),
         "refusal": None if granted else errno.errorcode.get(grant.number, str(grant.number)),
     }
 

@@ -12,6 +12,8 @@ from postcopy.kernel.memory_type import MemoryType, Way, describe_size
 from postcopy.kernel.shmem import create_memfd
 
 POOLS = Path("/sys/kernel/mm/hugepages")
+# Clearing and copying a page of this size takes below a millisecond, of a gibibyte a second.
+TRIED_BYTES_MAX = 16 << 20
 _SIZE_SHIFT = 26  # memfd_create's flags carry the binary logarithm of the page size from this bit on
 
 
@@ -52,6 +54,14 @@ class Hugetlb(MemoryType):
         self.name = name
         self.page_size = page_size
         self.pool_folder = POOLS / f"hugepages-{page_size // 1024}kB"
+
+    @property
+    def spare(self) -> bool:
+        """Whether the pool has a page to spare; one that takes long to clear is not worth it."""
+        try:
+            return self.page_size <= TRIED_BYTES_MAX and self.pool().unclaimed > 0
+        except HostError:
+            return False
 
     def pool(self) -> Pool:
         """Read the pool's counters; HostError where this machine has no huge pages of that size."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping as ReadOnly
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from postcopy.errors import HostError, KernelError, UsageError
-from postcopy.kernel.abi import Feature, Ioctl, Mode
+from postcopy.kernel.abi import NO_IOCTLS, Feature, Ioctl, Mode
 from postcopy.kernel.mapping import Mapping
+from postcopy.kernel.trying import TAKES_A_PAGE, perform
 from postcopy.kernel.userfaultfd import Userfaultfd
 from postcopy.pages.regions import Region
 from postcopy.pages.units import format_size
@@ -31,11 +32,17 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModeGrant:
-    """What REGISTER answered for `modes`: the ioctls, or None and the errno."""
+    """What REGISTER answered for `modes`: the ioctls, or None and the errno.
+
+    Where they were performed as well, `refused` says which of them the kernel refused all the same, by the name of its
+    errno, and `untried` which could not be.
+    """
 
     modes: Mode
     ioctls: Ioctl | None
     number: int = 0
+    refused: ReadOnly[Ioctl, str] = field(default_factory=dict)
+    untried: Ioctl = NO_IOCTLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +161,16 @@ class MemoryType(ABC):
             needed |= self.ways[way]
         return needed
 
-    def probe(self, combinations: tuple[Mode, ...] = PROBED_MODES) -> TypeGrants:
-        """Try each combination of modes on one page and say what was granted; never raises."""
+    @property
+    def spare(self) -> bool:
+        """Whether there is a page of it to try things on, and trying takes no time to speak of."""
+        return True
+
+    def probe(self, combinations: tuple[Mode, ...] = PROBED_MODES, *, performing: bool = False) -> TypeGrants:
+        """Try each combination of modes on one page and say what was granted; never raises.
+
+        `performing`: each ioctl that is granted is performed once as well.
+        """
         region = Region(0, self.name, self.page_size, self.page_size)
         try:
             fd = self.create_file("postcopy-probe", self.page_size)
@@ -165,7 +180,7 @@ class MemoryType(ABC):
             return TypeGrants(self.name, self.page_size, (), f"{self.name}: {refused}")
         with mapping:
             try:
-                grants = tuple(self._try(mapping.address, modes) for modes in combinations)
+                grants = tuple(self._try(mapping, modes, performing=performing) for modes in combinations)
             except (KernelError, HostError) as refused:
                 return TypeGrants(self.name, self.page_size, (), str(refused))
         try:
@@ -174,15 +189,18 @@ class MemoryType(ABC):
             return TypeGrants(self.name, self.page_size, grants, str(short))
         return TypeGrants(self.name, self.page_size, grants, None)
 
-    def _try(self, address: int, modes: Mode) -> ModeGrant:
+    def _try(self, mapping: Mapping, modes: Mode, *, performing: bool = False) -> ModeGrant:
         """Register the page with a descriptor that is thrown away, and say what came of it. HostError: none is had."""
+        address = mapping.address
         with Userfaultfd.open(optional=self.features_for(modes), allow_user_mode_only=True) as uffd:
             try:
                 granted = uffd.register(address, self.page_size, modes)
             except KernelError as refused:
                 return ModeGrant(modes, None, refused.number)
+            untried = NO_IOCTLS if self.spare else granted & TAKES_A_PAGE
+            refusals = perform(uffd, mapping, granted & ~untried) if performing else {}
             uffd.unregister(address, self.page_size)
-            return ModeGrant(modes, granted)
+            return ModeGrant(modes, granted, refused=refusals, untried=untried if performing else granted)
 
 
 def describe_size(size: int) -> str:

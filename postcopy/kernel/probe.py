@@ -75,7 +75,7 @@ def probe_host() -> HostProbe:
         unprivileged_userfaultfd=unprivileged_allowed(),
         features=features,
         ioctls=ioctls,
-        types=tuple(known.probe() for known in MEMORY_TYPES.values()),
+        types=tuple(known.probe(performing=True) for known in MEMORY_TYPES.values()),
         refusal=refusal,
     )
 

@@ -11,12 +11,13 @@ import hmac
 import logging
 import secrets
 import socket
+from collections.abc import Mapping as ReadOnly
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 from postcopy.errors import HostError, PostcopyError, ProtocolError, UsageError
-from postcopy.kernel import memory_types_in
+from postcopy.kernel import Userfaultfd, memory_types_in
 from postcopy.link.address import Address, UnixAddress, parse_address
 from postcopy.link.control import ControlChannel
 from postcopy.link.destination_interpreter import DestinationInterpreter
@@ -221,6 +222,20 @@ class Destination:
         if self._current is None:
             raise UsageError("there is no guest's memory here")
         self._current.give_back(region, offset, length)
+
+    def add_view(self, uffd: Userfaultfd, addresses: ReadOnly[int, int]) -> None:
+        """Serve another process that maps the guest's memory, too: a device's backend, say.
+
+        It has mapped the files behind regions (`mapping.fd` of what a kind of guest is given) and registered those
+        mappings with a userfaultfd of its own, without events, *before* it touches them; `addresses` says where, by the
+        number of the region. Its faults are served like the guest's until every page is here; then its memory is
+        trapped no more. `uffd` is the destination's from here on, unless this raises: UsageError (no such region,
+        memory without a file, events are enabled, an address within a page, too many others), HostError (the range is
+        not mapped or not trapped there, its kernel or features do not grant what the guest's mapping has).
+        """
+        if self._current is None:
+            raise UsageError("there is no guest's memory here")
+        self._current.add_view(uffd, addresses)
 
     @property
     def owner(self) -> Owner | None:

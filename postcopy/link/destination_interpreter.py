@@ -8,11 +8,13 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from collections.abc import Mapping as ReadOnly
 from typing import Any, Literal
 
 import msgpack
 
 from postcopy.errors import ProtocolError, UsageError
+from postcopy.kernel import Userfaultfd
 from postcopy.kernel.handover import close_files
 from postcopy.link.guest import Kinds, MigratingGuest
 from postcopy.link.prepare import Memory, MemoryTypes, prepare
@@ -312,6 +314,12 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         if memory is None:
             raise UsageError("there is no guest's memory here")
         memory.give_back(self._pump, region, offset, length)
+
+    def add_view(self, uffd: Userfaultfd, addresses: ReadOnly[int, int]) -> None:
+        """Serve another process that maps the memory, too; see Destination.add_view."""
+        if self.memory is None:
+            raise UsageError("there is no guest's memory here")
+        self.memory.add_view(self._pump, uffd, addresses)
 
     def snapshot(self) -> DestinationStats | None:
         """Return the pump's counters; those of memory that was handed over, where it needs no pump."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping as ReadOnly
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from postcopy.errors import HostError, KernelError, PostcopyError, ProtocolError, UsageError
 from postcopy.kernel import MEMORY_TYPES, Feature, Ioctl, Mapping, MemoryType, Mode, Userfaultfd, memory_type
@@ -17,6 +17,7 @@ from postcopy.kernel import Way as PlacingWay
 from postcopy.kernel.shmem import require_room
 from postcopy.link.guest import EmptyGuest, Kinds
 from postcopy.link.placement import Handling, handling
+from postcopy.link.views import Views
 from postcopy.pages.regions import Layout, Region
 from postcopy.pages.units import format_size
 from postcopy.pump.destination import DestinationPump
@@ -62,6 +63,7 @@ class Memory:
     zeropage: list[bool]
     guest: EmptyGuest
     resident: bool = False
+    views: Views = field(default_factory=Views)
 
     def pump(self, poll_max_ns: int) -> DestinationPump | None:
         """Build the pump that serves this memory's faults; None where none is trapped."""
@@ -88,6 +90,11 @@ class Memory:
             pump.discard(region, offset, length)  # first: what is placed by then, the hole takes away
         self.mappings[region].punch_hole(offset, length)
 
+    def add_view(self, pump: DestinationPump | None, uffd: Userfaultfd, addresses: ReadOnly[int, int]) -> None:
+        """Serve another process's mapping of some regions' files, too; see Destination.add_view."""
+        modes = [_modes(region, way) for region, way in zip(self.layout.regions, self.handlings, strict=True)]
+        self.views.add(None if self.resident else pump, uffd, addresses, self.mappings, modes)
+
     def trap_no_more(self) -> None:
         """Stop trapping; only once every page's content is here, for what is missing then reads as zeros.
 
@@ -104,6 +111,7 @@ class Memory:
         for mapping in self.mappings:
             with suppress(KernelError):  # it is only asked for
                 mapping.allow_huge_pages()
+        self.views.trap_no_more()
         if refused:
             raise refused[0]
 
@@ -112,6 +120,7 @@ class Memory:
         self.guest.close()
         if self.uffd is not None:
             self.uffd.close()
+        self.views.close()
         for mapping in self.mappings:
             mapping.close()
 

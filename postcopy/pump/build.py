@@ -18,6 +18,7 @@ SOURCES = [
     "removal.c",
     "source.c",
     "thread.c",
+    "view.c",
     "wait.c",
     "window.c",
 ]

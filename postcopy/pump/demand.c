@@ -18,7 +18,8 @@ void faults_settle(struct destination *pump) {
     uint64_t now = 0;
     for (uint32_t i = 0; i < pump->pending_count;) {
         struct pending *pending = &pump->pending[i];
-        if (page_load(&pump->memory[pending->region].map[pending->page]) != PAGE_PLACED) {
+        if (page_load(&pump->memory[pending->region].map[pending->page]) != PAGE_PLACED ||
+            (pending->view && !view_settle(pump, pending))) {
             i++;
             continue;
         }
@@ -33,7 +34,7 @@ static void request(struct destination *pump, uint32_t region, uint64_t page) {
     uint64_t page_size = pump->memory[region].region.page_size;
     if (pump->requests_begin == pump->requests_end)
         pump->requests_begin = pump->requests_end = 0;
-    if (pump->requests_end + sizeof(struct frame) > sizeof pump->requests) { /* has_room() saw that it fits then */
+    if (pump->requests_end + sizeof(struct frame) > sizeof pump->requests) { /* faults_room() saw that it fits then */
         uint64_t rest = pump->requests_end - pump->requests_begin;
         memmove(pump->requests, (uint8_t *)pump->requests + pump->requests_begin, rest);
         pump->requests_begin = 0;
@@ -69,7 +70,7 @@ static int resolve_placed(struct destination *pump, uint32_t region, uint64_t pa
 }
 
 /* Bring a faulting page on its way. */
-static int serve(struct destination *pump, uint32_t region, uint64_t page, uint64_t flags) {
+static int serve(struct destination *pump, const struct view *view, uint32_t region, uint64_t page, uint64_t flags) {
     page_byte *state = &pump->memory[region].map[page];
     for (;;) {
         switch (page_load(state)) {
@@ -90,19 +91,22 @@ static int serve(struct destination *pump, uint32_t region, uint64_t page, uint6
             pages_placed(state, 1);
             return 0;
         case PAGE_PLACED:
-            return resolve_placed(pump, region, page, flags);
+            /* A view's fault is settled with the others: whatever the kernel called it, the page may be there by now. */
+            return view ? 0 : resolve_placed(pump, region, page, flags);
         default: /* REQUESTED, WATCHED: it is on its way, and whoever places it wakes every waiter */
             return 0;
         }
     }
 }
 
-static bool locate(const struct destination *pump, uint64_t address, uint32_t *region, uint64_t *page) {
+bool fault_locate(const struct destination *pump, const struct view *view, uint64_t address, uint32_t *region,
+                  uint64_t *page) {
     for (uint32_t i = 0; i < pump->half.count; i++) {
         const struct pump_region *r = &pump->memory[i].region;
-        if (address >= r->guest && address - r->guest < r->size) {
+        uint64_t base = view ? view->bases[i] : r->guest;
+        if (base && address >= base && address - base < r->size) {
             *region = i;
-            *page = (address - r->guest) / r->page_size;
+            *page = (address - base) / r->page_size;
             return true;
         }
     }
@@ -110,39 +114,45 @@ static bool locate(const struct destination *pump, uint64_t address, uint32_t *r
 }
 
 /* The kernel tells again of a thread that was interrupted while it waited: that is the same fault. */
-static bool told_already(const struct destination *pump, uint32_t region, uint64_t page, uint32_t thread) {
+static bool told_already(const struct destination *pump, const struct view *view, uint32_t region, uint64_t page,
+                         uint32_t thread) {
     for (uint32_t i = 0; i < pump->pending_count; i++) {
         const struct pending *pending = &pump->pending[i];
-        if (pending->thread == thread && pending->page == page && pending->region == region)
+        if (pending->thread == thread && pending->page == page && pending->region == region && pending->view == view)
             return true;
     }
     return false;
 }
 
-static int take_fault(struct destination *pump, const struct uffd_message *message, uint64_t read_at) {
-    uint32_t region;
-    uint64_t page;
-    /* Another process may have had more trapped than it told of: writes, or memory elsewhere. */
-    bool served = !pump->foreign || !(message->flags & UFFD_FAULT_WP);
-    if (!served || !locate(pump, message->address, &region, &page))
-        return fail_number(pump, FAILURE_KERNEL, EPROTO, message->event);
-    if (!told_already(pump, region, page, message->thread)) {
+int fault_take(struct destination *pump, struct view *view, const struct uffd_message *message, uint32_t region,
+               uint64_t page, uint64_t read_at) {
+    if (!told_already(pump, view, region, page, message->thread)) {
         hist_add(message->flags & UFFD_FAULT_WP      ? &pump->counters.demand.faults_wp
                  : message->flags & UFFD_FAULT_MINOR ? &pump->counters.demand.faults_minor
                                                      : &pump->counters.demand.faults_missing,
                  1);
         /* Accounted before it is served: whoever places the page from now on finds that it is waited for. */
         pump->pending[pump->pending_count++] =
-            (struct pending){.region = region, .thread = message->thread, .page = page, .read_at = read_at};
+            (struct pending){.view = view, .region = region, .thread = message->thread, .page = page, .read_at = read_at};
     }
-    return serve(pump, region, page, message->flags);
+    return serve(pump, view, region, page, message->flags);
+}
+
+static int take_own(struct destination *pump, const struct uffd_message *message, uint64_t read_at) {
+    uint32_t region;
+    uint64_t page;
+    /* Another process may have had more trapped than it told of: writes, or memory elsewhere. */
+    bool served = !pump->foreign || !(message->flags & UFFD_FAULT_WP);
+    if (!served || !fault_locate(pump, NULL, message->address, &region, &page))
+        return fail_number(pump, FAILURE_KERNEL, EPROTO, message->event);
+    return fault_take(pump, NULL, message, region, page, read_at);
 }
 
 /*
  * Whether a whole batch of faults can be taken. A request may outlive its fault: the push may have brought the page
  * while the source did not read. So both the faults that are accounted and the requests not yet sent are bounded.
  */
-static bool has_room(const struct destination *pump) {
+bool faults_room(const struct destination *pump) {
     uint64_t unsent = pump->requests_end - pump->requests_begin;
     return pump->pending_count + MESSAGES_MAX <= PENDING_MAX &&
            unsent + MESSAGES_MAX * sizeof(struct frame) <= sizeof pump->requests;
@@ -195,19 +205,19 @@ static int take_backlog(struct destination *pump) {
     pump->backlog_count--;
     memmove(pump->backlog, pump->backlog + 1, pump->backlog_count * sizeof *pump->backlog);
     memmove(pump->backlog_at, pump->backlog_at + 1, pump->backlog_count * sizeof *pump->backlog_at);
-    return take_fault(pump, &message, read_at) ? STEP_FAILED : STEP_PROGRESS;
+    return take_own(pump, &message, read_at) ? STEP_FAILED : STEP_PROGRESS;
 }
 
 static int read_faults(struct destination *pump) {
     struct uffd_message messages[MESSAGES_MAX];
-    if (!has_room(pump))
+    if (!faults_room(pump))
         return STEP_IDLE;
     if (pump->backlog_count)
         return take_backlog(pump);
     int count = read_messages(pump, messages, MESSAGES_MAX);
     uint64_t read_at = now_ns();
     for (int i = 0; i < count; i++)
-        if (messages[i].event == UFFD_EVENT_PAGEFAULT && take_fault(pump, &messages[i], read_at))
+        if (messages[i].event == UFFD_EVENT_PAGEFAULT && take_own(pump, &messages[i], read_at))
             return STEP_FAILED;
     return count < 0 ? STEP_FAILED : count ? STEP_PROGRESS : STEP_IDLE;
 }
@@ -226,7 +236,7 @@ static int send_requests(struct destination *pump) {
 }
 
 static int wait_for_work(struct destination *pump) {
-    struct pollfd descriptors[3] = {
+    struct pollfd descriptors[3 + PUMP_VIEWS_MAX] = {
         {.fd = pump->news_fd, .events = POLLIN},
         {.fd = pump->half.urgent, .events = POLLIN},
         {.fd = pump->uffd, .events = POLLIN},
@@ -235,9 +245,12 @@ static int wait_for_work(struct destination *pump) {
         descriptors[1].events |= POLLOUT;
     if (pump->alone)
         descriptors[1].fd = -1;
-    if (!has_room(pump))
+    nfds_t used = 3;
+    if (faults_room(pump))
+        used += views_poll(pump, descriptors + used);
+    else
         descriptors[2].fd = -1;
-    int result = waiter_wait(&pump->waiter, descriptors, 3);
+    int result = waiter_wait(&pump->waiter, descriptors, used);
     if (result)
         return fail_number(pump, FAILURE_KERNEL, -result, 0);
     uint64_t count;
@@ -250,7 +263,8 @@ void demand_run(void *argument) {
     struct destination *pump = argument;
     thread_prefer();
     while (!half_stopping(&pump->half)) {
-        int faults = read_faults(pump);
+        int own = read_faults(pump);
+        int faults = own < 0 ? own : own | views_read(pump);
         int requests = faults < 0 || pump->alone ? faults : send_requests(pump);
         int answers = requests < 0 || pump->alone ? requests : receiver_step(pump, &pump->urgent);
         if (faults < 0)

@@ -50,7 +50,15 @@ struct receiver {
     uint32_t changing; /* times in a row that placing met PLACE_CHANGING */
 };
 
+/* Another process's mapping of the guest's files, with a userfaultfd of its own: view.c. */
+struct view {
+    int uffd;
+    _Atomic bool ended;               /* nothing of it is served any more */
+    uint64_t bases[PUMP_REGIONS_MAX]; /* where it maps each region, 0 if it does not */
+};
+
 struct pending {
+    struct view *view; /* whose fault it is, NULL: the guest's own mapping */
     uint32_t region;
     uint32_t thread;
     uint64_t page;
@@ -82,6 +90,9 @@ struct destination {
     bool foreign; /* the memory of another process */
     /* Held by the push while it places, and from reading an event until the page map knows: see README.md. */
     pthread_mutex_t gate;
+
+    struct view views[PUMP_VIEWS_MAX]; /* written by the owner before it counts them */
+    _Atomic uint32_t view_count;
 
     _Atomic bool news; /* the push placed a page that a fault is accounted for */
     int news_fd;       /* the same for a demand thread that sleeps; also ends its wait at a stop */
@@ -116,8 +127,25 @@ void take_fork(struct destination *pump, int child);
 int read_ahead(struct destination *pump);
 /* demand.c, for the demand thread: faults whose page has become present are over, and how long they took is known. */
 void faults_settle(struct destination *pump);
+/* demand.c, for view.c: where an address lies in a view (NULL: in the guest's own mapping); false: nowhere. */
+bool fault_locate(const struct destination *pump, const struct view *view, uint64_t address, uint32_t *region,
+                  uint64_t *page);
+/* demand.c, for view.c: account for a fault and bring its page on the way. 0, or -1 with a failed status. */
+int fault_take(struct destination *pump, struct view *view, const struct uffd_message *message, uint32_t region,
+               uint64_t page, uint64_t read_at);
+/* demand.c, for view.c: whether a whole batch of faults can be taken. */
+bool faults_room(const struct destination *pump);
 /* demand.c: the thread of the urgent connection. */
 void demand_run(void *pump);
+
+/* view.c: read the faults of all views and bring their pages on the way. Returns an enum step. */
+int views_read(struct destination *pump);
+/* view.c: a page that a view waits for is PLACED: map it there. False: not yet, try again after the next read. */
+bool view_settle(struct destination *pump, const struct pending *pending);
+/* view.c: wake whoever waits for these pages in any view. Any thread may call it. */
+void views_wake(struct destination *pump, uint32_t region, uint64_t first, uint64_t stop);
+/* view.c: put what is to be polled for the views into `descriptors`, room for PUMP_VIEWS_MAX; returns how many. */
+nfds_t views_poll(const struct destination *pump, struct pollfd *descriptors);
 
 /* destination.c: what the placer was refused is the end of the pump. Always returns -1. */
 int fail_placing(struct destination *pump, const struct receiver *receiver, uint32_t region, uint64_t page);

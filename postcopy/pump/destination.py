@@ -21,6 +21,7 @@ from postcopy.pump.status import PumpStatus, read_status
 
 Role = Literal["urgent", "push"]
 ROLES: dict[Role, int] = {"urgent": lib.ROLE_URGENT, "push": lib.ROLE_PUSH}
+VIEWS_MAX: int = lib.PUMP_VIEWS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class DestinationStats:
     requests: int
     pending: int
     outcomes: dict[str, int]
+    views_ended: int
     bytes_received_urgent: int
     bytes_received_push: int
     bytes_sent_urgent: int
@@ -132,6 +134,7 @@ class DestinationPump:
         """Return all counters; costs the C threads nothing."""
         counters = lib.destination_counters(self._handle)
         demand, urgent, push = counters.demand, counters.urgent, counters.push
+        placers = (urgent, push, counters.views)
         return DestinationStats(
             pages_total=self._layout.pages,
             pages_resident=counters.resident,
@@ -147,9 +150,10 @@ class DestinationPump:
             requests=demand.requests,
             pending=demand.pending,
             outcomes={
-                one: getattr(urgent, f"outcome_{one}") + getattr(push, f"outcome_{one}")
-                for one in DestinationStats.OUTCOMES
+                outcome: sum(getattr(placer, f"outcome_{outcome}") for placer in placers)
+                for outcome in DestinationStats.OUTCOMES
             },
+            views_ended=counters.views_ended,
             bytes_received_urgent=urgent.bytes_received,
             bytes_received_push=push.bytes_received,
             bytes_sent_urgent=demand.bytes_sent,
@@ -180,6 +184,19 @@ class DestinationPump:
             raise UsageError(f"region {region}: {length} bytes at {offset:#x} are no whole pages of it")
         if result:
             raise LinkError(f"region {region}: the pump ended while {length} bytes at {offset:#x} were given back")
+
+    def add_view(self, uffd_fd: int, addresses: Sequence[int]) -> None:
+        """Serve another process, too, that maps the regions' files at `addresses` (0: not that one) and traps them.
+
+        Its userfaultfd (non-blocking, without events) must outlive the pump. Raises UsageError: a region without a
+        file, an address within a page, or VIEWS_MAX others are served already.
+        """
+        bases = ffi.new("uint64_t[]", list(addresses))
+        result = lib.destination_view(self._handle, uffd_fd, bases, len(addresses))
+        if result == -errno.ENOSPC:
+            raise UsageError(f"{VIEWS_MAX} other processes were given to this migration already")
+        if result:
+            raise UsageError("a view needs one address of whole pages for each region, 0 for one without a file")
 
     def stop(self) -> None:
         """End both threads and wait for them. Idempotent. Faults raised from now on wait."""

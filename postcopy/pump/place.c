@@ -86,6 +86,7 @@ static int place(struct placer *placer, uint32_t operation, uint64_t address, co
         }
         if (done == -ESRCH) {
             hist_add(&placer->counters->outcome_gone, 1);
+            placer->gone = true;
             return 0;
         }
         if (done == -EFAULT && operation == UFFD_IOC_CONTINUE)

@@ -44,6 +44,7 @@ struct placer {
     uint32_t operation;
     int number;
     bool found; /* set where a page was there already */
+    bool gone;  /* set where the address space is ending */
     bool told;  /* events are enabled: the mappings may be changing until somebody reads of it, see PLACE_CHANGING */
     bool foreign;  /* another process's memory: it may take mappings away as it likes, which is no failure of ours */
     uint64_t done; /* bytes of the latest call that are present now */

@@ -19,6 +19,8 @@
 
 #define PUMP_REGIONS_MAX 64u
 #define PUMP_RING_EXTENTS 4096u
+/* Other processes that map the guest's files, in the life of one pump: backends of devices, one or two queues each. */
+#define PUMP_VIEWS_MAX 16u
 
 enum pump_role { ROLE_URGENT = 2, ROLE_PUSH = 3 };
 
@@ -111,8 +113,10 @@ struct destination_channel {
 struct destination_counters {
     struct destination_demand demand;
     struct destination_channel urgent, push;
+    struct destination_channel views; /* pages mapped for other processes: the outcomes alone */
     _Alignas(128) _Atomic uint64_t resident; /* pages whose content needs nothing from the source any more */
     _Atomic uint64_t removed;                /* of these, given back by the guest before they were placed: zeros */
+    _Atomic uint64_t views_ended;            /* views of which nothing is served any more */
 };
 
 struct source_channel {
@@ -161,6 +165,13 @@ int destination_event_fd(const struct destination *pump);
  * pump ended before a page that was being placed had come.
  */
 int destination_discard(struct destination *pump, uint32_t region, uint64_t offset, uint64_t length);
+/*
+ * Serve another process's mapping of the regions' files, too: `uffd` (non-blocking, without events) traps it, `bases`
+ * has one address for each region, 0 where it is not mapped. The descriptor stays the caller's and must outlive the
+ * pump. One thread at a time may call it, any time between create and destroy. 0, -EINVAL (a region without a file, an
+ * address within a page), -ENOSPC.
+ */
+int destination_view(struct destination *pump, int uffd, const uint64_t *bases, uint32_t count);
 /* Nanoseconds of CPU used by its threads so far. */
 uint64_t destination_cpu_ns(const struct destination *pump);
 

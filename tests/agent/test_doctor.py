@@ -41,6 +41,8 @@ def test_the_object_says_what_was_tried():
     modes = {mode["mode"]: mode for mode in types["shmem"]["modes"]}
     assert "CONTINUE" in modes["missing+minor"]["ioctls"]
     assert "CONTINUE" not in modes["missing"]["ioctls"]
+    assert "MOVE" not in modes["missing"]["ioctls"], "REGISTER lists it, and it does not work"
+    assert (modes["missing"]["refused"], modes["missing"]["untried"]) == ({"MOVE": "EINVAL"}, [])
     assert {mode["mode"]: mode["refusal"] for mode in types["anonymous"]["modes"]}["minor"] == "EINVAL"
     assert "guest_memfd" in types
     pools = {pool["page_size"]: pool for pool in found["hugetlb_pools"]}
@@ -52,7 +54,15 @@ def test_the_object_says_what_was_tried():
 def test_the_table_says_the_same():
     done = run("doctor")
     assert done.status == 0
-    for text in ("kernel", "MISSING_SHMEM", "/dev/userfaultfd", "guest_memfd", "clock source", "Problems"):
+    for text in (
+        "kernel",
+        "MISSING_SHMEM",
+        "/dev/userfaultfd",
+        "guest_memfd",
+        "promised, and refused: MOVE (EINVAL)",
+        "clock source",
+        "Problems",
+    ):
         assert text in done.out
     assert "\x1b" not in done.out
 

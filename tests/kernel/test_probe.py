@@ -34,6 +34,31 @@ def test_root_may_do_all_of_it():
 
 
 @pytest.mark.usefixtures("root")
+def test_what_is_granted_is_performed_once(huge_pages):
+    huge_pages("hugetlb-2M", 1)
+    before = memory_type("hugetlb-2M").pool()
+    types = {grants.name: grants for grants in probe_host().types}
+    for name in ("shmem", "tmpfs"):
+        for grant in types[name].modes:
+            assert grant.ioctls & Ioctl.MOVE, "the answer lists it"
+            assert (grant.refused, grant.untried) == ({Ioctl.MOVE: "EINVAL"}, 0)
+    for grant in types["anonymous"].modes:
+        assert (grant.refused, grant.untried) == ({}, 0)
+    for grant in types["hugetlb-2M"].modes:
+        assert (grant.refused, grant.untried) == ({}, 0)
+    # Of a page of 1 GiB only what is done without one.
+    assert {grant.untried for grant in types["hugetlb-1G"].modes} == {Ioctl.COPY, Ioctl.COPY | Ioctl.CONTINUE}
+    assert memory_type("hugetlb-2M").pool() == before
+
+
+@pytest.mark.usefixtures("root")
+def test_without_a_huge_page_nothing_is_tried_on_one(monkeypatch):
+    monkeypatch.setattr("postcopy.kernel.hugetlb.Hugetlb.spare", False)
+    (grant,) = memory_type("hugetlb-2M").probe((BOTH,), performing=True).modes
+    assert (grant.refused, grant.untried) == ({}, Ioctl.COPY | Ioctl.CONTINUE)
+
+
+@pytest.mark.usefixtures("root")
 @in_child
 def test_nobody_is_shown_what_is_refused_and_what_still_works():
     become_nobody()
