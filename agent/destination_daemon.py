@@ -24,6 +24,7 @@ from postcopy.guest.kinds import kinds
 from postcopy.kernel.opening import available_features
 from postcopy.link.address import Address, TcpAddress, UnixAddress
 from postcopy.link.destination import Destination
+from postcopy.pump.histogram import Histogram
 from postcopy.session.commands import Finish
 from postcopy.session.states import Owner, State
 
@@ -55,7 +56,7 @@ async def serve_destination(options: DestinationOptions) -> int:
         await asyncio.to_thread(available_features)
     async with AsyncExitStack() as stack:
         if options.metrics is not None:
-            log.info("metrics: %s", metrics.serve(options.metrics, daemon.figures))
+            log.info("metrics: %s", await metrics.serve(options.metrics, daemon.figures))
         destination = await stack.enter_async_context(daemon.destination)
         address = str(destination.address)
         admin = AdminServer(options.admin, daemon.commands()) if options.admin is not None else None
@@ -189,9 +190,9 @@ class DestinationDaemon:
         """Return what a scrape shows."""
         destination = self.destination
         figures = metrics.Figures("destination", destination.state, migrations=dict(self._migrations))
+        figures.owns_guest = destination.owner is Owner.DESTINATION
         guest, stats, layout = self._guest(), destination.snapshot(), destination.layout
-        if guest is not None:
-            figures.stall = guest.stall
+        figures.stall = guest.stall if guest is not None else Histogram()
         if destination.report is not None:
             figures.duration_seconds = destination.report["total_seconds"]
             figures.downtime_seconds = destination.report["downtime_seconds"]

@@ -1,39 +1,45 @@
 """Prometheus metrics of a daemon: read when they are asked for, never on the way of a page.
 
-Figures of the pump, the guest and the session enter through `Figures`; metric families leave. The scrape runs in the
-HTTP server's thread, so it asks the event loop's thread for the figures: nothing is read while it is being freed.
+Figures of the pump, the guest and the session enter through `Figures`; the lines that Prometheus reads leave.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
-from prometheus_client.registry import Collector
+from prometheus_client import ProcessCollector
 
+from agent.exposition import Exposition, Samples, Values, family
 from postcopy import __version__
-from postcopy.errors import UsageError
+from postcopy.errors import HostError, UsageError
+from postcopy.kernel import MEMORY_TYPES
+from postcopy.kernel.hugetlb import Hugetlb
 from postcopy.link.address import TcpAddress
 from postcopy.link.placement import MODES
 from postcopy.pump.histogram import Histogram
-from postcopy.session.states import State
+from postcopy.session.states import ENDED, State
 
 log = logging.getLogger("postcopy.metrics")
 
-SCRAPE_SECONDS = 5.0
+SLOW_SECONDS = 1.0
 # The source learns the mode with the last page: a migration that ended before has none.
 NO_MODE = "none"
 _PREFIX = "postcopy_"
+# What is counted from the start: a counter that appears with its first value has never risen, to Prometheus.
+PATHS = ("demand", "push", "zero", "duplicate")
+KINDS = ("missing", "minor", "wp")
+RESULTS = ("requested", "joined")
+OUTCOMES = ("placed", "present", "retry", "gone", "busy")
+CHANNELS = {
+    "source": (("sent", "urgent"), ("sent", "push"), ("received", "urgent")),
+    "destination": (("received", "urgent"), ("received", "push"), ("sent", "urgent")),
+}
 PAGES_TEXT = {
     "source": "Pages sent, by what sent them; path duplicate: sent before; path handed_over: "
     "not sent, but given away with their file.",
@@ -46,11 +52,13 @@ class Figures:
     """What a daemon has to tell, at one moment. Counts are of the latest migration but for `migrations`.
 
     Keys of the mappings are label values: faults by (kind, result), placements by outcome, pages by path, bytes by
-    (direction, channel), migrations by (role, mode, outcome). `role` is "source" or "destination".
+    (direction, channel), migrations by (role, mode, outcome). `role` is "source" or "destination". `owns_guest`: a
+    guest runs here, or would be gone with this agent.
     """
 
     role: str
     state: State = State.NONE
+    owns_guest: bool = False
     migrations: dict[tuple[str, str, str], int] = field(default_factory=dict)
     duration_seconds: float = 0.0
     downtime_seconds: float = 0.0
@@ -95,47 +103,49 @@ def faults_by_result(
     return {key: max(count, before.get(key, 0)) for key, count in told.items()}
 
 
-class MigrationCollector(Collector):
-    """Turns Figures into families. `figures` is called in the loop's thread."""
+class Exporter:
+    """Turns Figures into lines, in the loop's thread: nothing is read while it is being freed."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, figures: Callable[[], Figures]) -> None:
-        self._loop = loop
+    def __init__(self, figures: Callable[[], Figures]) -> None:
         self._figures = figures
+        self._process = ProcessCollector(registry=None)
+        self._slow: list[str] = []
+        self._slow_until = 0.0
 
-    def describe(self) -> list[Metric]:
-        """Name nothing ahead: the registry must not read a pump that is not there yet."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
+    def lines(self) -> Iterator[str]:
         """Read once, then tell all of it."""
-        now = asyncio.run_coroutine_threadsafe(self._read(), self._loop).result(SCRAPE_SECONDS)
+        now = self._figures()
         yield from session_families(now)
         yield from page_families(now)
         if now.role == "destination":
             yield from fault_families(now)
         yield from histogram("stall_seconds", "The guest's accesses here that took 1 microsecond or more.", now.stall)
+        yield from self._slowly()
 
-    async def _read(self) -> Figures:
-        return self._figures()
+    def _slowly(self) -> list[str]:
+        """Return what many files tell; who scrapes often is told the same for a second."""
+        now = time.monotonic()
+        if now >= self._slow_until:
+            self._slow, self._slow_until = [*host_families(), *self._process_families()], now + SLOW_SECONDS
+        return self._slow
+
+    def _process_families(self) -> Iterator[str]:
+        """Tell what Prometheus knows of any process."""
+        for one in self._process.collect():
+            name = one.samples[0].name
+            yield family(name, one.type, one.documentation, {(): one.samples[0].value})
 
 
-def session_families(now: Figures) -> Iterator[Metric]:
+def session_families(now: Figures) -> Iterator[str]:
     """Tell where migrations stand and what became of them."""
-    build = GaugeMetricFamily(_PREFIX + "build_info", "What this agent is; always 1.", labels=["version"])
-    build.add_metric([__version__], 1)
-    yield build
-    state = GaugeMetricFamily(_PREFIX + "migration_state", "1 for the state the migration is in.", labels=["state"])
-    for one in State:
-        state.add_metric([one.value], float(one is now.state))
-    yield state
-    ended = CounterMetricFamily(
-        _PREFIX + "migrations",
-        f"Migrations that ended; mode {NO_MODE}: before this side was told it.",
-        labels=["role", "mode", "outcome"],
-    )
-    for key, count in now.migrations.items():
-        ended.add_metric(list(key), count)
-    yield ended
+    yield gauge("build_info", "What this agent is; always 1.", {(__version__, now.role): 1}, ("version", "role"))
+    states = {(one.value,): int(one is now.state) for one in State}
+    yield gauge("migration_state", "1 for the state the migration is in.", states, ("state",))
+    yield gauge("guest_owned", "1 while this agent owns a guest, which would be gone with it.", int(now.owns_guest))
+    text = f"Migrations that ended; mode {NO_MODE}: before this side was told it."
+    every = [(now.role, mode, end.value) for mode in (*MODES, NO_MODE) for end in sorted(ENDED)]
+    ended = {**dict.fromkeys(every, 0), **now.migrations}
+    yield counter("migrations", text, ended, ("role", "mode", "outcome"))
     begin = "start of the latest migration" if now.role == "source" else "guest's start here in the latest migration"
     yield gauge("migration_duration_seconds", f"From the {begin} to its last page.", now.duration_seconds)
     limit = "at most, where the hosts share no clock" if now.role == "source" else "0 where the hosts share no clock"
@@ -144,60 +154,74 @@ def session_families(now: Figures) -> Iterator[Metric]:
         f"How long the guest stood still in the latest migration; {limit}.",
         now.downtime_seconds,
     )
-    yield counter("reconnects", "Connections that were made anew within a migration.", {}, 0)
+    yield counter("reconnects", "Connections that were made anew within a migration.", 0)
 
 
-def page_families(now: Figures) -> Iterator[Metric]:
+def page_families(now: Figures) -> Iterator[str]:
     """Tell what moved, and what is still to move."""
-    yield counter("pages", PAGES_TEXT[now.role], {(path,): n for path, n in now.pages.items()}, ["path"])
+    yield counter("pages", PAGES_TEXT[now.role], {(path,): now.pages.get(path, 0) for path in PATHS}, ("path",))
     text = "Bytes that this agent sent and received in the latest migration, by connection."
-    yield counter("transferred_bytes", text, now.transferred, ["direction", "channel"])
+    control = (("sent", "control"), ("received", "control"))
+    moved = {key: now.transferred.get(key, 0) for key in (*CHANNELS[now.role], *control)}
+    yield counter("transferred_bytes", text, moved, ("direction", "channel"))
     yield gauge("remaining_bytes", "Bytes of guest memory that are not at the destination yet.", now.remaining_bytes)
 
 
-def fault_families(now: Figures) -> Iterator[Metric]:
+def fault_families(now: Figures) -> Iterator[str]:
     """Tell what the guest's touch set off, which only a destination sees."""
     text = "Page faults read from userfaultfd: the page was requested, or joined: on its way or here already."
-    yield counter("faults", text, now.faults, ["kind", "result"])
+    every = ((kind, result) for kind in KINDS for result in RESULTS)
+    yield counter("faults", text, {key: now.faults.get(key, 0) for key in every}, ("kind", "result"))
     text = "Pages handed to the kernel, by what it said."
-    yield counter("placements", text, {(outcome,): n for outcome, n in now.placements.items()}, ["result"])
+    yield counter("placements", text, {(one,): now.placements.get(one, 0) for one in OUTCOMES}, ("result",))
     yield gauge("request_queue_depth", "Faults that wait for their page.", now.queue_depth)
-    yield counter("uffd_retries", "Placements that the kernel asked to repeat.", {}, now.retries)
+    yield counter("uffd_retries", "Placements that the kernel asked to repeat.", now.retries)
     text = "Fault read by the agent to page placed by it."
-    yield from histogram("fault_latency_seconds", text, now.fault_latency)
+    yield from histogram("fault_latency_seconds", text, now.fault_latency or Histogram())
 
 
-def gauge(name: str, text: str, value: float) -> Metric:
-    """Build a gauge without labels."""
-    return GaugeMetricFamily(_PREFIX + name, text, value=value)
+def host_families() -> Iterator[str]:
+    """Tell how many huge pages the host has set aside; nothing of a size that it does not know."""
+    total: dict[Values, int] = {}
+    left: dict[Values, int] = {}
+    for kind in MEMORY_TYPES.values():
+        if type(kind) is Hugetlb:
+            with contextlib.suppress(HostError):
+                pool = kind.pool()
+                total[(kind.name,)] = pool.total * kind.page_size
+                left[(kind.name,)] = pool.unclaimed * kind.page_size
+    yield gauge("hugetlb_pool_bytes", "Huge pages that this host set aside.", total, ("type",))
+    yield gauge("hugetlb_unclaimed_bytes", "Those nobody has or was promised.", left, ("type",))
 
 
-def counter(name: str, text: str, values: dict[Any, int], labels: list[str] | int) -> Metric:
-    """Build a counter: with labels from `values`, or the one number given in place of labels."""
-    if isinstance(labels, int):
-        return CounterMetricFamily(_PREFIX + name, text, value=labels)
-    family = CounterMetricFamily(_PREFIX + name, text, labels=labels)
-    for key, value in values.items():
-        family.add_metric(list(key), value)
-    return family
+def gauge(name: str, text: str, value: float | Samples, labels: Values = ()) -> str:
+    """Build a gauge: one number, or numbers by the values of their labels."""
+    return family(_PREFIX + name, "gauge", text, value if isinstance(value, Mapping) else {(): value}, labels)
 
 
-def histogram(name: str, text: str, recorded: Histogram | None) -> Iterator[Metric]:
+def counter(name: str, text: str, value: float | Samples, labels: Values = ()) -> str:
+    """Build a counter, as gauge() does."""
+    return family(
+        f"{_PREFIX}{name}_total", "counter", text, value if isinstance(value, Mapping) else {(): value}, labels
+    )
+
+
+def histogram(name: str, text: str, recorded: Histogram | None) -> Iterator[str]:
     """Build a histogram with QEMU's buckets; none where nothing records one."""
-    if recorded is not None:
-        yield HistogramMetricFamily(
-            _PREFIX + name, text, buckets=recorded.prometheus_buckets(), sum_value=recorded.sum_ns / 1e9
-        )
+    if recorded is None:
+        return
+    name = _PREFIX + name
+    buckets = recorded.prometheus_buckets()
+    yield family(name, "histogram", text, {(le,): count for le, count in buckets}, ("le",), suffix="_bucket")
+    yield f"{name}_sum {recorded.sum_ns / 1e9}\n{name}_count {buckets[-1][1]}\n"
 
 
-def serve(address: TcpAddress, figures: Callable[[], Figures]) -> str:
-    """Serve `/metrics` from a thread of its own until the process ends; return where. UsageError: port taken."""
+async def serve(address: TcpAddress, figures: Callable[[], Figures]) -> str:
+    """Serve `/metrics` until the loop ends; return where. UsageError where the address cannot be had."""
     if not address.loopback:
         log.warning("metrics: %s:%d is beyond this host: anybody who reaches it may read", address.host, address.port)
-    registry = CollectorRegistry()
-    registry.register(MigrationCollector(asyncio.get_running_loop(), figures))
     try:
-        server, _ = start_http_server(address.port, addr=address.host, registry=registry)
+        server = await asyncio.start_server(Exposition(Exporter(figures).lines).client, address.host, address.port)
     except OSError as error:
         raise UsageError(f"cannot serve metrics on {address.host}:{address.port}: {error.strerror or error}") from error
-    return f"http://{address.host}:{server.server_port}/metrics"
+    return f"http://{address.host}:{server.sockets[0].getsockname()[1]}/metrics"

@@ -28,7 +28,7 @@ from postcopy.link.address import TcpAddress, UnixAddress, parse_address
 from postcopy.link.source import Source
 from postcopy.pages.regions import Region
 from postcopy.pump.source import SourceStats
-from postcopy.session.states import State
+from postcopy.session.states import Owner, State
 from postcopy.wire.frame import HEADER_BYTES
 
 log = logging.getLogger("postcopy.agent")
@@ -67,7 +67,7 @@ async def serve_source(options: SourceOptions) -> int:
     daemon = SourceDaemon(options)
     async with AsyncExitStack() as stack:
         if options.metrics is not None:
-            log.info("metrics: %s", metrics.serve(options.metrics, daemon.figures))
+            log.info("metrics: %s", await metrics.serve(options.metrics, daemon.figures))
         await daemon.make_guest()
         stack.callback(daemon.drop_guest)
         await stack.enter_async_context(daemon.source())
@@ -297,7 +297,7 @@ class SourceDaemon:
         source = self._source
         if source is None:
             return figures
-        figures.state = source.state
+        figures.state, figures.owns_guest = source.state, source.owner is Owner.SOURCE
         figures.downtime_seconds, figures.duration_seconds = source.downtime, source.duration
         total, left = source.layout.pages, source.layout.pages - source.placed_pages
         figures.remaining_bytes = source.layout.size * left // total if source.state is not State.LOST else 0

@@ -29,7 +29,7 @@ ENTRY_POINTS = {"agent.cli", "agent.__main__"}
 
 # What git ignores.
 SKIPPED = {".git", ".venv", "build", "dist", "__pycache__", "uv.lock"}
-SKIPPED |= {".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
+SKIPPED |= {"debian", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 
 PACKAGES = sorted(path for top in ("postcopy", "agent") for path in (ROOT / top).rglob("*.py"))
 PYTHON = sorted([*PACKAGES, *(ROOT / "tests").rglob("*.py"), ROOT / "setup.py"])

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import tempfile
-import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from typing import Any
 from agent.admin import ask
 from agent.bench.link import Link
 from agent.bench.machine import warm
+from agent.bench.scrape import metrics_address, scrape, scraping
 from agent.children import ChildError, Daemon
 from postcopy.errors import PostcopyError
 from postcopy.link.address import UnixAddress
@@ -36,6 +35,7 @@ class ProductSetup:
     """One migration. Sizes are bytes; `steps` limits each vCPU's steps in all; `holes`: blank pages are all holes.
 
     Without `push` the guest fetches every page by touching it, so the migration ends by itself where `blank` is 0.
+    `scrapes_per_second`: how often both daemons' metrics are read meanwhile.
     """
 
     memory: str = "shmem"
@@ -49,6 +49,7 @@ class ProductSetup:
     steps_per_second: int = 0
     poll_max_ns: int | None = None
     watch_memory: bool = False
+    scrapes_per_second: int = 0
     deadline: float = 60.0
 
 
@@ -101,6 +102,10 @@ class Pair:
     sockets: dict[str, UnixAddress]
     folder: Path
 
+    def log(self, role: str) -> str:
+        """Return what one of them has said."""
+        return (self.folder / f"{role}.log").read_text(errors="replace")
+
     async def status(self, role: str) -> dict[str, Any]:
         """Ask one of them how it stands."""
         return await ask(self.sockets[role], "status")
@@ -127,7 +132,7 @@ async def run_product(setup: ProductSetup, placement: Placement) -> ProductRun:
                 async with own_memory(pair) if setup.watch_memory else nothing() as own_bytes:
                     run = await _migrate(setup, pair)
                 run.own_bytes = own_bytes
-                run.metrics = await scraped(pair) if placement.reachable else {}
+                run.metrics = await scrape(metrics_address(pair.log("destination"))) if placement.reachable else {}
                 return await _checked(setup, pair, run, placement.pinning)
         except TimeoutError:
             raise ChildError(f"the migration was not done within {setup.deadline:g} s", 1) from None
@@ -164,6 +169,8 @@ def _source_arguments(setup: ProductSetup) -> list[str]:
     arguments += ["--steps-per-second", str(setup.steps_per_second), "--blank", str(setup.blank)]
     if setup.holes:
         arguments.append("--holes")
+    if setup.scrapes_per_second:
+        arguments += ["--metrics", "127.0.0.1:0"]
     return arguments if setup.steps is None else [*arguments, "--steps", str(setup.steps)]
 
 
@@ -176,7 +183,9 @@ async def _migrate(setup: ProductSetup, pair: Pair) -> ProductRun:
         if not setup.push and setup.steps is not None:
             found = await _rest(setup, pair, migration)
             await ask(pair.sockets["source"], "set", {"push": True})
-        report = await migration
+        addresses = [metrics_address(pair.log(role)) for role in pair.sockets] if setup.scrapes_per_second else []
+        async with scraping(addresses, setup.scrapes_per_second):
+            report = await migration
     finally:
         migration.cancel()
         with contextlib.suppress(asyncio.CancelledError, PostcopyError):
@@ -210,36 +219,6 @@ async def _checked(setup: ProductSetup, pair: Pair, run: ProductRun, pinning: st
     if found["pages_checked"] * 4096 != setup.size:
         raise ChildError(f"the check looked at {found['pages_checked']} pages of {setup.size // 4096}", 1)
     return run
-
-
-async def scraped(pair: Pair) -> dict[str, float]:
-    """Read what the destination tells Prometheus; nothing where it does not answer."""
-    log = (pair.folder / "destination.log").read_text(errors="replace")
-    where = re.search(r"http://\S+/metrics", log)
-    if where is None:
-        return {}
-    try:
-        text = await asyncio.to_thread(_read_url, where[0])
-    except OSError:
-        return {}
-    return parse_metrics(text)
-
-
-def _read_url(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - the pattern above begins with http://
-        text: str = answer.read().decode()
-        return text
-
-
-def parse_metrics(text: str) -> dict[str, float]:
-    """Return each metric of the exposition format summed over its labels, buckets left out."""
-    found: dict[str, float] = {}
-    for line in text.splitlines():
-        if line and not line.startswith("#") and "_bucket{" not in line:
-            name, _, value = line.rpartition(" ")
-            name = name.partition("{")[0]
-            found[name] = found.get(name, 0.0) + float(value)
-    return found
 
 
 @asynccontextmanager

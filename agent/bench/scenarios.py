@@ -22,6 +22,7 @@ POLL_NS = 200_000  # the product's default
 PAGE_SIZES = {"shmem": 4096, "hugetlb-2M": HUGE}
 MODES = ("auto", "minor", "missing")
 VCPUS = (1, 2, 4, 8, 16)
+SCRAPES = (0, 10)
 SIZES = (64 * MIB, 256 * MIB, GIB, 4 * GIB, 8 * GIB)
 # Of the huge pages that are free: both ends need theirs, and others may need some.
 HUGE_SHARE = 0.36
@@ -87,6 +88,7 @@ def catalogue(machine: Machine) -> list[Scenario]:
         *_sizes(machine),
         _sparse(),
         *_memory(),
+        *_scraped(),
         *_honest(),
     ]
     return [_judged(scenario, machine) for scenario in found]
@@ -250,6 +252,14 @@ def _memory() -> Iterator[Scenario]:
         product = ProductSetup(size=size, steps_per_second=IDLE_STEPS_PER_SECOND, watch_memory=True)
         name = f"memory/{format_size(size).replace(' ', '')}"
         yield Scenario(name, product, {}, targets, ("own_bytes",), ("own_bytes",))
+
+
+def _scraped() -> Iterator[Scenario]:
+    """Migrate as `demand` does, long enough for some scrapes, without and with a Prometheus that looks on."""
+    for often in SCRAPES:
+        product = ProductSetup(size=512 * MIB, push=False, scrapes_per_second=often)
+        targets = (Target("fault_p99", "<=", 1.05, f"scraped/{SCRAPES[0]}"),) if often else ()
+        yield Scenario(f"scraped/{often}", product, {}, targets, LATENCY, FAULTS)
 
 
 def _honest() -> Iterator[Scenario]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from operator import add, sub
 from typing import Any
 
 BUCKETS = 1152
@@ -82,19 +83,17 @@ class Histogram:
 
         A bucket that straddles a bound (it is 3 % wide) counts as above it.
         """
-        cumulative = [0, *accumulate(self.buckets)]
-        bounds = [2**octave for octave in range(_PROMETHEUS_OCTAVES)]
-        pairs = [(repr(us / 1e6), float(cumulative[_whole_buckets_below(us * 1000)])) for us in bounds]
-        return [*pairs, ("+Inf", float(cumulative[-1]))]
+        pieces = (sum(self.buckets[start:end]) for start, end in pairwise((0, *_BELOW, BUCKETS)))
+        return [(le, float(count)) for le, count in zip(_BOUNDS, accumulate(pieces), strict=True)]
 
     def merge(self, other: Histogram) -> Histogram:
         """Return the histogram of both sets of values."""
-        buckets = tuple(a + b for a, b in zip(self.buckets, other.buckets, strict=True))
+        buckets = tuple(map(add, self.buckets, other.buckets))
         return Histogram(buckets, self.sum_ns + other.sum_ns, max(self.max_ns, other.max_ns))
 
     def since(self, earlier: Histogram) -> Histogram:
         """Return what was recorded after the snapshot `earlier` of the same histogram; its maximum is of a bucket."""
-        buckets = tuple(a - b for a, b in zip(self.buckets, earlier.buckets, strict=True))
+        buckets = tuple(map(sub, self.buckets, earlier.buckets))
         last = max((index for index, count in enumerate(buckets) if count), default=0)
         highest = min(self.max_ns, _LOWER_NS[last + 1] - 1) if any(buckets) else 0
         return Histogram(buckets, self.sum_ns - earlier.sum_ns, highest)
@@ -109,3 +108,7 @@ def _whole_buckets_below(bound_ns: int) -> int:
     """Return how many buckets lie wholly at or below a bound."""
     index = bisect_left(_LOWER_NS, bound_ns + 1)
     return index - 1 if _LOWER_NS[index] > bound_ns + 1 else index
+
+
+_BELOW = tuple(_whole_buckets_below(2**octave * 1000) for octave in range(_PROMETHEUS_OCTAVES))
+_BOUNDS = (*(repr(2**octave / 1e6) for octave in range(_PROMETHEUS_OCTAVES)), "+Inf")

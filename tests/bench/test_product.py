@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 from agent.bench.link import Link
-from agent.bench.product import Placement, own_bytes, parse_metrics
+from agent.bench.product import Placement, own_bytes
 from agent.bench.runner import Plan
+from agent.bench.scrape import parse_metrics
 
 METRICS = """# HELP postcopy_faults_total Page faults read from userfaultfd.
 # TYPE postcopy_faults_total counter

@@ -1,0 +1,234 @@
+"""What operators get, held by the real thing: promtool judges metrics and rules, a Prometheus scrapes a migration, and
+every expression of the dashboard and of the rules is asked there."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.agent.agents import Command, Daemon, destination, run, scrape, source
+from tests.deploy.prometheus import Prometheus
+from tests.outside import say
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+DASHBOARD = DEPLOY / "grafana/postcopy.json"
+NAMED = re.compile(r"\b(?:postcopy|process)_[a-z_]+(?![a-z_]*:)")
+VARIABLES = {"$__rate_interval": "1m", "$__range": "1h", "$__interval": "5s", "$job": ".*", "$instance": ".*"}
+
+
+class Scraped(NamedTuple):
+    """A migration that is over, and the Prometheus that saw it."""
+
+    prometheus: Prometheus
+    here: Daemon
+    there: Daemon
+    urls: tuple[str, str]
+    report: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
+    """Migrate while a Prometheus looks on: some of it without a push, the rest by one."""
+    folder = tmp_path_factory.mktemp("scraped")
+    with (
+        destination(folder, "--metrics", "127.0.0.1:0") as there,
+        source(folder, "--metrics", "127.0.0.1:0", "--steps-per-second", "2000") as here,
+    ):
+        urls = tuple(daemon.until_log(r"metrics: (http://\S+)")[1] for daemon in (here, there))
+        targets = [url.removeprefix("http://").removesuffix("/metrics") for url in urls]
+        with Prometheus(folder, targets) as prometheus:
+            prometheus.until(lambda: len(prometheus.query("postcopy_build_info")) == 2, "scraping")
+            with Command("migrate", "--admin", here.admin, there.address, "--no-push", "--json") as migration:
+                active = 'postcopy_migration_state{state="postcopy-active"} == 1'
+                prometheus.until(lambda: len(prometheus.query(active)) == 2, "active")
+                moving = "postcopy_fault_latency_seconds_count > 1000"
+                prometheus.until(lambda: prometheus.query(moving), "moving")
+                size = 64 << 20  # the source hears of pages twice a second
+                both = f"0 < postcopy_remaining_bytes < {size}"
+                prometheus.until(lambda: len(prometheus.query(both)) == 2, "moving")
+                run("set", "--admin", here.admin, "--push")
+                done = migration.result(30)
+                assert done.status == 0, done.err
+            over = 'postcopy_migration_state{state="completed"} == 1'
+            prometheus.until(lambda: len(prometheus.query(over)) == 2, "completed")
+            yield Scraped(prometheus, here, there, (urls[0], urls[1]), done.json)
+
+
+def exposition(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def exported(scraped: Scraped) -> set[str]:
+    """Return the names of all that both daemons export."""
+    samples = {sample for url in scraped.urls for sample in scrape(url)}
+    return {sample.partition("{")[0] for sample in samples}
+
+
+# --- what is exported ------------------------------------------------------------------------------------------------
+
+
+def test_promtool_finds_nothing_wrong(scraped: Scraped) -> None:
+    for url in scraped.urls:
+        done = say("promtool", "check", "metrics", input=exposition(url))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done.stderr
+
+
+def test_promtool_would_find_something() -> None:
+    assert say(
+        "promtool", "check", "metrics", input="# TYPE postcopy_x_milliseconds gauge\npostcopy_x_milliseconds 1\n"
+    ).returncode
+
+
+def test_no_series_appears_with_a_migration(tmp_path: Path, scraped: Scraped) -> None:
+    """A counter that begins with its first value has never risen, to Prometheus."""
+    with (
+        destination(tmp_path, "--metrics", "127.0.0.1:0") as there,
+        source(tmp_path, "--metrics", "127.0.0.1:0", size="8MiB") as here,
+    ):
+        for idle, url in zip((here, there), scraped.urls, strict=True):
+            before = set(scrape(idle.until_log(r"metrics: (http://\S+)")[1]))
+            assert set(scrape(url)) - before == set()
+
+
+def test_the_names_are_ours_and_their_labels_bounded(scraped: Scraped) -> None:
+    for url in scraped.urls:
+        samples = scrape(url)
+        assert {name.partition("_")[0] for name in samples} == {"postcopy", "process"}
+        assert len(samples) < 200
+        assert not any(word in name for name in samples for word in ("migration_id", "pid"))
+
+
+# --- a Prometheus that looks on --------------------------------------------------------------------------------------
+
+
+def test_figures_agree_with_the_report(scraped: Scraped) -> None:
+    prometheus, report = scraped.prometheus, scraped.report
+    latency = report["fault_latency_seconds"]
+    assert prometheus.value("postcopy_fault_latency_seconds_count > 0") == latency["count"]
+    mean = prometheus.value("postcopy_fault_latency_seconds_sum / (postcopy_fault_latency_seconds_count > 0)")
+    assert mean == pytest.approx(latency["mean"])
+    for key, fraction in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
+        asked = prometheus.value(f"histogram_quantile({fraction}, postcopy_fault_latency_seconds_bucket)")
+        # Its buckets are octaves and ours 32nd parts of one: the same octave, or the neighbour at its very edge.
+        assert abs(math.log2(asked / latency[key])) <= 1, (key, asked, latency[key])
+    for path in ("demand", "push", "zero", "duplicate"):
+        of_it = f'postcopy_pages_total{{path="{path}"}} and on (instance) postcopy_build_info{{role="destination"}}'
+        pages = prometheus.query(of_it)
+        assert [value for _, value in pages] == [report["pages"][path]]
+    assert prometheus.value("max(postcopy_migration_downtime_seconds)") == pytest.approx(report["downtime_seconds"])
+    assert prometheus.value("max(postcopy_remaining_bytes)") == 0
+
+
+def test_a_migration_is_seen_in_rates(scraped: Scraped) -> None:
+    """Between a scrape before and one after there is a rise, however short the migration was."""
+    prometheus, report = scraped.prometheus, scraped.report
+    risen = prometheus.value('sum(increase(postcopy_migrations_total{outcome="completed"}[5m]))')
+    assert 2 <= round(risen) <= 4  # Prometheus extrapolates to the ends of the range
+    faults = prometheus.value(
+        "sum(max_over_time(postcopy_faults_total[5m]) - min_over_time(postcopy_faults_total[5m]))"
+    )
+    assert faults == report["fault_latency_seconds"]["count"]
+
+
+def test_the_guest_has_one_owner(scraped: Scraped) -> None:
+    owned = {labels["instance"]: value for labels, value in scraped.prometheus.query("postcopy_guest_owned")}
+    here, there = (url.removeprefix("http://").removesuffix("/metrics") for url in scraped.urls)
+    assert owned == {here: 0, there: 1}
+
+
+# --- rules and the dashboard -----------------------------------------------------------------------------------------
+
+
+def test_configuration_and_rules_are_valid() -> None:
+    done = say("promtool", "check", "config", DEPLOY / "prometheus/prometheus.yml")
+    assert done.returncode == 0, done.stderr
+    done = say("promtool", "check", "rules", "--lint-fatal", *sorted(DEPLOY.glob("prometheus/rules/*.yml")))
+    assert done.returncode == 0, done.stderr
+
+
+def test_rules_do_what_their_tests_say() -> None:
+    tests = sorted(DEPLOY.glob("prometheus/tests/*.yml"))
+    done = say("promtool", "test", "rules", *tests)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tested = "".join(file.read_text() for file in tests)
+    alerts = {
+        name for file in DEPLOY.glob("prometheus/rules/*.yml") for name in re.findall(r"alert: (\w+)", file.read_text())
+    }
+    assert [name for name in sorted(alerts) if f"alertname: {name}" not in tested] == []
+
+
+def test_rules_are_evaluated_and_none_is_wrong(scraped: Scraped) -> None:
+    def all_ran() -> Any:
+        groups = scraped.prometheus.ask("rules")["groups"]
+        rules = [rule for group in groups for rule in group["rules"]]
+        return all(rule["health"] == "ok" for rule in rules) and rules
+
+    rules = scraped.prometheus.until(all_ran, "evaluated")
+    assert len(rules) == 13
+    recorded = [rule["name"] for rule in rules if rule["type"] == "recording"]
+    for name in recorded:
+        assert scraped.prometheus.until(lambda name=name: scraped.prometheus.query(name), f"recording {name}")
+    # This migration is no reason to call anybody.
+    assert [rule["name"] for rule in rules if rule.get("state") == "firing"] == []
+
+
+def panels() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
+    return found
+
+
+def expressions() -> list[tuple[str, str]]:
+    """Return title and expression of all that the dashboard asks."""
+    asked = [(one["title"], target["expr"]) for one in panels() for target in one.get("targets", [])]
+    dashboard = json.loads(DASHBOARD.read_text())
+    asked += [(one["name"], one["expr"]) for one in dashboard["annotations"]["list"]]
+    for one in dashboard["templating"]["list"]:
+        if one["type"] == "query":
+            asked.append((one["name"], one["definition"].removeprefix("label_values(").rpartition(",")[0]))
+    return asked
+
+
+def with_values(expression: str) -> str:
+    for variable, value in VARIABLES.items():
+        expression = expression.replace(variable, value)
+    return expression
+
+
+def test_the_dashboard_hangs_together() -> None:
+    found = panels()
+    assert len({one["id"] for one in found}) == len(found)
+    assert len({one["title"] for one in found}) == len(found)
+    for one in found:
+        place = one["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        for other in found:
+            there = other["gridPos"]
+            beside = place["x"] >= there["x"] + there["w"] or there["x"] >= place["x"] + place["w"]
+            above = place["y"] >= there["y"] + there["h"] or there["y"] >= place["y"] + place["h"]
+            assert one is other or beside or above, (one["title"], other["title"])
+    assert "$" not in "".join(with_values(expression) for _, expression in expressions())
+
+
+def test_every_name_in_the_dashboard_and_the_rules_is_exported(scraped: Scraped) -> None:
+    names = exported(scraped)
+    written = " ".join(expression for _, expression in expressions())
+    for file in DEPLOY.glob("prometheus/rules/*.yml"):
+        written += re.sub(r"record: \S+|(?:summary|description):.*|instance\w*:\w+:\w+", "", file.read_text())
+    assert set(NAMED.findall(written)) - names == set()
+    assert len(set(NAMED.findall(written))) > 15
+
+
+@pytest.mark.parametrize(("title", "expression"), expressions(), ids=lambda text: text[:40])
+def test_every_expression_is_answered(title: str, expression: str, scraped: Scraped) -> None:
+    samples = scraped.prometheus.query(with_values(expression))
+    if title != "Switchover":  # which is in the range only for as long as its bars are narrow
+        assert samples, expression
