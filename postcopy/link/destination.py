@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
 import secrets
 import socket
 from collections.abc import Mapping as ReadOnly
@@ -16,26 +15,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from postcopy.errors import HostError, PostcopyError, ProtocolError, UsageError
+from postcopy.errors import HostError, ProtocolError, UsageError
 from postcopy.kernel import Userfaultfd, memory_types_in
 from postcopy.link.address import Address, UnixAddress, parse_address
 from postcopy.link.control import ControlChannel
+from postcopy.link.data import shake_hands
 from postcopy.link.destination_interpreter import DestinationInterpreter
 from postcopy.link.guest import Kinds, MigratingGuest
 from postcopy.link.interpreter import boot_id
-from postcopy.link.listen import PREAMBLE_SECONDS, Listener
+from postcopy.link.listen import Listener, first_message
 from postcopy.link.placement import known_mode
 from postcopy.link.report import Report
 from postcopy.link.source import POLL_MAX_NS, SOFTWARE
+from postcopy.link.tls import Credentials, versions_over
 from postcopy.pages.regions import Layout
 from postcopy.pump.destination import DestinationStats
+from postcopy.pump.destination import Role as DataRole
 from postcopy.session.commands import Finish
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import CancelAsked, Received
 from postcopy.session.states import ENDED, OWNERS, Owner, State
 from postcopy.wire.control import Refuse
 from postcopy.wire.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
-from postcopy.wire.preamble import ACCEPTED, Preamble, Role
+from postcopy.wire.preamble import Preamble, Role, Security
 from postcopy.wire.version import VERSION, VERSION_MIN
 
 # Sources that were greeted and have made no offer yet, at one time: they cost a connection each, and hold nothing up.
@@ -47,8 +49,6 @@ CLOSE_LOOK_SECONDS = 0.05
 
 # What a destination whose latest migration is in such a state has of a guest: nothing.
 NO_GUEST = frozenset({State.NONE, State.FAILED, State.CANCELLED})
-
-log = logging.getLogger("postcopy.destination")
 
 
 class BusyError(HostError):
@@ -62,8 +62,8 @@ class Destination:
 
     `kinds` are the kinds of guest that it knows, by name.
     `mode` is "auto", "minor", "missing" or "move". `memory_dirs` are mounts of tmpfs or hugetlbfs that memory of their
-    type is put into; without one such memory is a memfd of the same page size. `finished` holds how each migration
-    ended, the latest last.
+    type is put into; without one such memory is a memfd of the same page size. With `tls` no connection without it is
+    taken, without it none with it. `finished` holds how each migration ended, the latest last.
     """
 
     def __init__(
@@ -74,16 +74,19 @@ class Destination:
         mode: str = "auto",
         memory_dirs: Sequence[Path] = (),
         poll_max_ns: int = POLL_MAX_NS,
+        tls: Credentials | None = None,
         versions: tuple[int, int] = (VERSION_MIN, VERSION),
     ) -> None:
         address = parse_address(listen) if isinstance(listen, str) else listen
+        if tls is not None and isinstance(address, UnixAddress):
+            raise UsageError(f"{address}: a Unix socket has no TLS: the kernel says who is at its other end")
         self.mode = known_mode(mode)
         self.finish: Finish | None = None
-        self._listener = Listener(address, self._on_control, self._on_data)
+        self._listener = Listener(address, self._on_control, self._on_data, tls)
         self._kinds = kinds
         self._types = memory_types_in(memory_dirs)
         self._poll_max_ns = poll_max_ns
-        self._versions = versions
+        self._versions = versions_over(tls, versions)
         self._current: DestinationInterpreter | None = None
         self._before: DestinationInterpreter | None = None
         self._greeted: dict[DestinationInterpreter, asyncio.Task[None]] = {}
@@ -108,27 +111,19 @@ class Destination:
 
     # --- who comes in -------------------------------------------------------------------------------------
 
-    async def _on_control(self, connection: socket.socket, name: str) -> None:
-        """Hear the first message, then give the connection to a migration of its own, or refuse it.
+    async def _on_control(self, channel: ControlChannel) -> None:
+        """Hear the first message, then give the connection to a migration of its own, or raise what refuses it.
 
         It becomes the current one, and others are refused, when the source has made an offer: see _claim().
         """
-        channel = await ControlChannel.over(connection, name)
-        try:
-            async with asyncio.timeout(PREAMBLE_SECONDS):
-                first = await channel.receive()
-        except (PostcopyError, TimeoutError) as error:
-            log.warning("closed %s: %s", name, str(error) or f"no message within {PREAMBLE_SECONDS:g} s")
-            channel.abort()
-            return
+        first = await first_message(channel)
         busy = self._busy()
         if busy is None and len(self._greeted) >= GREETED_MAX:
             busy = f"{GREETED_MAX} sources have not made their offer yet"
         if busy is not None:
-            log.warning("closed %s: %s", name, busy)
             channel.send(Refuse("busy", busy))
             await channel.close()
-            return
+            raise BusyError(busy)
         interpreter = self._begin()
         interpreter.listen(channel)
         interpreter.post(Received(interpreter.now(), first))
@@ -183,25 +178,35 @@ class Destination:
         self.finish = finish
         self._ended.put_nowait(finish)
 
-    def _on_data(self, preamble: Preamble, connection: socket.socket) -> None:
-        """Attach a data connection that knows the migration's id and token; ProtocolError otherwise."""
+    async def _on_data(self, preamble: Preamble, connection: socket.socket) -> None:
+        """Attach a data connection that knows the migration's id and token; ProtocolError or LinkError otherwise."""
+        migration = self._migrating(preamble)
+        machine = migration.machine
+        known = hmac.compare_digest(preamble.migration_id, machine.migration_id)
+        proved = preamble.security is Security.TLS or hmac.compare_digest(preamble.token, machine.token)
+        if not known or not proved:  # with TLS the handshake proves it
+            raise ProtocolError("a data connection that does not prove itself: unknown migration or wrong token")
+        if preamble.role is Role.MEMORY:
+            migration.take_memory(connection)
+            return
+        role: DataRole = "urgent" if preamble.role is Role.URGENT else "push"
+        if preamble.security is Security.PLAIN:
+            migration.attach(role, connection, None)
+            return
+        with await shake_hands(connection, preamble, machine.token, listens=True) as session:
+            if self._migrating(preamble) is not migration:
+                raise ProtocolError("a data connection of a migration that is over")
+            migration.attach(role, connection, session)
+
+    def _migrating(self, preamble: Preamble) -> DestinationInterpreter:
+        """Return the migration that a data connection can be for."""
         current = self._current
         if preamble.role is Role.MEMORY:  # it may be here before the offer that it belongs to has been read
             offering = (one for one in self._greeted if one.machine.migration_id == preamble.migration_id)
             current = next(offering, current)
         if current is None or current.finish is not None:
             raise ProtocolError("a data connection, and no migration is running")
-        machine = current.machine
-        known = hmac.compare_digest(preamble.migration_id, machine.migration_id)
-        if not hmac.compare_digest(preamble.token, machine.token) or not known:
-            raise ProtocolError("a data connection that does not prove itself: unknown migration or wrong token")
-        if preamble.role is Role.MEMORY:
-            current.take_memory(connection)
-            return
-        connection.setblocking(True)
-        current.attach("urgent" if preamble.role is Role.URGENT else "push", connection.fileno())
-        connection.send(ACCEPTED)
-        connection.close()
+        return current
 
     # --- for whoever watches and steers -------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 from collections.abc import Awaitable, Callable
 from collections.abc import Mapping as ReadOnly
@@ -24,6 +23,7 @@ from postcopy.link.report import Report, arrived
 from postcopy.link.takeover import take_files, take_over
 from postcopy.pump.destination import DestinationPump, DestinationStats
 from postcopy.pump.status import PumpStatus
+from postcopy.pump.tls import TlsSession
 from postcopy.session.commands import (
     Command,
     Discard,
@@ -53,6 +53,7 @@ from postcopy.session.events import (
     TriedOut,
 )
 from postcopy.session.limits import PROGRESS_SECONDS
+from postcopy.wire.preamble import ACCEPTED
 
 # How often the guest's first step is looked for; its time is the guest's own, only the telling waits for
 # this.
@@ -102,6 +103,7 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         self._kinds = kinds
         self._types = types
         self._poll_max_ns = poll_max_ns
+        self._attached: set[str] = set()
         self._traps_for_ever = False
         self._working: asyncio.Task[None] | None = None
         self._told_running = False
@@ -163,14 +165,16 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         self._pump = self.memory.pump(self._poll_max_ns)
         self.post(Prepared(self.now()))
 
-    def attach(self, role: Literal["urgent", "push"], connection: int) -> None:
-        """Give the pump a proven connection; ProtocolError if none is wanted. The descriptor stays the caller's."""
+    def attach(self, role: Literal["urgent", "push"], connection: socket.socket, tls: TlsSession | None) -> None:
+        """Say to a proven connection that it is attached, and give it to the pump; ProtocolError if none is wanted."""
         if self._pump is None or self.machine.ended:
             raise ProtocolError("no migration waits for a data connection")
-        try:
-            self._pump.attach(role, os.dup(connection))
-        except ValueError as error:
-            raise ProtocolError(f"a second connection: {error}") from error
+        if role in self._attached:
+            raise ProtocolError(f"a second connection for {role}")
+        # Said first, for the pump takes the session along; nothing uses the connection before Run.
+        (connection if tls is None else tls).send(ACCEPTED)
+        self._attached.add(role)
+        self._pump.attach(role, connection.detach(), tls)
         self.post(DataAttached(self.now(), role))
 
     async def _load(self, command: Load) -> None:
@@ -257,7 +261,8 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         """Make the report, once, and post it."""
         stats = self.snapshot()
         if self.report is None and self.memory is not None and self.guest is not None and stats is not None:
-            self.report = arrived(self.mode, self.memory.layout, stats, self.guest, self.timing())
+            tls = self.channel is not None and self.channel.encrypted
+            self.report = arrived(self.mode, self.memory.layout, stats, self.guest, self.timing(), tls=tls)
             self.post(AllResident(self.now(), self.report))
 
     def timing(self) -> dict[str, float]:

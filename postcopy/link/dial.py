@@ -8,24 +8,51 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from typing import Any
+from typing import Any, NamedTuple
 
 from postcopy.errors import LinkError, ProtocolError
 from postcopy.link.address import Address, TcpAddress
 from postcopy.link.control import ControlChannel
+from postcopy.link.data import await_accepted, shake_hands
 from postcopy.link.sockets import check_peer, tune
-from postcopy.wire.preamble import ACCEPTED, Preamble, Role, pack
+from postcopy.link.tls import Credentials, Tunnel, dialled_name, greet
+from postcopy.pump.tls import TlsSession
+from postcopy.wire.preamble import ACCEPTED, Preamble, Role, Security, pack
+from postcopy.wire.version import TLS_SINCE, VERSION_MIN
 
 
-async def dial_control(address: Address) -> ControlChannel:
-    """Connect and say that this is a control connection; LinkError says why it could not."""
-    connection = await _dial(address, Preamble(Role.CONTROL))
-    return await ControlChannel.over(connection, str(address))
+async def dial_control(address: Address, tls: Credentials | None = None) -> ControlChannel:
+    """Connect and say that this is a control connection, encrypted where there is `tls`; LinkError says why not."""
+    if tls is None:
+        return await ControlChannel.over(await _dial(address, Preamble(Role.CONTROL)), str(address))
+    tunnel = Tunnel(tls.for_dialling(), dialled_name(address))
+    connection = await _dial(address, Preamble(Role.CONTROL, max(VERSION_MIN, TLS_SINCE), security=Security.TLS))
+    try:
+        await greet(connection, tunnel, str(address))
+    except OSError as error:
+        connection.close()
+        raise LinkError(f"TLS with {address}: {reason(error)}") from error
+    except BaseException:
+        connection.close()
+        raise
+    return await ControlChannel.over(connection, str(address), tunnel)
 
 
-async def dial_data(address: Address, preamble: Preamble) -> int:
-    """Connect a data connection, prove it, wait until it is accepted; its descriptor is the caller's."""
+class DataConnection(NamedTuple):
+    """A data connection that was accepted: a descriptor and, where it is encrypted, the session on it."""
+
+    fd: int
+    tls: TlsSession | None = None
+
+
+async def dial_data(address: Address, preamble: Preamble, *, tls: bool = False) -> DataConnection:
+    """Connect a data connection, prove it, wait until it is accepted; it is the caller's.
+
+    With `tls` the preamble's token is not said but is the key.
+    """
     role = preamble.role.name.lower()
+    if tls:
+        return await _dial_encrypted(address, preamble, role)
     connection = await _dial(address, preamble)
     try:
         answer = await asyncio.get_running_loop().sock_recv(connection, 1)
@@ -39,7 +66,26 @@ async def dial_data(address: Address, preamble: Preamble) -> int:
         connection.close()
         raise LinkError(f"{address} did not accept the {role} connection")
     connection.setblocking(True)
-    return connection.detach()
+    return DataConnection(connection.detach())
+
+
+async def _dial_encrypted(address: Address, preamble: Preamble, role: str) -> DataConnection:
+    said = Preamble(preamble.role, preamble.version, preamble.migration_id, security=Security.TLS)
+    connection = await _dial(address, said)
+    session = None
+    try:
+        session = await shake_hands(connection, said, preamble.token, listens=False)
+        await await_accepted(connection, session)
+    except BaseException as error:
+        if session is not None:
+            session.close()
+        connection.close()
+        if isinstance(error, OSError):
+            raise LinkError(f"{address}, {role} connection: {reason(error)}") from error
+        if isinstance(error, LinkError):
+            raise LinkError(f"{address} did not accept the {role} connection: {error}") from error
+        raise
+    return DataConnection(connection.detach(), session)
 
 
 async def _dial(address: Address, preamble: Preamble) -> socket.socket:

@@ -1,56 +1,83 @@
 """The destination's one port: who may come in.
 
-Connections of anybody enter; control connections and proven data connections leave to the two callbacks. Everything
-else is closed with one log line that names who it was and why, and nothing is allocated for it but its 64 bytes.
+Connections of anybody enter; control channels and proven data connections leave to the two callbacks. Everything
+else is closed with one log line that names who it was and why, and nothing is allocated for it but its 64 bytes and,
+where TLS is taken, its handshake.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import ipaddress
 import logging
 import socket
 import stat
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from postcopy.errors import PostcopyError, ProtocolError, UsageError
+from postcopy.errors import LinkError, PostcopyError, ProtocolError, UsageError
 from postcopy.link.address import Address, TcpAddress
+from postcopy.link.control import ControlChannel
 from postcopy.link.dial import reason
 from postcopy.link.sockets import check_peer, name_of, tune
-from postcopy.wire.preamble import PREAMBLE_BYTES, Preamble, Role, Security, check_start, unpack
+from postcopy.link.tls import Credentials, Tunnel, farewell, greet
+from postcopy.wire.control import Message, Refuse
+from postcopy.wire.preamble import NO_TLS, PREAMBLE_BYTES, Preamble, Role, Security, check_start, unpack
 
 # How long a connection may take to say what it is for. A source sends its preamble with the first packet.
 PREAMBLE_SECONDS = 5.0
 
-# Connections that have not proved themselves yet, at one time. A source needs one at a time and three in all.
-UNPROVEN_MAX = 16
+# The same for its first message, which a source sends behind the preamble or the TLS handshake.
+MESSAGE_SECONDS = 5.0
 
-ACCEPT_BACKLOG = 16
+# Connections that have not proved themselves yet, at one time. A source needs one at a time and three in all, for a
+# few round trips. Beyond, the oldest from where most of them come gives its place to the newest: whoever opens a
+# thousand and says nothing is in the way of nobody but himself.
+UNPROVEN_MAX = 64
+
+# Those that the kernel holds for us until they are accepted.
+ACCEPT_BACKLOG = 128
 
 # After accept() failed for want of descriptors or memory: time for some to be given back.
 ACCEPT_PAUSE_SECONDS = 0.1
 
+# Lines of the log that strangers can cause in so many seconds; what is beyond is counted and told once.
+LINES_MAX = 50
+LINES_SECONDS = 5.0
+
 log = logging.getLogger("postcopy.listen")
 
-OnControl = Callable[[socket.socket, str], Awaitable[None]]
-OnData = Callable[[Preamble, socket.socket], None]
+OnControl = Callable[[ControlChannel], Awaitable[None]]
+OnData = Callable[[Preamble, socket.socket], Awaitable[None]]
 
 
 class Listener:
-    """One listening socket. `on_control` owns the socket it gets; `on_data` raises ProtocolError to refuse."""
+    """One listening socket. `on_control` and `on_data` own what they get when they return, and raise to refuse it.
 
-    def __init__(self, address: Address, on_control: OnControl, on_data: OnData) -> None:
+    With `tls` a plain connection comes in only to be told so, without it one that announces TLS. A data connection
+    goes to `on_data` as it is behind its preamble: the key of its handshake is its migration's.
+    """
+
+    def __init__(
+        self, address: Address, on_control: OnControl, on_data: OnData, tls: Credentials | None = None
+    ) -> None:
         self.address = address
         self._on_control = on_control
         self._on_data = on_data
+        self._tls = tls
         self._socket: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
-        self._unproven: set[asyncio.Task[None]] = set()
+        self._unproven: dict[asyncio.Task[None], str] = {}  # and from where each comes, the oldest first
+        self._lines = _Lines()
 
     async def open(self) -> None:
         """Bind and listen; `address` names the real port then. UsageError where the address cannot be had."""
+        if self._tls is not None:
+            self._tls.for_listening()  # what is wrong with them is said now
         self._socket = await asyncio.to_thread(bind, self.address)
         if isinstance(self.address, TcpAddress):
             host, port = self._socket.getsockname()[:2]
@@ -63,6 +90,7 @@ class Listener:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._lines.sum_up()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -78,44 +106,54 @@ class Listener:
                 log.warning("cannot accept a connection: %s", reason(error))
                 await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
                 continue
-            name = name_of(connection)
-            if len(self._unproven) >= UNPROVEN_MAX:
-                log.warning("closed %s: %d connections have not proved themselves yet", name, UNPROVEN_MAX)
-                connection.close()
-                continue
-            task = asyncio.create_task(self._prove(connection, name))
-            self._unproven.add(task)
-            task.add_done_callback(self._unproven.discard)
+            task = asyncio.create_task(self._prove(connection, name_of(connection)))
+            self._unproven[task] = network_of(connection)
+            task.add_done_callback(lambda task: self._unproven.pop(task, None))
+            if len(self._unproven) > UNPROVEN_MAX:
+                self._evict()
+
+    def _evict(self) -> None:
+        ((crowd, _),) = Counter(self._unproven.values()).most_common(1)
+        oldest = next(task for task, network in self._unproven.items() if network == crowd)
+        del self._unproven[oldest]
+        oldest.cancel()
 
     async def _prove(self, connection: socket.socket, name: str) -> None:
         """Read the preamble and hand the connection to whom it is for, or close it with one line."""
+        close = connection.close
         try:
             connection.setblocking(False)
             if connection.family == socket.AF_UNIX:
                 check_peer(connection)
             async with asyncio.timeout(PREAMBLE_SECONDS):
                 preamble = unpack(await self._read_preamble(connection))
-            if preamble.security is Security.TLS:
-                raise ProtocolError("this agent takes plain connections only")
             tune(connection, preamble.role)
-            if preamble.role is Role.CONTROL:
-                await self._on_control(connection, name)
+            if (preamble.security is Security.TLS) != (self._tls is not None):
+                await self._refuse_security(preamble, connection, name)
+            elif preamble.role is not Role.CONTROL:
+                await self._on_data(preamble, connection)
             else:
-                self._on_data(preamble, connection)
+                tunnel = None if self._tls is None else await self._greet(self._tls, connection, name)
+                channel = await ControlChannel.over(connection, name, tunnel)
+                close = channel.abort
+                if self._tls is not None and tunnel is not None:
+                    await self._check_name(self._tls, tunnel, channel)
+                await self._on_control(channel)
         except TimeoutError:
-            self._close(connection, name, f"no preamble within {PREAMBLE_SECONDS:g} s")
+            self._close(close, name, f"no preamble within {PREAMBLE_SECONDS:g} s")
         except PostcopyError as error:
-            self._close(connection, name, str(error))
+            self._close(close, name, str(error))
         except OSError as error:
-            self._close(connection, name, reason(error))
+            self._close(close, name, reason(error))
         except asyncio.CancelledError:
-            connection.close()
-            raise
+            if asyncio.current_task() in self._unproven:
+                close()  # the listener itself is closed
+                raise
+            self._close(close, name, f"{UNPROVEN_MAX} younger connections have not proved themselves either")
 
-    @staticmethod
-    def _close(connection: socket.socket, name: str, why: str) -> None:
-        log.warning("closed %s: %s", name, why)
-        connection.close()
+    def _close(self, close: Callable[[], None], name: str, why: str) -> None:
+        self._lines.write(name, why)
+        close()
 
     @staticmethod
     async def _read_preamble(connection: socket.socket) -> bytes:
@@ -131,6 +169,88 @@ class Listener:
         if not data:
             raise ProtocolError("the connection ended before it said anything")
         return data
+
+    @staticmethod
+    async def _greet(tls: Credentials, connection: socket.socket, name: str) -> Tunnel:
+        """Hold the TLS handshake; LinkError says why there is none."""
+        tunnel = Tunnel(tls.for_listening())
+        try:
+            await greet(connection, tunnel, name)
+        except LinkError:
+            await farewell(connection)  # the alert that says why
+            raise
+        return tunnel
+
+    @staticmethod
+    async def _check_name(tls: Credentials, tunnel: Tunnel, channel: ControlChannel) -> None:
+        """Tell whoever has a certificate and is not wanted; ProtocolError then."""
+        names = tunnel.names()
+        if not tls.admits(names):
+            who = ", ".join(sorted(names)) or "no name"
+            await _tell(channel, f"this destination takes no guest from {who}: its --allow names others")
+            raise ProtocolError(f"the certificate's name is not one that may come in: {who}")
+
+    async def _refuse_security(self, preamble: Preamble, connection: socket.socket, name: str) -> None:
+        """Answer in plain what wants TLS here and in plain what does not; ProtocolError in any case."""
+        if preamble.security is Security.TLS:
+            await farewell(connection, NO_TLS)
+            raise ProtocolError("it wants TLS, and this agent takes plain connections only")
+        if preamble.role is Role.CONTROL:
+            channel = await ControlChannel.over(connection, name)
+            await _tell(channel, "this destination takes TLS only: the source needs --tls-dir")
+        raise ProtocolError("it wants no TLS, and this agent takes nothing else")
+
+
+async def first_message(channel: ControlChannel) -> Message:
+    """Return the first message; LinkError where it does not come in time, ProtocolError where it is none."""
+    try:
+        async with asyncio.timeout(MESSAGE_SECONDS):
+            return await channel.receive()
+    except TimeoutError:
+        raise LinkError(f"no message within {MESSAGE_SECONDS:g} s") from None
+
+
+async def _tell(channel: ControlChannel, text: str) -> None:
+    """Hear the first message, refuse it and close."""
+    with contextlib.suppress(PostcopyError):  # it went without an answer
+        await first_message(channel)
+        channel.send(Refuse("host", text))
+        await channel.close()
+
+
+class _Lines:
+    """Lines of the log that strangers cause: so many in a while, and then the number of the others."""
+
+    def __init__(self) -> None:
+        self._caused = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def write(self, name: str, why: str) -> None:
+        """Write a line, or count it."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LINES_SECONDS, self.sum_up)
+        self._caused += 1
+        if self._caused <= LINES_MAX:
+            log.warning("closed %s: %s", name, why)
+
+    def sum_up(self) -> None:
+        """Say how many lines were left out, and begin anew."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._caused > LINES_MAX:
+            log.warning("closed %d more connections within %g s", self._caused - LINES_MAX, LINES_SECONDS)
+        self._timer, self._caused = None, 0
+
+
+def network_of(connection: socket.socket) -> str:
+    """Name where a connection comes from: its address, of IPv6 the part that a single host cannot choose."""
+    if connection.family == socket.AF_UNIX:
+        return ""
+    try:
+        address = ipaddress.ip_address(connection.getpeername()[0].partition("%")[0])
+    except (OSError, ValueError):
+        return ""
+    return str(address if address.version == 4 else ipaddress.ip_network((int(address), 64), strict=False))
 
 
 def bind(address: Address) -> socket.socket:

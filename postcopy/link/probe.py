@@ -17,6 +17,7 @@ from postcopy.link.host import describe_host
 from postcopy.link.interpreter import Interpreter, failure_of
 from postcopy.link.prepare import MemoryTypes, prepare
 from postcopy.link.source import SOFTWARE, error_of
+from postcopy.link.tls import Credentials, versions_over
 from postcopy.pages.regions import Layout
 from postcopy.session.commands import Command, Connect
 from postcopy.session.events import Connected, Started
@@ -38,15 +39,20 @@ def try_out(offer: LayoutOffer, mode: str, kinds: Kinds, types: MemoryTypes) -> 
 
 
 async def ask(
-    address: Address, layout: Layout, guest: GuestOffer, *, versions: tuple[int, int] = (VERSION_MIN, VERSION)
+    address: Address,
+    layout: Layout,
+    guest: GuestOffer,
+    *,
+    tls: Credentials | None = None,
+    versions: tuple[int, int] = (VERSION_MIN, VERSION),
 ) -> Probed:
     """Ask the destination at `address` whether such a guest could come now.
 
     Raises MigrationFailed where it does not say: it cannot be reached, it is busy, it is too old.
     """
     offer = LayoutOffer.of(layout, guest)
-    machine = ProbeMachine(Hello(versions, SOFTWARE), Probe(offer.regions, offer.guest))
-    interpreter = _ProbeInterpreter(machine, address)
+    machine = ProbeMachine(Hello(versions_over(tls, versions), SOFTWARE), Probe(offer.regions, offer.guest))
+    interpreter = _ProbeInterpreter(machine, address, tls)
     interpreter.post(Started(interpreter.now()))
     finish = await interpreter.run()
     if machine.answer is not None:
@@ -57,9 +63,10 @@ async def ask(
 class _ProbeInterpreter(Interpreter):
     """Performs the one command of its own that asking needs."""
 
-    def __init__(self, machine: ProbeMachine, address: Address) -> None:
+    def __init__(self, machine: ProbeMachine, address: Address, tls: Credentials | None) -> None:
         super().__init__("probe", machine)
         self._address = address
+        self._tls = tls
 
     def performers(self) -> dict[type[Command], Callable[[Any], Awaitable[None]]]:
         """Return how to connect."""
@@ -69,5 +76,5 @@ class _ProbeInterpreter(Interpreter):
         self.spawn(self._dial())
 
     async def _dial(self) -> None:
-        self.listen(await dial_control(self._address))
+        self.listen(await dial_control(self._address, self._tls))
         self.post(Connected(self.now()))

@@ -34,7 +34,7 @@ Report = dict[str, Any]
 
 
 def arrived(
-    mode: str, layout: Layout, stats: DestinationStats, guest: MigratingGuest, timing: dict[str, float]
+    mode: str, layout: Layout, stats: DestinationStats, guest: MigratingGuest, timing: dict[str, float], *, tls: bool
 ) -> Report:
     """Build what the destination knows: everything but the source's clock and CPU time."""
     latency = stats.fault_latency.summary()
@@ -63,7 +63,7 @@ def arrived(
         "throughput_bytes_per_second": _rate(stats, timing["resident_seconds"]),
         "cpu_seconds": {"source": 0.0, "destination": stats.cpu_seconds},
         "integrity": integrity(0, 0),
-        "environment": environment(),
+        "environment": environment(tls=tls),
     }
     return checked(report)
 
@@ -109,13 +109,13 @@ def checked(report: Report) -> Report:
     return report
 
 
-def environment() -> dict[str, Any]:
-    """Say on what the figures were made."""
+def environment(*, tls: bool) -> dict[str, Any]:
+    """Say on what the figures were made, and whether all of it was encrypted."""
     return {
         "kernel": platform.release(),
         "cpus": len(os.sched_getaffinity(0)),
         "pinning": "none",
-        "tls": False,
+        "tls": tls,
         "version": __version__,
     }
 

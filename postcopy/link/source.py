@@ -25,6 +25,7 @@ from postcopy.link.address import Address, UnixAddress, parse_address
 from postcopy.link.guest import MigratingGuest
 from postcopy.link.report import Report, completed
 from postcopy.link.source_interpreter import SourceInterpreter
+from postcopy.link.tls import Credentials, versions_over
 from postcopy.pages.regions import Layout
 from postcopy.pump.source import SourceStats
 from postcopy.session.commands import Finish
@@ -76,21 +77,22 @@ class Source:
         timeout: float | None = None,
         push: bool = True,
         rate: int | None = None,
+        tls: Credentials | None = None,
     ) -> Report:
         """Move the guest to the destination at `address`; return the report once every page is there.
 
         To one on this host (`unix:PATH`) the memory is handed over, not copied: `push` and `rate` are of no use then.
 
         `timeout` is how many seconds the switchover may take to come; `rate` limits the push, in bytes a
-        second (0 or None: not at all). Raises what says who owns the guest: MigrationFailed, HostError and
-        MigrationCancelled (the source runs it), MigrationLost.
+        second (0 or None: not at all); with `tls` every connection is encrypted. Raises what says who owns the guest:
+        MigrationFailed, HostError and MigrationCancelled (the source runs it), MigrationLost.
         """
         self.check_free()
         where = parse_address(address) if isinstance(address, str) else address
-        machine = SourceMachine(Hello(self._versions, SOFTWARE), self._offer(where), push=push)
+        machine = SourceMachine(Hello(versions_over(tls, self._versions), SOFTWARE), self._offer(where), push=push)
         self.finish = None
         self._current = SourceInterpreter(
-            machine, where, self.layout, self._mappings, self._guest, poll_max_ns=self._poll_max_ns, rate=rate
+            machine, where, self.layout, self._mappings, self._guest, poll_max_ns=self._poll_max_ns, rate=rate, tls=tls
         )
         self._current.post(Started(self._current.now(), timeout))
         self._running = asyncio.create_task(self._current.run())

@@ -18,6 +18,7 @@ from postcopy.link.guest import MigratingGuest
 from postcopy.link.interpreter import boot_id
 from postcopy.link.pumping import PumpInterpreter
 from postcopy.link.push import Pace, Push
+from postcopy.link.tls import Credentials
 from postcopy.pages.regions import Layout
 from postcopy.pump.source import SourcePump, SourceStats
 from postcopy.pump.status import PumpStatus
@@ -56,10 +57,12 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
         *,
         poll_max_ns: int,
         rate: int | None,
+        tls: Credentials | None = None,
     ) -> None:
         super().__init__("source", machine)
         self.pace = Pace(rate)
         self._address = address
+        self._tls = tls
         self._layout = layout
         self._mappings = mappings
         self._guest = guest
@@ -88,7 +91,7 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
         self.spawn(self._dial_control())
 
     async def _dial_control(self) -> None:
-        self.listen(await dial_control(self._address))
+        self.listen(await dial_control(self._address, self._tls))
         self.post(Connected(self.now()))
 
     async def _dial_data(self, command: DialData) -> None:
@@ -99,8 +102,8 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
         version = self.machine.version
         for role in (Role.URGENT, Role.PUSH):
             preamble = Preamble(role, version, command.migration_id, command.token)
-            connection = await dial_data(self._address, preamble)
-            pump.attach("urgent" if role is Role.URGENT else "push", connection)
+            connection = await dial_data(self._address, preamble, tls=self._tls is not None)
+            pump.attach("urgent" if role is Role.URGENT else "push", *connection)
         self.post(DataConnected(self.now()))
 
     async def _hand_over(self, command: HandOver) -> None:
@@ -108,7 +111,8 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
 
     async def _hand_files(self, command: HandOver) -> None:
         preamble = Preamble(Role.MEMORY, self.machine.version, command.migration_id, command.token)
-        with socket.socket(fileno=await dial_data(self._address, preamble)) as connection:
+        accepted = await dial_data(self._address, preamble)
+        with socket.socket(fileno=accepted.fd) as connection:
             send_files(connection, FILES, [mapping.fd for mapping in self._mappings])
             self.post(FilesHanded(self.now()))
 

@@ -2,7 +2,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "source.h"
@@ -63,8 +62,9 @@ static int read_requests(struct source *pump) {
     if (pump->answers_begin != pump->answers_end)
         return 0;
     pump->answers_begin = pump->answers_end = pump->headers_used = 0;
-    ssize_t got = recv(pump->half.urgent, pump->requests + pump->requests_end,
-                       pump->answers_max * sizeof(struct frame) - pump->requests_end, MSG_DONTWAIT);
+    struct iovec room = {.iov_base = pump->requests + pump->requests_end,
+                         .iov_len = pump->answers_max * sizeof(struct frame) - pump->requests_end};
+    ssize_t got = channel_receive(&pump->half.urgent, &room, 1);
     if (got < 0 && (errno == EAGAIN || errno == EINTR))
         return 0;
     if (got <= 0)
@@ -98,8 +98,7 @@ static int send_answers(struct source *pump) {
     uint32_t count = pump->answers_end - pump->answers_begin;
     if (!count)
         return 0;
-    struct msghdr message = {.msg_iov = &pump->answers[pump->answers_begin], .msg_iovlen = count};
-    ssize_t sent = sendmsg(pump->half.urgent, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    ssize_t sent = channel_send(&pump->half.urgent, &pump->answers[pump->answers_begin], count);
     if (sent < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : half_fail_socket(&pump->half, ROLE_URGENT, errno);
     hist_add(&pump->counters.urgent.bytes_sent, (uint64_t)sent);
@@ -122,7 +121,7 @@ void urgent_run(void *argument) {
         bool unsent = pump->answers_begin != pump->answers_end;
         struct pollfd descriptors[2] = {
             {.fd = pump->half.stop_fd, .events = POLLIN},
-            {.fd = pump->half.urgent, .events = unsent ? POLLOUT : POLLIN},
+            {.fd = pump->half.urgent.socket, .events = unsent ? POLLOUT : POLLIN},
         };
         int result = waiter_wait(&pump->waiter, descriptors, 2);
         if (result && half_fail_socket(&pump->half, ROLE_URGENT, -result))

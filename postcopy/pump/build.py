@@ -18,11 +18,13 @@ SOURCES = [
     "removal.c",
     "source.c",
     "thread.c",
+    "tls.c",
     "view.c",
     "wait.c",
     "window.c",
 ]
 HEADERS = [
+    "channel.h",
     "destination.h",
     "frame.h",
     "half.h",
@@ -32,11 +34,14 @@ HEADERS = [
     "pump.h",
     "source.h",
     "thread.h",
+    "tls.h",
+    "tls_library.h",
     "wait.h",
     "window.h",
 ]
 
-# Static inline functions of the headers, made callable so that tests can compare them with their Python models.
+# What is awkward to call from Python, and static inline functions of the headers, so that tests can compare them with
+# their Python models.
 GLUE = """
 #include "destination.h"
 #include "window.h"
@@ -62,6 +67,14 @@ static uint64_t page_map_kept(uint8_t *pages, uint64_t first, uint64_t count) {
 }
 static uint64_t staging_payload(const struct destination *pump, uint32_t role) {
     return (uint64_t)(uintptr_t)(role == ROLE_PUSH ? pump->push : pump->urgent).staging + STAGING_PAYLOAD;
+}
+static ssize_t tls_put(struct tls *tls, const void *data, size_t size) {
+    struct iovec part = {.iov_base = (void *)(uintptr_t)data, .iov_len = size};
+    return tls_send(tls, &part, 1);
+}
+static ssize_t tls_take(struct tls *tls, void *room, size_t size) {
+    struct iovec part = {.iov_base = room, .iov_len = size};
+    return tls_receive(tls, &part, 1);
 }
 static uint32_t hist_index_of(uint64_t ns) { return hist_index(ns); }
 """

@@ -4,7 +4,6 @@
  */
 #include <errno.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "destination.h"
@@ -226,8 +225,8 @@ static int send_requests(struct destination *pump) {
     uint64_t rest = pump->requests_end - pump->requests_begin;
     if (!rest)
         return STEP_IDLE;
-    ssize_t sent = send(pump->half.urgent, (uint8_t *)pump->requests + pump->requests_begin, rest,
-                        MSG_DONTWAIT | MSG_NOSIGNAL);
+    struct iovec part = {.iov_base = (uint8_t *)pump->requests + pump->requests_begin, .iov_len = rest};
+    ssize_t sent = channel_send(&pump->half.urgent, &part, 1);
     if (sent < 0)
         return errno == EAGAIN || errno == EINTR ? STEP_IDLE : fail_number(pump, FAILURE_SOCKET, errno, 0);
     pump->requests_begin += (uint64_t)sent;
@@ -238,7 +237,7 @@ static int send_requests(struct destination *pump) {
 static int wait_for_work(struct destination *pump) {
     struct pollfd descriptors[3 + PUMP_VIEWS_MAX] = {
         {.fd = pump->news_fd, .events = POLLIN},
-        {.fd = pump->half.urgent, .events = POLLIN},
+        {.fd = pump->half.urgent.socket, .events = POLLIN},
         {.fd = pump->uffd, .events = POLLIN},
     };
     if (pump->requests_begin != pump->requests_end)

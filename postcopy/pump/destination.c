@@ -49,10 +49,10 @@ static void push_run(void *argument) {
     struct destination *pump = argument;
     struct pollfd descriptors[2] = {
         {.fd = pump->half.stop_fd, .events = POLLIN},
-        {.fd = pump->half.push, .events = POLLIN},
+        {.fd = pump->half.push.socket, .events = POLLIN},
     };
     struct window window;
-    window_init(&window, pump->half.push, pump->half.urgent);
+    window_init(&window, pump->half.push.socket, pump->half.urgent.socket);
     while (!half_stopping(&pump->half)) {
         int step = receiver_step(pump, &pump->push);
         window_update(&window, atomic_load_explicit(&pump->counters.push.bytes_received, memory_order_relaxed),
@@ -169,12 +169,12 @@ struct destination *destination_create(int uffd, const struct pump_region *regio
     return pump;
 }
 
-int destination_attach(struct destination *pump, uint32_t role, int socket) {
-    return half_attach(&pump->half, role, socket);
+int destination_attach(struct destination *pump, uint32_t role, int socket, struct tls *tls) {
+    return half_attach(&pump->half, role, socket, tls);
 }
 
 int destination_adopt(struct destination *pump) {
-    if (pump->half.urgent_thread.started || pump->half.urgent >= 0 || pump->half.push >= 0)
+    if (pump->half.urgent_thread.started || pump->half.urgent.socket >= 0 || pump->half.push.socket >= 0)
         return -EINVAL;
     for (uint32_t i = 0; i < pump->half.count; i++)
         memset((void *)(uintptr_t)pump->memory[i].map, PAGE_PLACED, pump->memory[i].pages);

@@ -18,6 +18,7 @@ from postcopy.pump._pump import ffi, lib
 from postcopy.pump.histogram import Histogram, read_histogram
 from postcopy.pump.regions import MappedRegion, Placement, Removal, describe
 from postcopy.pump.status import PumpStatus, read_status
+from postcopy.pump.tls import TlsSession, released
 
 Role = Literal["urgent", "push"]
 ROLES: dict[Role, int] = {"urgent": lib.ROLE_URGENT, "push": lib.ROLE_PUSH}
@@ -97,11 +98,16 @@ class DestinationPump:
             raise RuntimeError("the destination's pump is closed")
         return self._pump
 
-    def attach(self, role: Role, socket_fd: int) -> None:
-        """Hand over the connected socket of a role; it belongs to the pump from here on, whatever happens."""
+    def attach(self, role: Role, socket_fd: int, tls: TlsSession | None = None) -> None:
+        """Hand over the connected socket of a role, with the TLS session on it where there is one.
+
+        Both belong to the pump from here on, whatever happens.
+        """
         if self._pump == ffi.NULL:
+            if tls is not None:
+                tls.close()
             os.close(socket_fd)
-        result = lib.destination_attach(self._handle, ROLES[role], socket_fd)
+        result = lib.destination_attach(self._handle, ROLES[role], socket_fd, released(tls))
         if result:
             raise ValueError(f"{role}: {os.strerror(-result)}")
 

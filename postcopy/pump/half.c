@@ -31,7 +31,7 @@ void *half_create(size_t size, const struct pump_region *regions, uint32_t count
     half->count = count;
     for (uint32_t i = 0; i < count; i++)
         half->bounds[i] = (struct frame_bounds){.size = regions[i].size, .page_size = regions[i].page_size};
-    half->urgent = half->push = -1;
+    half->urgent.socket = half->push.socket = -1;
     half->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     half->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (half->stop_fd < 0 || half->event_fd < 0) {
@@ -43,18 +43,19 @@ void *half_create(size_t size, const struct pump_region *regions, uint32_t count
     return half;
 }
 
-int half_attach(struct half *half, uint32_t role, int socket) {
-    int *place = role == ROLE_URGENT ? &half->urgent : role == ROLE_PUSH ? &half->push : NULL;
-    if (!place || *place >= 0 || half->urgent_thread.started) {
+int half_attach(struct half *half, uint32_t role, int socket, struct tls *tls) {
+    struct channel *place = role == ROLE_URGENT ? &half->urgent : role == ROLE_PUSH ? &half->push : NULL;
+    if (!place || place->socket >= 0 || half->urgent_thread.started) {
+        tls_destroy(tls);
         close(socket);
         return -EINVAL;
     }
-    *place = socket;
+    *place = (struct channel){.socket = socket, .tls = tls};
     return 0;
 }
 
 int half_start(struct half *half, const char *name, void (*urgent)(void *), void (*push)(void *), void *pump) {
-    if (half->urgent_thread.started || (push && (half->urgent < 0 || half->push < 0)))
+    if (half->urgent_thread.started || (push && (half->urgent.socket < 0 || half->push.socket < 0)))
         return -EINVAL;
     atomic_store(&half->status.state, PUMP_RUNNING);
     int result = thread_start(&half->urgent_thread, name, urgent, pump);
@@ -69,8 +70,10 @@ void half_stop(struct half *half) {
 }
 
 void half_destroy(struct half *half) {
-    close_fd(half->urgent);
-    close_fd(half->push);
+    tls_destroy(half->urgent.tls);
+    tls_destroy(half->push.tls);
+    close_fd(half->urgent.socket);
+    close_fd(half->push.socket);
     close_fd(half->stop_fd);
     close_fd(half->event_fd);
     free(half);

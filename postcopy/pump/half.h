@@ -11,15 +11,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "channel.h"
 #include "pump.h"
 #include "thread.h"
 
 struct half {
     struct frame_bounds bounds[PUMP_REGIONS_MAX];
     uint32_t count;
-    int urgent, push; /* sockets, -1 until they are attached */
-    int stop_fd;      /* never read: once readable it ends every wait for good */
-    int event_fd;     /* complete or failed, for the owner */
+    struct channel urgent, push;
+    int stop_fd;  /* never read: once readable it ends every wait for good */
+    int event_fd; /* complete or failed, for the owner */
     _Atomic bool stopping;
     struct thread urgent_thread, push_thread;
     struct pump_status status;
@@ -30,8 +31,11 @@ struct half {
  * counters of two threads apart. NULL with errno set, EINVAL where a region is no whole pages.
  */
 void *half_create(size_t size, const struct pump_region *regions, uint32_t count);
-/* The socket becomes the half's, even on failure (-EINVAL: no such role, attached already, started already). */
-int half_attach(struct half *half, uint32_t role, int socket);
+/*
+ * Socket and TLS session (NULL: none) become the half's, even on failure (-EINVAL: no such role, attached already,
+ * started already).
+ */
+int half_attach(struct half *half, uint32_t role, int socket, struct tls *tls);
 /*
  * Start both threads with `pump` for an argument, the urgent one under `name`. Without `push` there is one thread, and
  * no connections are wanted. 0 or -errno.
@@ -47,8 +51,8 @@ int half_fail(struct half *half, const struct pump_status *failure);
 /* The same for a connection that ended (number 0) or broke (its errno). */
 int half_fail_socket(struct half *half, uint32_t role, int number);
 
-static inline int half_socket(const struct half *half, uint32_t role) {
-    return role == ROLE_PUSH ? half->push : half->urgent;
+static inline const struct channel *half_channel(const struct half *half, uint32_t role) {
+    return role == ROLE_PUSH ? &half->push : &half->urgent;
 }
 static inline bool half_stopping(const struct half *half) {
     return atomic_load_explicit(&half->stopping, memory_order_acquire);

@@ -2,7 +2,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "source.h"
@@ -20,12 +19,11 @@ static int send_frame(struct source *pump, uint8_t type, uint32_t region, uint64
     uint32_t begin = 0, count = type == FRAME_PAGES ? 2 : 1;
     struct pollfd descriptors[2] = {
         {.fd = pump->half.stop_fd, .events = POLLIN},
-        {.fd = pump->half.push, .events = POLLOUT},
+        {.fd = pump->half.push.socket, .events = POLLOUT},
     };
     hist_add(&counters->frames, 1);
     while (begin < count) {
-        struct msghdr message = {.msg_iov = &parts[begin], .msg_iovlen = count - begin};
-        ssize_t sent = sendmsg(pump->half.push, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        ssize_t sent = channel_send(&pump->half.push, &parts[begin], count - begin);
         if (sent >= 0) {
             hist_add(&counters->bytes_sent, (uint64_t)sent);
             begin = parts_advance(parts, begin, (uint64_t)sent);
@@ -102,7 +100,7 @@ static int wait_for_orders(struct source *pump) {
     struct pollfd descriptors[3] = {
         {.fd = pump->half.stop_fd, .events = POLLIN},
         {.fd = pump->work_fd, .events = POLLIN},
-        {.fd = pump->half.push, .events = POLLRDHUP}, /* nothing but its end comes there */
+        {.fd = pump->half.push.socket, .events = POLLRDHUP}, /* nothing but its end comes there */
     };
     if (poll(descriptors, 3, -1) < 0 && errno != EINTR)
         return half_fail_socket(&pump->half, ROLE_PUSH, errno);

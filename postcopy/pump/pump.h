@@ -16,6 +16,7 @@
 
 #include "frame.h"
 #include "histogram.h"
+#include "tls.h"
 
 #define PUMP_REGIONS_MAX 64u
 #define PUMP_RING_EXTENTS 4096u
@@ -139,8 +140,11 @@ struct source;
 /* Create with `count` regions (copied). Returns NULL with errno set. */
 struct destination *destination_create(int uffd, const struct pump_region *regions, uint32_t count,
                                        uint64_t poll_max_ns);
-/* Give it the connection of a role, once each, before start. The socket becomes the pump's, even on failure (-errno). */
-int destination_attach(struct destination *pump, uint32_t role, int socket);
+/*
+ * Give it the connection of a role, once each, before start: a socket and the TLS session on it, whose handshake is
+ * over, or NULL for a plain one. Both become the pump's, even on failure (-errno).
+ */
+int destination_attach(struct destination *pump, uint32_t role, int socket, struct tls *tls);
 /*
  * Every page's content is in the regions' files already (memory that was handed over), and nothing will be fetched: call
  * it before start and in place of attach. Faults are served all the same, by mapping what is there. 0 or -EINVAL.
@@ -185,7 +189,7 @@ struct push_extent {
 
 struct source *source_create(const struct pump_region *regions, uint32_t count, uint64_t poll_max_ns,
                              uint64_t frame_bytes);
-int source_attach(struct source *pump, uint32_t role, int socket);
+int source_attach(struct source *pump, uint32_t role, int socket, struct tls *tls);
 int source_start(struct source *pump);
 void source_stop(struct source *pump);
 void source_destroy(struct source *pump);

@@ -5,9 +5,7 @@
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/uio.h>
 
 #include "destination.h"
@@ -225,9 +223,7 @@ static void begin_run(struct destination *pump, struct receiver *receiver) {
      * A claimed page cannot be asked for by a fault any more, so only as many are claimed as have arrived, and the one
      * that comes next. Where the socket does not tell, that one alone.
      */
-    int arrived = 0;
-    (void)!ioctl(half_socket(&pump->half, receiver->role), FIONREAD, &arrived);
-    uint64_t limit = buffered(receiver) + (uint64_t)arrived, bytes = 0;
+    uint64_t limit = buffered(receiver) + channel_arrived(half_channel(&pump->half, receiver->role)), bytes = 0;
     limit = limit < RUN_BYTES_MAX ? limit : RUN_BYTES_MAX;
     while (receiver->taken + bytes < frame->length && (!bytes || bytes + size <= limit) &&
            page_claim(&memory->map[page])) {
@@ -309,7 +305,7 @@ static int use(struct destination *pump, struct receiver *receiver) {
 
 /* Read towards what is being waited for. Bytes for the alias go there directly, dropped ones into the staging. */
 static ssize_t read_some(struct destination *pump, struct receiver *receiver) {
-    int socket = half_socket(&pump->half, receiver->role);
+    const struct channel *channel = half_channel(&pump->half, receiver->role);
     arrange(receiver);
     uint8_t *free_space = receiver->staging + receiver->end;
     uint64_t free_bytes = receiver->capacity - receiver->end;
@@ -322,8 +318,7 @@ static ssize_t read_some(struct destination *pump, struct receiver *receiver) {
             {.iov_base = alias_of(memory, receiver->frame.offset + receiver->taken), .iov_len = rest},
             {.iov_base = free_space, .iov_len = sizeof(struct frame)},
         };
-        struct msghdr message = {.msg_iov = parts, .msg_iovlen = receiver->run_end == receiver->frame.length ? 2 : 1};
-        ssize_t got = recvmsg(socket, &message, MSG_DONTWAIT);
+        ssize_t got = channel_receive(channel, parts, receiver->run_end == receiver->frame.length ? 2 : 1);
         if (got > 0) {
             uint64_t direct = (uint64_t)got < rest ? (uint64_t)got : rest;
             receiver->taken += direct;
@@ -335,7 +330,8 @@ static ssize_t read_some(struct destination *pump, struct receiver *receiver) {
     if (receiver->in_payload)
         wanted = receiver->run_end ? receiver->run_end - receiver->taken : receiver->frame.length - buffered(receiver);
     wanted += sizeof(struct frame);
-    ssize_t got = recv(socket, free_space, wanted < free_bytes ? wanted : free_bytes, MSG_DONTWAIT);
+    struct iovec room = {.iov_base = free_space, .iov_len = wanted < free_bytes ? wanted : free_bytes};
+    ssize_t got = channel_receive(channel, &room, 1);
     if (got > 0)
         receiver->end += (uint64_t)got;
     return got;

@@ -55,7 +55,9 @@ struct source *source_create(const struct pump_region *regions, uint32_t count, 
     return pump;
 }
 
-int source_attach(struct source *pump, uint32_t role, int socket) { return half_attach(&pump->half, role, socket); }
+int source_attach(struct source *pump, uint32_t role, int socket, struct tls *tls) {
+    return half_attach(&pump->half, role, socket, tls);
+}
 
 int source_start(struct source *pump) {
     int result = half_start(&pump->half, "pc-urgent", urgent_run, orders_run, pump);

@@ -15,6 +15,7 @@ from postcopy.pump._pump import ffi, lib
 from postcopy.pump.destination import ROLES, Role
 from postcopy.pump.regions import MappedRegion, describe
 from postcopy.pump.status import PumpStatus, read_status
+from postcopy.pump.tls import TlsSession, released
 
 RING_EXTENTS: int = lib.PUMP_RING_EXTENTS
 # Payload of one pushed frame: small enough that the destination's staging buffer stays in its CPU's cache.
@@ -63,11 +64,16 @@ class SourcePump:
             raise RuntimeError("the source's pump is closed")
         return self._pump
 
-    def attach(self, role: Role, socket_fd: int) -> None:
-        """Hand over the connected socket of a role; it belongs to the pump from here on, whatever happens."""
+    def attach(self, role: Role, socket_fd: int, tls: TlsSession | None = None) -> None:
+        """Hand over the connected socket of a role, with the TLS session on it where there is one.
+
+        Both belong to the pump from here on, whatever happens.
+        """
         if self._pump == ffi.NULL:
+            if tls is not None:
+                tls.close()
             os.close(socket_fd)
-        result = lib.source_attach(self._handle, ROLES[role], socket_fd)
+        result = lib.source_attach(self._handle, ROLES[role], socket_fd, released(tls))
         if result:
             raise ValueError(f"{role}: {os.strerror(-result)}")
 

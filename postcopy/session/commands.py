@@ -5,7 +5,7 @@ Not one of them carries a choice: whoever performs them decides nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from postcopy.session.states import Owner, State
 from postcopy.wire.messages import LayoutOffer, Message
@@ -66,7 +66,7 @@ class DialData(Command):
     """Dial urgent and push, prove them with id and token: DataConnected or WorkFailed."""
 
     migration_id: bytes
-    token: bytes
+    token: bytes = field(repr=False)  # a secret: never in a log
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,15 +23,16 @@ async def accept_after_the_end():
     """A data connection is accepted when the pump is closed already."""
     from postcopy.link import source_interpreter
     from postcopy.link.address import parse_address
+    from postcopy.link.dial import DataConnection
     from postcopy.pages.regions import Layout
     from postcopy.session.commands import DialData, StopPump
     from tests.session.samples import source
 
     accepted, near = asyncio.Event(), socket.socketpair()
 
-    async def dial_data(address, preamble):
+    async def dial_data(address, preamble, *, tls):
         await accepted.wait()
-        return near[0].detach()
+        return DataConnection(near[0].detach())
 
     source_interpreter.dial_data = dial_data
     mapping, guest = make_source("shmem")

@@ -7,6 +7,7 @@ import pytest
 import uvloop
 
 from postcopy.errors import MigrationCancelled, MigrationFailed, MigrationLost, UsageError
+from tests.certificates import directory
 from tests.child import run_in_child
 
 SIZE = 16 << 20
@@ -26,7 +27,7 @@ def make_source(memory, workload="random", steps_per_second=0, size=SIZE):
     return mapping, guest
 
 
-def make_destination(mode="auto", restore=None):
+def make_destination(mode="auto", restore=None, tls=None):
     from postcopy.guest import kinds
     from postcopy.link import Destination
 
@@ -34,7 +35,7 @@ def make_destination(mode="auto", restore=None):
     if restore is not None:
         emulated = known["emulated"]
         emulated.empty = lambda mappings, vcpus: Loading(lambda state: restore(mappings, state))
-    return Destination("tcp:127.0.0.1:0", known, mode=mode)
+    return Destination("tcp:127.0.0.1:0", known, mode=mode, tls=tls)
 
 
 class Loading:
@@ -57,13 +58,16 @@ def play(loop, story, *arguments):
     return (uvloop.run if loop == "uvloop" else asyncio.run)(story(*arguments))
 
 
-async def migrate_and_check(memory, mode):
+async def migrate_and_check(memory, mode, folder=None):
     from postcopy.link import Source
+    from postcopy.link.tls import Credentials
 
     mapping, guest = make_source(memory)
     await until(lambda: min(guest.steps()) > 1000)
-    async with make_destination(mode) as destination, Source([mapping], guest) as source:
-        report = await source.migrate(str(destination.address))
+    tls = Credentials(folder) if folder else None
+    async with make_destination(mode, tls=tls) as destination, Source([mapping], guest) as source:
+        report = await source.migrate(str(destination.address), tls=tls)
+        assert report["environment"]["tls"] == bool(tls)
         finish = await destination.migrated()
         arrived = destination.guest
         assert (source.owner, finish.owner) == ("destination", "destination")
@@ -79,6 +83,15 @@ async def migrate_and_check(memory, mode):
 @pytest.mark.parametrize("mode", ["auto", "minor", "missing"])
 def test_a_migration(loop, mode):
     pages, checked, wrong = run_in_child(play, loop, migrate_and_check, "shmem", mode, deadline=SECONDS)
+    assert (checked, wrong) == (SIZE // 4096, 0)
+    assert pages["demand"] + pages["push"] + pages["zero"] == pages["total"] == SIZE // 4096
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("mode", ["auto", "minor"])
+def test_an_encrypted_migration(loop, mode, tmp_path):
+    folder = directory(tmp_path / "tls")
+    pages, checked, wrong = run_in_child(play, loop, migrate_and_check, "shmem", mode, folder, deadline=SECONDS)
     assert (checked, wrong) == (SIZE // 4096, 0)
     assert pages["demand"] + pages["push"] + pages["zero"] == pages["total"] == SIZE // 4096
 

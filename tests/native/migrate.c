@@ -2,7 +2,7 @@
  * A whole migration in one process without Python, for the sanitizers: both pumps over TCP, vCPU threads that fault
  * while the push runs, duplicates sent on purpose, every byte checked.
  *
- * usage: migrate copy|continue|move|remove PAGES STEPS
+ * usage: migrate copy|continue|move|remove PAGES STEPS [tls]
  *
  * `remove` is copy with a balloon: a thread gives pages back, again and again, that the guest leaves blank.
  */
@@ -146,8 +146,42 @@ static void push_everything(struct source *source, uint64_t size) {
     source_push_end(source);
 }
 
+/* Both ends of a connection's TLS session, shaken hands with in turns. */
+static void encrypt(const struct tls_library *library, const int ends[2], struct tls *sessions[2]) {
+    static const uint8_t key[TLS_KEY_BYTES] = "a secret of 32 bytes, or nearly";
+    for (int i = 0; i < 2; i++) {
+        require(!fcntl(ends[i], F_SETFL, O_NONBLOCK), "O_NONBLOCK");
+        sessions[i] = tls_create(library, ends[i], i ? TLS_LISTENS : TLS_DIALS, "name", key);
+        require(sessions[i], "tls_create");
+    }
+    int steps[2] = {TLS_WANTS_READ, TLS_WANTS_READ};
+    while (steps[0] || steps[1])
+        for (int i = 0; i < 2; i++)
+            if (steps[i]) {
+                steps[i] = tls_handshake(sessions[i]);
+                require(steps[i] != TLS_FAILED, tls_reason(sessions[i]));
+            }
+}
+
+/* Connect the two, with TLS where its library is there. */
+static void attach(struct source *source, struct destination *destination, const struct tls_library *library) {
+    for (uint32_t role = ROLE_URGENT; role <= ROLE_PUSH; role++) {
+        int ends[2];
+        struct tls *sessions[2] = {NULL, NULL};
+        connection(ends);
+        if (library)
+            encrypt(library, ends, sessions);
+        require(!source_attach(source, role, ends[0], sessions[0]), "source_attach");
+        require(!destination_attach(destination, role, ends[1], sessions[1]), "destination_attach");
+    }
+}
+
 int main(int argc, char **argv) {
-    require(argc == 4, "usage: migrate copy|continue|move|remove PAGES STEPS");
+    bool encrypts = argc == 5 && !strcmp(argv[4], "tls");
+    require(argc == 4 || encrypts, "usage: migrate copy|continue|move|remove PAGES STEPS [tls]");
+    char reason[256] = "";
+    struct tls_library *library = encrypts ? tls_load(reason, sizeof reason) : NULL;
+    require(!encrypts || library, reason);
     bool minor = !strcmp(argv[1], "continue"), move = !strcmp(argv[1], "move");
     bool balloons = !strcmp(argv[1], "remove");
     uint64_t pages = strtoull(argv[2], NULL, 10), steps = strtoull(argv[3], NULL, 10), size = pages * PAGE;
@@ -169,11 +203,7 @@ int main(int argc, char **argv) {
                                   .removal = balloons ? REMOVAL_DISCARDS : REMOVAL_UNTOLD};
     struct destination *destination = destination_create(uffd, &region, 1, 50000);
     require(destination, "destination_create");
-    for (uint32_t role = ROLE_URGENT; role <= ROLE_PUSH; role++) {
-        int ends[2];
-        connection(ends);
-        require(!source_attach(source, role, ends[0]) && !destination_attach(destination, role, ends[1]), "attach");
-    }
+    attach(source, destination, library);
     struct guest *after = guest_on(to, -1, pages);
     hand_over(before, after);
     require(!source_start(source) && !destination_start(destination), "start");
@@ -202,6 +232,7 @@ int main(int argc, char **argv) {
     require(!guest_destroy(before, now_ns() + DEADLINE_NS) && !guest_destroy(after, now_ns() + DEADLINE_NS), "destroy");
     destination_destroy(destination);
     source_destroy(source);
+    tls_unload(library);
     close(uffd);
     munmap(from, size);
     munmap(to, size);

@@ -44,10 +44,11 @@ def compiler(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return command
 
 
-@pytest.mark.parametrize("way", ["copy", "continue", "move", "remove"])
+@pytest.mark.parametrize("way", ["copy", "continue", "move", "remove", "copy tls", "continue tls"])
 def test_a_migration_is_clean(compiler: list[str], way: str, tmp_path: Path) -> None:
     program = [*compiler, str(Path(__file__).with_name("migrate.c")), *map(str, SOURCES)]
-    ended = compile_and_run(program, tmp_path / "migrate", way, "4096", "6000")
+    way, *tls = way.split()
+    ended = compile_and_run(program, tmp_path / "migrate", way, "4096", "6000", *tls)
     assert ended.returncode == 0, ended.stderr
     assert "4096 pages checked, 0 mismatched" in ended.stdout
     demand = int(ended.stdout.split("demand ")[1].split(",")[0])

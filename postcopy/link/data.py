@@ -1,0 +1,57 @@
+"""TLS on a data connection, before a pump has it: the migration's token is its key, and nothing else proves anything.
+
+A connected, non-blocking socket and what its preamble says enter; a session whose handshake is over leaves, or
+LinkError says why there is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from postcopy.errors import LinkError
+from postcopy.link.tls import HANDSHAKE_SECONDS
+from postcopy.pump.tls import TlsSession
+from postcopy.wire.preamble import ACCEPTED, Preamble, psk_identity
+
+
+async def shake_hands(connection: socket.socket, preamble: Preamble, token: bytes, *, listens: bool) -> TlsSession:
+    """Prove the token to the other end and have it proved; the session is the caller's, the socket stays so."""
+    identity = psk_identity(preamble.role, preamble.migration_id)
+    session = TlsSession(connection.fileno(), listens=listens, identity=identity, key=token)
+    try:
+        async with asyncio.timeout(HANDSHAKE_SECONDS):
+            while (wanted := session.handshake()) != "done":
+                await _ready(connection, writable=wanted == "write")
+    except TimeoutError:
+        session.close()
+        raise LinkError(f"no TLS handshake within {HANDSHAKE_SECONDS:g} s") from None
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+async def await_accepted(connection: socket.socket, session: TlsSession) -> None:
+    """Wait for the byte that says that the connection is attached; LinkError if another comes, or none."""
+    while (answer := session.receive(1)) is None:
+        await _ready(connection, writable=False)
+    if answer != ACCEPTED:
+        raise LinkError("it was not accepted")
+
+
+async def _ready(connection: socket.socket, *, writable: bool) -> None:
+    """Wait until a socket can be read or written."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    if writable:
+        loop.add_writer(connection.fileno(), ready.set)
+    else:
+        loop.add_reader(connection.fileno(), ready.set)
+    try:
+        await ready.wait()
+    finally:
+        if writable:
+            loop.remove_writer(connection.fileno())
+        else:
+            loop.remove_reader(connection.fileno())

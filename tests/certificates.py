@@ -1,0 +1,28 @@
+"""Certificates for tests: directories as --tls-dir wants them, right ones and wrong ones."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+
+from agent.security.certificates import Authority, Validity, make_authority, make_host
+
+GOOD = Validity.of_days(1)
+_NOW = datetime.datetime.now(datetime.UTC)
+EXPIRED = Validity(_NOW - datetime.timedelta(days=2), _NOW - datetime.timedelta(days=1))
+
+
+@functools.cache
+def authority(name: str = "right") -> Authority:
+    """Return one authority for each name, for the length of the process."""
+    return make_authority(GOOD, f"CA {name}")
+
+
+def directory(path, names=("localhost", "127.0.0.1", "::1"), *, signed_by="right", trusts=None, validity=GOOD):
+    """Make a host's directory: whose certificate it is, by whom it is signed, which authority it believes."""
+    make_host(path, authority(signed_by), tuple(names), validity)
+    if trusts is not None:
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        (path / "ca-cert.pem").write_bytes(authority(trusts).certificate.public_bytes(Encoding.PEM))
+    return path

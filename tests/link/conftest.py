@@ -1,0 +1,24 @@
+"""Stories are played on both event loops, in this process."""
+
+import asyncio
+
+import pytest
+import uvloop
+
+SECONDS = 10
+
+
+@pytest.fixture(params=["uvloop", "asyncio"])
+def play(request):
+    """Run a coroutine function on either loop, within a deadline."""
+
+    def run(story):
+        async def bounded():
+            async with asyncio.timeout(SECONDS):
+                return await story()
+
+        if request.param == "uvloop":
+            return uvloop.run(bounded())
+        return asyncio.run(bounded())
+
+    return run
