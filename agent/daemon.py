@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import shutil
 import signal
-import socket
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any, NoReturn
 
 import uvloop
 
-from agent import logs
+from agent import logs, notify
 from postcopy.errors import UsageError
 from postcopy.link.about import About, speak_of
 from postcopy.link.address import UnixAddress
@@ -73,11 +71,7 @@ def tell_ready(ready_fd: int | None, address: str = "") -> None:
             os.close(ready_fd)
         except OSError as error:
             raise UsageError(f"--ready-fd {ready_fd}: {error.strerror}") from error
-    notify = os.environ.get("NOTIFY_SOCKET")
-    if notify:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
-            connection.connect("\0" + notify[1:] if notify.startswith("@") else notify)
-            connection.sendall(lines.encode())
+    notify.tell(lines)
 
 
 def run(role: str, daemon: Coroutine[Any, Any, int]) -> NoReturn:

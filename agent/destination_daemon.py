@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent import metrics
+from agent import metrics, notify
 from agent.admin import AdminServer, Tell
 from agent.daemon import Parent, Stop, end_without_cleaning, first_of, tell_ready
 from agent.running_guest import CHECK, Use, check_guest, describe_end, describe_guest, describe_memory
@@ -67,8 +67,10 @@ async def serve_destination(options: DestinationOptions) -> int:
         stack.callback(watching.cancel)
         log.info("destination: listening on %s", address)
         tell_ready(options.ready_fd, address)
+        stack.callback(asyncio.create_task(notify.keep_telling(daemon.figures)).cancel)
         await first_of(stop.asked, daemon.lost, daemon.over)
         daemon.end_if_lost()
+        notify.tell("STOPPING=1\n")
         await daemon.finish(stop)
     # Not before: what was on its way when the end was asked for may have arrived, and gone on, or been lost.
     daemon.end_if_lost()

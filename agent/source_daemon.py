@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from agent import metrics
+from agent import metrics, notify
 from agent.admin import AdminServer, Tell
 from agent.daemon import Parent, Stop, end_without_cleaning, first_of, tell_ready
 from agent.parameters import Memory
@@ -79,7 +79,9 @@ async def serve_source(options: SourceOptions) -> int:
         memory = ", ".join(one.describe() for one in options.memory)
         log.info("source: a guest of %d vCPUs runs %s on %s", options.vcpus, options.workload, memory)
         tell_ready(options.ready_fd)
+        stack.callback(asyncio.create_task(notify.keep_telling(daemon.figures)).cancel)
         await first_of(stop.asked, daemon.lost)
+        notify.tell("STOPPING=1\n")
         await daemon.finish(stop)
     # Not before: up to here a migration may have gone on.
     return daemon.verdict()
