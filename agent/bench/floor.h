@@ -38,6 +38,7 @@ struct floor_setup {
     uint64_t pacing;                          /* SO_MAX_PACING_RATE of the push, bytes a second, 0: none */
     uint64_t source_cpus, destination_cpus;   /* bit masks, 0: any */
     uint64_t seed;
+    uint32_t anonymous;                       /* 1: private memory without a file, placed by COPY alone */
     const char *source_netns, *destination_netns; /* paths of network namespaces, NULL: this one */
     const char *host; /* IPv4 address of the destination */
 };

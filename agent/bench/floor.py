@@ -46,6 +46,7 @@ class FloorSetup:
     frame_bytes: int = 256 * 1024
     send_bytes: int = 0
     receive_bytes: int = 0
+    anonymous: bool = False
     pacing: int = 0
     source_cpus: int = 0
     destination_cpus: int = 0

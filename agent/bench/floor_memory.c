@@ -26,20 +26,22 @@ static uint64_t mix(uint64_t x) {
     return x ^ (x >> 31);
 }
 
-static void *map(struct floor *floor, int flags) {
-    return mmap(NULL, floor->setup.size, PROT_READ | PROT_WRITE, MAP_SHARED | flags, floor->memory, 0);
+static void *map(struct floor *floor) {
+    int flags = floor->setup.anonymous ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+    return mmap(NULL, floor->setup.size, PROT_READ | PROT_WRITE, flags, floor->memory, 0);
 }
 
 int memory_create(struct floor *floor, bool alias) {
     bool huge = floor->setup.page_size > BLOCK_BYTES;
-    floor->memory = memfd_create("floor", MFD_CLOEXEC | (huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0));
-    if (floor->memory < 0 || ftruncate(floor->memory, (off_t)floor->setup.size))
+    unsigned flags = MFD_CLOEXEC | (huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0);
+    floor->memory = floor->setup.anonymous ? -1 : memfd_create("floor", flags);
+    if (!floor->setup.anonymous && (floor->memory < 0 || ftruncate(floor->memory, (off_t)floor->setup.size)))
         return floor_fail(floor, "memfd");
-    floor->guest = map(floor, 0);
+    floor->guest = map(floor);
     if (floor->guest == MAP_FAILED)
         return floor_fail(floor, "mmap");
     if (alias) {
-        floor->alias = map(floor, 0);
+        floor->alias = map(floor);
         if (floor->alias == MAP_FAILED)
             return floor_fail(floor, "mmap of the alias");
     }
@@ -90,13 +92,29 @@ static bool page_matches(const struct floor *floor, uint64_t page, uint64_t touc
     return true;
 }
 
+/* Of a file the kernel says what is there, of private memory its page tables do. */
+static int resident(const struct floor *floor, uint64_t *count) {
+    struct stat status;
+    if (!floor->setup.anonymous) {
+        if (fstat(floor->memory, &status))
+            return -1;
+        *count = (uint64_t)status.st_blocks * 512u / floor->setup.page_size;
+        return 0;
+    }
+    unsigned char *there = malloc(floor->pages);
+    int result = there ? mincore(floor->guest, floor->setup.size, there) : -1;
+    *count = 0;
+    for (uint64_t page = 0; !result && page < floor->pages; page++)
+        *count += there[page] & 1;
+    free(there);
+    return result;
+}
+
 int memory_check(struct floor *floor) {
     struct floor_result *result = floor->result;
-    struct stat status;
     uint64_t *touchers = calloc(floor->pages, sizeof *touchers);
-    if (!touchers || fstat(floor->memory, &status))
+    if (!touchers || resident(floor, &result->pages_resident))
         return floor_fail(floor, "check");
-    result->pages_resident = (uint64_t)status.st_blocks * 512u / floor->setup.page_size;
     for (uint32_t t = 0; t < floor->setup.touchers; t++)
         for (uint64_t i = 0; i < floor->toucher[t].touched; i++)
             touchers[floor->toucher[t].order[i]] |= 1ull << t;

@@ -34,6 +34,7 @@ SOURCE_STEPS = 10
 class ProductSetup:
     """One migration. Sizes are bytes; `steps` limits each vCPU's steps in all; `holes`: blank pages are all holes.
 
+    `folder` is where memory of tmpfs or hugetlbfs lies, at both ends; `thp` asks for transparent huge pages.
     Without `push` the guest fetches every page by touching it, so the migration ends by itself where `blank` is 0.
     `scrapes_per_second`: how often both daemons' metrics are read meanwhile.
     """
@@ -50,6 +51,8 @@ class ProductSetup:
     poll_max_ns: int | None = None
     watch_memory: bool = False
     scrapes_per_second: int = 0
+    thp: bool = False
+    folder: str | None = None
     deadline: float = 60.0
 
 
@@ -127,7 +130,7 @@ async def run_product(setup: ProductSetup, placement: Placement) -> ProductRun:
         try:
             async with asyncio.timeout(setup.deadline):
                 await pair.until("source", lambda status: min(status["guest"]["steps"]) >= SOURCE_STEPS, setup.deadline)
-                if setup.memory == "shmem":  # huge pages are set aside already
+                if not setup.memory.startswith("huge"):  # huge pages are set aside already
                     await asyncio.to_thread(warm, int(setup.size * (1 - setup.blank)))
                 async with own_memory(pair) if setup.watch_memory else nothing() as own_bytes:
                     run = await _migrate(setup, pair)
@@ -161,16 +164,21 @@ async def daemons(setup: ProductSetup, placement: Placement) -> AsyncIterator[Pa
 
 def _destination_arguments(setup: ProductSetup, placement: Placement) -> list[str]:
     arguments = ["--listen", f"tcp:{placement.host}:0", "--mode", setup.mode, "--metrics", "127.0.0.1:0"]
+    if setup.folder is not None:
+        arguments += ["--memory-dir", setup.folder]
     return arguments if placement.reachable else [*arguments, "--insecure"]
 
 
 def _source_arguments(setup: ProductSetup) -> list[str]:
-    arguments = ["--memory", setup.memory, "--size", str(setup.size), "--vcpus", str(setup.vcpus)]
+    memory = setup.memory if setup.folder is None else f"{setup.memory}:{setup.folder}"
+    arguments = ["--memory", memory, "--size", str(setup.size), "--vcpus", str(setup.vcpus)]
     arguments += ["--steps-per-second", str(setup.steps_per_second), "--blank", str(setup.blank)]
     if setup.holes:
         arguments.append("--holes")
     if setup.scrapes_per_second:
         arguments += ["--metrics", "127.0.0.1:0"]
+    if setup.thp:
+        arguments.append("--thp")
     return arguments if setup.steps is None else [*arguments, "--steps", str(setup.steps)]
 
 

@@ -160,7 +160,7 @@ class Bench:
         if one.scenario.on_link and self._network is not None:
             source, destination = Link.path(self._network.source), Link.path(self._network.destination)
             setup = replace(setup, source_netns=source, destination_netns=destination, host=self._network.host)
-        if memory == "shmem":  # huge pages are set aside already
+        if not memory.startswith("huge"):  # huge pages are set aside already
             warm(2 * setup.size)
         before = Sample.take()
         result = run_floor(setup)

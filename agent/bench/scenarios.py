@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from agent.bench.floor import FloorSetup, Way
+from agent.bench.memory_types import rows
 from agent.bench.product import SOURCE_STEPS, ProductSetup
 from agent.bench.targets import FLOOR, Target
 from postcopy.errors import UsageError
@@ -89,6 +90,7 @@ def catalogue(machine: Machine) -> list[Scenario]:
         _sparse(),
         *_memory(),
         *_scraped(),
+        *_types(machine),
         *_honest(),
     ]
     return [_judged(scenario, machine) for scenario in found]
@@ -114,6 +116,8 @@ def _judged(scenario: Scenario, machine: Machine) -> Scenario:
     """Say what the machine lacks for a scenario."""
     product = scenario.product
     data = int(product.size * (1 - product.blank))
+    if scenario.lacking is not None or product.memory.startswith("hugetlb-1G"):
+        return scenario
     if product.memory == "hugetlb-2M":
         if machine.huge_pages < 2 * HUGE_PAGES_MIN:
             free = f"{machine.huge_pages} huge pages of 2 MiB are free"
@@ -260,6 +264,11 @@ def _scraped() -> Iterator[Scenario]:
         product = ProductSetup(size=512 * MIB, push=False, scrapes_per_second=often)
         targets = (Target("fault_p99", "<=", 1.05, f"scraped/{SCRAPES[0]}"),) if often else ()
         yield Scenario(f"scraped/{often}", product, {}, targets, LATENCY, FAULTS)
+
+
+def _types(machine: Machine) -> Iterator[Scenario]:
+    for row in rows(machine.available):
+        yield Scenario(f"types/{row.name}", row.product, row.floors, lacking=row.lacking)
 
 
 def _honest() -> Iterator[Scenario]:

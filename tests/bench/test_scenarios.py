@@ -39,10 +39,38 @@ def test_a_floor_does_the_work_of_its_product():
     for one in catalogue(ROOMY):
         for floor in one.floors.values():
             assert floor.size == one.product.size
-            assert floor.page_size == (HUGE if one.product.memory == "hugetlb-2M" else 4096)
+            assert floor.page_size == (HUGE if one.product.memory in {"hugetlb-2M", "hugetlbfs-2M"} else 4096)
+            assert floor.anonymous == (one.product.memory == "anonymous")
             assert floor.framed().size % floor.framed().frame_bytes == 0
             assert (floor.push != "none") == one.product.push
             assert floor.touchers in {0, one.product.vcpus}
+
+
+def test_every_memory_type_is_a_row():
+    from postcopy.kernel import MEMORY_TYPES
+
+    found = {(one.product.memory, one.product.mode) for one in catalogue(ROOMY)}
+    assert {memory for memory, _ in found} == set(MEMORY_TYPES) - {"guest_memfd", "hugetlbfs-1G"}
+    assert {("anonymous", "auto"), ("anonymous", "move"), ("hugetlb-1G", "minor"), ("hugetlb-1G", "missing")} <= found
+    assert {one.product.mode for one in catalogue(ROOMY) if one.product.thp} == {"auto", "minor", "missing"}
+
+
+def test_what_a_type_lacks_comes_with_its_command(monkeypatch, tmp_path):
+    from agent.bench import memory_types
+
+    (tmp_path / "shmem_enabled").write_text("always within_size advise [never] deny force\n")
+    (tmp_path / "enabled").write_text("always [madvise] never\n")
+    (tmp_path / "mounts").write_text("none /run/shm tmpfs rw 0 0\nnone /mnt hugetlbfs rw,pagesize=1024M 0 0\n")
+    monkeypatch.setattr(memory_types, "THP", tmp_path)
+    monkeypatch.setattr(memory_types, "MOUNTS", tmp_path / "mounts")
+    lacking = {row.name: row.lacking for row in memory_types.rows(64 * GIB)}
+    assert lacking["shmem-thp/auto"].endswith(f"says never: echo advise > {tmp_path / 'shmem_enabled'}")
+    assert lacking["anonymous-thp/auto"] is None
+    assert lacking["tmpfs/auto"] == "no tmpfs is mounted at /dev/shm"
+    assert "mount -t hugetlbfs -o pagesize=2M" in lacking["hugetlbfs-2M/auto"]
+    (tmp_path / "mounts").write_text("none /dev/shm tmpfs rw 0 0\nnone /mnt hugetlbfs rw,pagesize=2M 0 0\n")
+    products = {row.name: row.product for row in memory_types.rows(64 * GIB)}
+    assert (products["tmpfs/auto"].folder, products["hugetlbfs-2M/auto"].folder) == ("/dev/shm", "/mnt")
 
 
 def test_patterns_choose_in_the_order_of_the_table():
