@@ -145,6 +145,12 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
 @click.option("--listen", type=ADDRESS, default="tcp:127.0.0.1:0", show_default=True, help="Where guests come in.")
 @click.option("--mode", default="auto", show_default=True, help="How pages are placed: auto, minor, missing or move.")
 @click.option(
+    "--removal",
+    default="auto",
+    show_default=True,
+    help="What madvise(2) of the guest on shared memory means: auto, or discards where it is a balloon's alone.",
+)
+@click.option(
     "--memory-dir",
     "memory_dirs",
     type=click.Path(path_type=Path),
@@ -165,6 +171,7 @@ def destination(listen: Address, mode: str, once: bool, insecure: bool, **rest: 
     options = DestinationOptions(
         listen=listen,
         mode=mode,
+        removal=rest["removal"],
         memory_dirs=rest["memory_dirs"],
         cpus=rest["pin"],
         once=once,

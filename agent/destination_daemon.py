@@ -37,6 +37,7 @@ class DestinationOptions:
 
     listen: Address
     mode: str
+    removal: str
     memory_dirs: tuple[Path, ...]
     cpus: tuple[int, ...]
     once: bool
@@ -88,6 +89,7 @@ class DestinationDaemon:
             options.listen,
             kinds(options.cpus),
             mode=options.mode,
+            removal=options.removal,
             memory_dirs=options.memory_dirs,
             poll_max_ns=options.poll_max_ns,
         )

@@ -24,7 +24,7 @@ from postcopy.link.destination_interpreter import DestinationInterpreter
 from postcopy.link.guest import Kinds, MigratingGuest
 from postcopy.link.interpreter import boot_id
 from postcopy.link.listen import Listener, first_message
-from postcopy.link.placement import known_mode
+from postcopy.link.placement import known_mode, known_removal
 from postcopy.link.report import Report
 from postcopy.link.source import POLL_MAX_NS, SOFTWARE
 from postcopy.link.tls import Credentials, versions_over
@@ -61,9 +61,12 @@ class Destination:
     """A host that a guest may come to.
 
     `kinds` are the kinds of guest that it knows, by name.
-    `mode` is "auto", "minor", "missing" or "move". `memory_dirs` are mounts of tmpfs or hugetlbfs that memory of their
-    type is put into; without one such memory is a memfd of the same page size. With `tls` no connection without it is
-    taken, without it none with it. `finished` holds how each migration ended, the latest last.
+    `mode` is "auto", "minor", "missing" or "move". `removal` says what it means where the guest gives pages of shared
+    memory back by madvise(2) that are not here yet: "auto" fetches them all the same, for the kernel does not tell
+    whether the file keeps them; "discards" makes them zeros, as a balloon means it (see also give_back()).
+    `memory_dirs` are mounts of tmpfs or hugetlbfs that memory of their type is put into; without one such memory is a
+    memfd of the same page size. With `tls` no connection without it is taken, without it none with it. `finished` holds
+    how each migration ended, the latest last.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Destination:
         kinds: Kinds,
         *,
         mode: str = "auto",
+        removal: str = "auto",
         memory_dirs: Sequence[Path] = (),
         poll_max_ns: int = POLL_MAX_NS,
         tls: Credentials | None = None,
@@ -81,6 +85,7 @@ class Destination:
         if tls is not None and isinstance(address, UnixAddress):
             raise UsageError(f"{address}: a Unix socket has no TLS: the kernel says who is at its other end")
         self.mode = known_mode(mode)
+        self.removal = known_removal(removal)
         self.finish: Finish | None = None
         self._listener = Listener(address, self._on_control, self._on_data, tls)
         self._kinds = kinds
@@ -162,6 +167,7 @@ class Destination:
             claim=self._claim,
             local=isinstance(self.address, UnixAddress),
             mode=self.mode,
+            discards=self.removal == "discards",
             poll_max_ns=self._poll_max_ns,
         )
 

@@ -83,10 +83,12 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         claim: Callable[[DestinationInterpreter], Awaitable[None]],
         local: bool = False,
         mode: str,
+        discards: bool = False,
         poll_max_ns: int,
     ) -> None:
         super().__init__("destination", machine)
         self.mode = mode
+        self._discards = discards
         self.memory: Memory | None = None
         self.guest: MigratingGuest | None = None
         self.report: Report | None = None
@@ -161,7 +163,8 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
             self.memory = await asyncio.to_thread(take_over, command.offer, files, self.mode, self._kinds)
         else:
             await self._claim(self)
-            self.memory = await asyncio.to_thread(prepare, command.offer, self.mode, self._kinds, self._types)
+            known = (command.offer, self.mode, self._kinds, self._types)
+            self.memory = await asyncio.to_thread(prepare, *known, discards=self._discards)
         self._pump = self.memory.pump(self._poll_max_ns)
         self.post(Prepared(self.now()))
 

@@ -49,12 +49,22 @@ HANDLINGS: dict[str, dict[str, Handling]] = {
 
 MODES = tuple(HANDLINGS)
 
+# What it means where the guest gives pages of shared memory back by madvise(2) that are not here yet.
+REMOVALS = ("auto", "discards")
+
 
 def known_mode(mode: str) -> str:
     """Return the mode if there is one of this name; UsageError names those that there are."""
     if mode not in HANDLINGS:
         raise UsageError(f"unknown mode {mode!r}: known are {', '.join(MODES)}")
     return mode
+
+
+def known_removal(removal: str) -> str:
+    """Return what a removal means if it is known; UsageError names what there is."""
+    if removal not in REMOVALS:
+        raise UsageError(f"unknown removal {removal!r}: known are {', '.join(REMOVALS)}")
+    return removal
 
 
 def traps_handed_over(mode: str) -> bool:

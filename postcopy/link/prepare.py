@@ -53,7 +53,7 @@ class Memory:
     """The guest's memory at the destination: trapped, empty, and owned by whoever holds this.
 
     `guest` is the rest of what the guest needs. `resident`: the memory was handed over, all of it is in its files
-    already. Then it is trapped by choice, and without a userfaultfd not at all.
+    already. Then it is trapped by choice, and without a userfaultfd not at all. `discards`: see removals().
     """
 
     layout: Layout
@@ -63,6 +63,7 @@ class Memory:
     zeropage: list[bool]
     guest: EmptyGuest
     resident: bool = False
+    discards: bool = False
     views: Views = field(default_factory=Views)
 
     def pump(self, poll_max_ns: int) -> DestinationPump | None:
@@ -77,7 +78,7 @@ class Memory:
             push=[one.push for one in self.handlings],
             zeropage=self.zeropage,
             poll_max_ns=poll_max_ns,
-            removal=removals(self.layout),
+            removal=removals(self.layout, discards=self.discards),
         )
         if self.resident:
             pump.adopt()
@@ -92,7 +93,7 @@ class Memory:
 
     def add_view(self, pump: DestinationPump | None, uffd: Userfaultfd, addresses: ReadOnly[int, int]) -> None:
         """Serve another process's mapping of some regions' files, too; see Destination.add_view."""
-        modes = [_modes(region, way) for region, way in zip(self.layout.regions, self.handlings, strict=True)]
+        modes = [_modes(region, way) for region, way in zip(self.layout.regions, self.handlings, strict=False)]
         self.views.add(None if self.resident else pump, uffd, addresses, self.mappings, modes)
 
     def trap_no_more(self) -> None:
@@ -125,12 +126,14 @@ class Memory:
             mapping.close()
 
 
-def prepare(offer: LayoutOffer, mode: str, kinds: Kinds, types: MemoryTypes = MEMORY_TYPES) -> Memory:
+def prepare(
+    offer: LayoutOffer, mode: str, kinds: Kinds, types: MemoryTypes = MEMORY_TYPES, *, discards: bool = False
+) -> Memory:
     """Check the offer against this host and make its memory ready for a guest.
 
-    `types` are the memory types by name, those with a place of this host's choice among them. Raises UsageError (memory
-    of such a type or size is not had anywhere like this), HostError (this host lacks room, permission or a feature),
-    GuestError. What was allocated by then is given back.
+    `types` are the memory types by name, those with a place of this host's choice among them; `discards` is for
+    removals(). Raises UsageError (memory of such a type or size is not had anywhere like this), HostError (this host
+    lacks room, permission or a feature), GuestError. What was allocated by then is given back.
     """
     check_guest(offer.guest, kinds)
     try:
@@ -139,7 +142,7 @@ def prepare(offer: LayoutOffer, mode: str, kinds: Kinds, types: MemoryTypes = ME
         raise UsageError(str(error)) from error
     handlings = _check(layout, offer, mode, types)
     with ExitStack() as undo:
-        uffd = undo.enter_context(open_userfaultfd(layout, handlings))
+        uffd = undo.enter_context(open_userfaultfd(layout, handlings, discards=discards))
         mappings = []
         for region, way in zip(layout.regions, handlings, strict=True):
             mapping = undo.enter_context(_allocate(types[region.type], region, way, offer.data_of(region.index)))
@@ -148,7 +151,7 @@ def prepare(offer: LayoutOffer, mode: str, kinds: Kinds, types: MemoryTypes = ME
         zeropage = [memory_type(region.type).zero_way(alias=False) is PlacingWay.ZEROPAGE for region in layout.regions]
         guest = kinds[offer.guest.kind].empty(mappings, offer.guest.vcpus)
         undo.pop_all()
-        return Memory(layout, mappings, uffd, handlings, zeropage, guest)
+        return Memory(layout, mappings, uffd, handlings, zeropage, guest, discards=discards)
 
 
 def check_guest(guest: GuestOffer, kinds: Kinds) -> None:
@@ -220,13 +223,14 @@ def staging_bytes(layout: Layout, handlings: list[Handling]) -> int:
     return total + max(zeros, default=0)
 
 
-def removals(layout: Layout) -> list[Removal]:
+def removals(layout: Layout, *, discards: bool = False) -> list[Removal]:
     """Return what the kernel's word that the guest gave pages back means for each region.
 
-    Private memory has lost them then. Of a shared file's pages it may only have given up the mapping: see the pump's
-    README. Where nothing is private the kernel is not asked to tell, since all placing stops until each event is read.
+    Private memory has lost them then. Of a shared file's pages it may only have given up the mapping, see the pump's
+    README, unless somebody knows that the guest does not do that (`discards`). Where nothing is lost the kernel is not
+    asked to tell, since all placing stops until each event is read.
     """
-    private = [not memory_type(region.type).alias for region in layout.regions]
+    private = [discards or not memory_type(region.type).alias for region in layout.regions]
     if not any(private):
         return [Removal.UNTOLD] * len(private)
     return [Removal.DISCARDS if one else Removal.KEEPS for one in private]
@@ -236,7 +240,7 @@ def _modes(region: Region, way: Handling) -> Mode:
     return memory_type(region.type).modes_for(alias=way.minor)
 
 
-def open_userfaultfd(layout: Layout, handlings: list[Handling]) -> Userfaultfd:
+def open_userfaultfd(layout: Layout, handlings: list[Handling], *, discards: bool = False) -> Userfaultfd:
     """Open a userfaultfd with what all regions need. A user-mode-only one will not do: it serves no system calls."""
     # Two vCPUs on one page are two faults, and one that is told of again is not: only the thread's id tells.
     required = Feature.THREAD_ID
@@ -244,7 +248,7 @@ def open_userfaultfd(layout: Layout, handlings: list[Handling]) -> Userfaultfd:
         required |= memory_type(region.type).features_for(_modes(region, way))
         if Placement.MOVE in {way.demand, way.push}:
             required |= Feature.MOVE
-    if Removal.DISCARDS in removals(layout):
+    if Removal.DISCARDS in removals(layout, discards=discards):
         required |= Feature.EVENT_REMOVE
     return Userfaultfd.open(required)
 

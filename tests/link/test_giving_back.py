@@ -7,12 +7,14 @@ import asyncio
 import pytest
 import uvloop
 
+from postcopy.errors import UsageError
 from tests.child import run_in_child
 from tests.link.test_library import make_destination, make_source
 
 SIZE = 16 << 20
 BLANK = SIZE // 8  # at the end of the memory: the guest leaves it blank
 SECONDS = 25
+TEXT = b"in a page that the guest leaves blank"
 
 
 async def inflate(memory: str, mode: str) -> tuple[dict, int, int]:
@@ -36,6 +38,61 @@ async def inflate(memory: str, mode: str) -> tuple[dict, int, int]:
         await asyncio.to_thread(arrived.stop)
         result = await asyncio.to_thread(arrived.check)
         return report["pages"], destination.snapshot().pages_removed, result.pages_mismatched
+
+
+async def madvise(memory: str, mode: str, removal: str, advice: str) -> tuple[int, int, bytes]:
+    """The guest's process gives back what is still at the source, touches it, and then all is pushed."""
+    from postcopy.kernel import calls
+    from postcopy.link import Source
+
+    mapping, guest = make_source(memory, steps_per_second=1, size=SIZE)
+    page_size = mapping.region.page_size
+    calls.write_memory(mapping.address + SIZE - page_size, TEXT)
+    async with make_destination(mode, removal=removal) as destination, Source([mapping], guest) as source:
+        migration = asyncio.create_task(source.migrate(str(destination.address), push=False))
+        while destination.state != "postcopy-active":
+            await asyncio.sleep(0.001)
+        last = destination._current.memory.mappings[0].address + SIZE - page_size
+        await asyncio.to_thread(calls.advise, last, page_size, getattr(calls, advice))
+        seen = await asyncio.to_thread(calls.read_memory, last, len(TEXT))
+        await source.start_push()
+        await migration
+        await destination.migrated()
+        assert await asyncio.to_thread(calls.read_memory, last, len(TEXT)) == seen, "a late copy"
+        stats = destination.snapshot()
+        return stats.pages_removed, stats.pages_resident * page_size, seen
+
+
+def _advise(memory: str, mode: str, removal: str, advice: str) -> tuple[int, int, bytes]:
+    return uvloop.run(madvise(memory, mode, removal, advice))
+
+
+@pytest.mark.parametrize(
+    ("memory", "mode", "removal", "advice"),
+    [
+        ("shmem", "auto", "discards", "MADV_REMOVE"),
+        ("shmem", "minor", "discards", "MADV_REMOVE"),
+        ("shmem", "missing", "discards", "MADV_DONTNEED"),
+        ("hugetlb-2M", "auto", "discards", "MADV_REMOVE"),
+        ("anonymous", "auto", "auto", "MADV_DONTNEED"),
+    ],
+)
+def test_what_the_guest_gives_back_by_madvise_is_zeros(memory, mode, removal, advice, request) -> None:
+    if memory == "hugetlb-2M":
+        request.getfixturevalue("huge_pages")(memory, 24)
+    removed, resident, seen = run_in_child(_advise, memory, mode, removal, advice, deadline=SECONDS)
+    assert (removed, resident, seen) == (1, SIZE, bytes(len(TEXT)))
+
+
+@pytest.mark.parametrize("advice", ["MADV_DONTNEED", "MADV_REMOVE"])
+def test_of_shared_memory_nothing_is_lost_where_nobody_says_so(advice: str) -> None:
+    removed, resident, seen = run_in_child(_advise, "shmem", "auto", "auto", advice, deadline=SECONDS)
+    assert (removed, resident, seen) == (0, SIZE, TEXT)
+
+
+def test_an_unknown_removal_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown removal 'keep': known are auto, discards"):
+        make_destination(removal="keep")
 
 
 @pytest.mark.parametrize(

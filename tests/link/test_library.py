@@ -27,7 +27,7 @@ def make_source(memory, workload="random", steps_per_second=0, size=SIZE):
     return mapping, guest
 
 
-def make_destination(mode="auto", restore=None, tls=None):
+def make_destination(mode="auto", restore=None, tls=None, removal="auto"):
     from postcopy.guest import kinds
     from postcopy.link import Destination
 
@@ -35,7 +35,7 @@ def make_destination(mode="auto", restore=None, tls=None):
     if restore is not None:
         emulated = known["emulated"]
         emulated.empty = lambda mappings, vcpus: Loading(lambda state: restore(mappings, state))
-    return Destination("tcp:127.0.0.1:0", known, mode=mode, tls=tls)
+    return Destination("tcp:127.0.0.1:0", known, mode=mode, removal=removal, tls=tls)
 
 
 class Loading:
