@@ -1,17 +1,19 @@
-"""Programs that are not ours and that tests drive: from the PATH, or as .ci/run unpacked them."""
+"""Programs that are not ours and that tests drive: from the PATH, beside this Python, or as .ci/run unpacked them."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from tests.lacking import lacking
 
 UNPACKED = Path(__file__).parent.parent / ".ci/debian"
-FOLDERS = os.pathsep.join([os.environ.get("PATH", ""), *(str(UNPACKED / "usr" / one) for one in ("bin", "sbin"))])
+BESIDE = Path(sys.executable).parent
+FOLDERS = os.pathsep.join(map(str, (os.environ.get("PATH", ""), BESIDE, UNPACKED / "usr/bin", UNPACKED / "usr/sbin")))
 
 
 def outside(name: str) -> str:
