@@ -1,0 +1,125 @@
+"""The manifests: strict schemas of Kubernetes, what refers to what, and what kustomize makes of the overlays."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agent import commands
+from agent.cli import cli
+from agent.config import keys, read
+from postcopy import __version__
+from tests.agent.agents import ROOT
+from tests.outside import say
+
+KUBERNETES = ROOT / "deploy/kubernetes"
+FOLDERS = sorted(file.parent for file in KUBERNETES.rglob("kustomization.yaml"))
+# Resources of operators, of which Kubernetes itself has no schema.
+OPERATORS = {"PrometheusRule", "ServiceMonitor"}
+OLDEST = "1.31"
+
+
+def documents(text: str) -> dict[str, dict[str, Any]]:
+    """Return the resources of a text by their kind."""
+    found = [one for one in yaml.safe_load_all(text) if one]
+    assert len({one["kind"] for one in found}) == len(found)
+    return {one["kind"]: one for one in found}
+
+
+def base() -> dict[str, dict[str, Any]]:
+    listed = yaml.safe_load((KUBERNETES / "base/kustomization.yaml").read_text())["resources"]
+    return documents("\n---\n".join((KUBERNETES / "base" / name).read_text() for name in listed))
+
+
+def monitoring(name: str) -> dict[str, Any]:
+    made: dict[str, Any] = yaml.safe_load((KUBERNETES / "overlays/monitoring" / name).read_text())
+    return made
+
+
+def rendered(folder: Path) -> str:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is no package of Debian's that is new enough")
+    command = ["kubectl", "kustomize", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.parametrize("version", [OLDEST, "1.37"])
+@pytest.mark.parametrize("file", sorted(KUBERNETES.glob("base/*.yaml")), ids=lambda file: file.stem)
+def test_resources_are_as_kubernetes_wants_them(file: Path, version: str) -> None:
+    if file.name == "kustomization.yaml":
+        return
+    done = say("kubernetes-validate", "--strict", "-k", version, file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout + done.stderr
+
+
+def test_a_wrong_key_would_be_found(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text((KUBERNETES / "base/daemonset.yaml").read_text().replace("hostNetwork:", "hostNetwrk:"))
+    assert say("kubernetes-validate", "--strict", wrong).returncode == 1
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_overlays_are_whole(folder: Path, tmp_path: Path) -> None:
+    text = rendered(folder)
+    file = tmp_path / "all.yaml"
+    file.write_text(text)
+    done = say("kubernetes-validate", "--strict", "--no-warn", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = documents(text)
+    assert {"Namespace", "DaemonSet", "Service", "ConfigMap"} <= set(found)
+    assert {one["metadata"].get("namespace", "postcopy") for one in found.values()} == {"postcopy"}
+    volumes = found["DaemonSet"]["spec"]["template"]["spec"]["volumes"]
+    assert found["ConfigMap"]["metadata"]["name"] in {one.get("configMap", {}).get("name") for one in volumes}
+    if folder.name == "hugepages":
+        limits = found["DaemonSet"]["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+        assert {"hugepages-2Mi", "memory", "squat.ai/userfaultfd"} == set(limits)
+
+
+def test_parts_refer_to_each_other() -> None:
+    found = base()
+    template = found["DaemonSet"]["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    labels = template["metadata"]["labels"].items()
+    assert found["Service"]["spec"]["selector"].items() <= labels
+    ports = {one["name"] for one in container["ports"]}
+    assert {one["targetPort"] for one in found["Service"]["spec"]["ports"]} <= ports
+    monitor = monitoring("servicemonitor.yaml")["spec"]
+    assert monitor["selector"]["matchLabels"].items() <= found["Service"]["metadata"]["labels"].items()
+    assert {one["port"] for one in monitor["endpoints"]} <= {one["name"] for one in found["Service"]["spec"]["ports"]}
+    assert container["image"] == f"postcopy:{__version__}"
+
+
+def test_a_pod_has_no_right_but_a_device() -> None:
+    pod = base()["DaemonSet"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert not any("hostPath" in volume for volume in pod["volumes"])
+    assert "livenessProbe" not in container
+
+
+def test_the_configuration_is_right_and_named_as_the_pod_reads_it() -> None:
+    commands.register(cli)
+    settings, problems = read.read_file(KUBERNETES / "base/destination.toml", keys.sections(cli))
+    assert problems == []
+    (container,) = base()["DaemonSet"]["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["--config", "/etc/postcopy/destination.toml", "destination"]
+    ports = {one["name"]: str(one["containerPort"]) for one in container["ports"]}
+    said = settings["destination"]
+    assert str(said["listen"]).rpartition(":")[2] == ports["migration"]
+    assert str(said["metrics"]).rpartition(":")[2] == ports["metrics"]
+
+
+def test_the_operator_gets_the_rules_that_are_tested() -> None:
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/rules/postcopy.yml").read_text())
+    assert monitoring("prometheusrule.yaml")["spec"] == rules
+    kinds = {monitoring(file.name)["kind"] for file in KUBERNETES.glob("overlays/monitoring/[!k]*.yaml")}
+    assert kinds == OPERATORS
