@@ -16,6 +16,7 @@ from typing import Any
 from agent import metrics, notify
 from agent.admin import AdminServer, Tell
 from agent.daemon import Parent, Stop, end_without_cleaning, first_of, tell_ready
+from agent.look import CELLS, look
 from agent.running_guest import CHECK, Use, check_guest, describe_end, describe_guest, describe_memory
 from postcopy import __version__
 from postcopy.errors import UsageError
@@ -138,7 +139,7 @@ class DestinationDaemon:
 
     def commands(self) -> dict[str, Any]:
         """Return the commands of the admin socket."""
-        return {"status": self.status, "cancel": self.cancel, "check": self.check}
+        return {"status": self.status, "look": self.look, "cancel": self.cancel, "check": self.check}
 
     def _guest(self) -> WorkloadGuest | None:
         """Return the guest once it runs here."""
@@ -170,6 +171,12 @@ class DestinationDaemon:
             "ended": describe_end(self._latest),
             "report": destination.report,
         }
+
+    async def look(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Say how the migration goes, for whoever looks again and again."""
+        layout = self.destination.layout
+        size = layout.size if layout is not None else 0
+        return look(self.figures(), size, self._guest(), self.destination.residency(CELLS))
 
     async def cancel(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Cancel a migration that has not reached its switchover."""

@@ -32,7 +32,7 @@ SLOW_SECONDS = 1.0
 NO_MODE = "none"
 _PREFIX = "postcopy_"
 # What is counted from the start: a counter that appears with its first value has never risen, to Prometheus.
-PATHS = ("demand", "push", "zero", "duplicate")
+PATHS = ("demand", "push", "zero", "handed_over", "duplicate")
 KINDS = ("missing", "minor", "wp")
 RESULTS = ("requested", "joined")
 OUTCOMES = ("placed", "present", "retry", "gone", "busy")

@@ -17,6 +17,7 @@ from typing import Any
 from agent import metrics, notify
 from agent.admin import AdminServer, Tell
 from agent.daemon import Parent, Stop, end_without_cleaning, first_of, tell_ready
+from agent.look import look
 from agent.parameters import Memory
 from agent.running_guest import CHECK, MIGRATION, Use, check_guest, describe_end, describe_guest, describe_memory
 from postcopy import __version__
@@ -207,6 +208,7 @@ class SourceDaemon:
         """Return the commands of the admin socket."""
         return {
             "status": self.status,
+            "look": self.look,
             "migrate": self.migrate,
             "cancel": self.cancel,
             "check": self.check,
@@ -230,6 +232,11 @@ class SourceDaemon:
             "ended": describe_end(source.finish),
             "report": source.report,
         }
+
+    async def look(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Say how the migration goes, for whoever looks again and again."""
+        guest = self.guest if self._guest_here() else None
+        return look(self.figures(), self._here().layout.size, guest, [])
 
     def _guest_here(self) -> bool:
         # By the state: it changes at once, an owner is named when all is cleaned up.

@@ -286,6 +286,10 @@ class Destination:
         """Return the counters of the latest migration's pump, None where there was none."""
         return None if self._current is None else self._current.snapshot()
 
+    def residency(self, cells: int) -> list[float]:
+        """Return which part of each of `cells` equal pieces of the guest's memory is here, 0 to 1; [] without one."""
+        return [] if self._current is None else self._current.residency(cells)
+
     async def close(self) -> None:
         """Listen no more, cancel what has not switched over, end the guest if it is whole.
 

@@ -336,6 +336,13 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
             stats = DestinationStats.of_handed_over(self.memory.layout)
         return stats
 
+    def residency(self, cells: int) -> list[float]:
+        """Return which part of each of `cells` pieces of memory is resident; [] before there is any."""
+        if self._pump is not None:
+            return self._pump.residency(cells)
+        stats = self.snapshot()
+        return [stats.pages_resident / stats.pages_total] * cells if stats is not None else []
+
     async def end_guest(self) -> None:
         """End the whole guest and give its memory back, after the migration."""
         self._unwatch()

@@ -21,6 +21,9 @@ from postcopy.pump.status import PumpStatus, read_status
 from postcopy.pump.tls import TlsSession, released
 
 Role = Literal["urgent", "push"]
+# Pages of a piece of memory that residency() looks at: all of it together has to be over in a moment.
+PIECE_PAGES_MAX = 4096
+RESIDENT = (lib.PAGE_PLACED, lib.PAGE_ZERO)
 ROLES: dict[Role, int] = {"urgent": lib.ROLE_URGENT, "push": lib.ROLE_PUSH}
 VIEWS_MAX: int = lib.PUMP_VIEWS_MAX
 
@@ -173,6 +176,28 @@ class DestinationPump:
         """Return the read-only page states of a region (enum page_state), one byte a page; valid until close()."""
         pages = self._layout.region(region).pages
         return memoryview(ffi.buffer(lib.destination_map(self._handle, region), pages)).toreadonly()
+
+    def residency(self, cells: int) -> list[float]:
+        """Return which part of each of `cells` equal pieces of memory is resident, 0 to 1, all regions in a row.
+
+        Of a piece of very many pages some are looked at, evenly spread.
+        """
+        total = self._layout.size
+        return [self._resident_part(total * cell // cells, total * (cell + 1) // cells) for cell in range(cells)]
+
+    def _resident_part(self, begin: int, end: int) -> float:
+        seen = resident = 0
+        start = 0
+        for index, region in enumerate(self._layout.regions):
+            first = max(begin - start, 0) // region.page_size
+            last = -(-min(end - start, region.size) // region.page_size)
+            start += region.size
+            if first < last:
+                step = -(-(last - first) // PIECE_PAGES_MAX)
+                states = bytes(self.page_map(index)[first:last:step])
+                seen += len(states)
+                resident += sum(states.count(state) for state in RESIDENT)
+        return resident / seen if seen else 0.0
 
     def discard(self, region: int, offset: int, length: int) -> None:
         """Take note that the guest gives these bytes (whole pages) back: what is not placed yet is zeros from now on.

@@ -7,7 +7,7 @@ cumulative power-of-two buckets for Prometheus. A `Histogram` is a value: a snap
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from operator import add, sub
@@ -46,6 +46,19 @@ class Histogram:
         The count is taken from the buckets: while a thread records, its own counter may be a record behind.
         """
         return cls(tuple(words[3 : 3 + BUCKETS]), words[1], words[2])
+
+    @classmethod
+    def from_sparse(cls, sparse: Mapping[str, Any]) -> Histogram:
+        """Build from what sparse() returned."""
+        buckets = [0] * BUCKETS
+        for index, count in sparse["buckets"]:
+            buckets[index] = count
+        return cls(tuple(buckets), sparse["sum_ns"], sparse["max_ns"])
+
+    def sparse(self) -> dict[str, Any]:
+        """Return it as plain data: "buckets" are pairs of index and count, those that are empty left out."""
+        pairs = [[index, count] for index, count in enumerate(self.buckets) if count]
+        return {"buckets": pairs, "sum_ns": self.sum_ns, "max_ns": self.max_ns}
 
     @property
     def count(self) -> int:

@@ -1,0 +1,1 @@
+"""`postcopy top`: a migration while it runs, as seen through an agent's admin socket."""

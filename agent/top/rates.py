@@ -1,0 +1,101 @@
+"""From looks at an agent to what people watch: rates, percentiles of the latest moment and overall, the time to go.
+
+Pure: looks enter in their order, one map for each leaves.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from postcopy.pump.histogram import Histogram
+
+# The time to go follows the latest looks, not a single one.
+LOOKS_FOR_PACE = 5
+
+Look = Mapping[str, Any]
+
+
+class Watch:
+    """Remembers the looks that it needs. What was counted before the first look is part of the totals alone."""
+
+    def __init__(self) -> None:
+        self._looks: deque[Look] = deque(maxlen=LOOKS_FOR_PACE + 1)
+
+    def take(self, look: Look) -> dict[str, Any]:
+        """Return what the latest look shows beside those before it."""
+        if self._looks and began_anew(self._looks[-1], look):
+            self._looks.clear()
+        before = self._looks[-1] if self._looks else look
+        self._looks.append(look)
+        seconds = look["at_seconds"] - before["at_seconds"]
+        return {
+            "schema_version": 1,
+            **{key: look[key] for key in ("role", "state", "owns_guest", "memory_bytes", "remaining_bytes")},
+            "resident": 1 - look["remaining_bytes"] / look["memory_bytes"] if look["memory_bytes"] else 0.0,
+            "to_go_seconds": self._to_go(),
+            "pages": look["pages"],
+            "pages_per_second": rates(before["pages"], look["pages"], seconds),
+            "bytes_per_second": rates(before["transferred_bytes"], look["transferred_bytes"], seconds),
+            "faults_per_second": rate(faults(before), faults(look), seconds),
+            "waiting_faults": look["waiting_faults"],
+            "fault_latency_seconds": times(before["fault_latency"], look["fault_latency"]),
+            "fault_latency_octaves": octaves(before["fault_latency"], look["fault_latency"]),
+            "stall_seconds_per_vcpu": stalls(before["stall_per_vcpu"], look["stall_per_vcpu"]),
+            "residency": look["residency"],
+        }
+
+    def _to_go(self) -> float | None:
+        """Return how long it takes until every page is there, at the pace of the latest looks; None: nobody knows."""
+        first, last = self._looks[0], self._looks[-1]
+        if not last["remaining_bytes"] or last["state"] != "postcopy-active":
+            return None
+        moved = first["remaining_bytes"] - last["remaining_bytes"]
+        seconds = last["at_seconds"] - first["at_seconds"]
+        return last["remaining_bytes"] * seconds / moved if moved > 0 else None
+
+
+def began_anew(before: Look, now: Look) -> bool:
+    """Whether the counters are of another migration."""
+    return any(now["pages"].get(path, 0) < count for path, count in before["pages"].items()) or faults(now) < faults(
+        before
+    )
+
+
+def faults(look: Look) -> int:
+    """Return how many faults were served."""
+    return sum(count for _, count in look["fault_latency"]["buckets"])
+
+
+def rate(before: float, now: float, seconds: float) -> float:
+    """Return a rise a second; 0 at the first look."""
+    return (now - before) / seconds if seconds > 0 else 0.0
+
+
+def rates(before: Mapping[str, int], now: Mapping[str, int], seconds: float) -> dict[str, float]:
+    """Return the rise a second of each count."""
+    return {name: rate(before.get(name, 0), count, seconds) for name, count in now.items()}
+
+
+def times(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the figures of what was recorded since the look before, and of everything."""
+    overall = Histogram.from_sparse(now)
+    return {"latest": overall.since(Histogram.from_sparse(before)).summary(), "overall": overall.summary()}
+
+
+def stalls(before: list[Mapping[str, Any]], now: list[Mapping[str, Any]]) -> list[dict[str, dict[str, float]]]:
+    """Return the same for each vCPU; one that was not here at the look before has no latest moment."""
+    known = before if len(before) == len(now) else now
+    return [times(*pair) for pair in zip(known, now, strict=True)]
+
+
+def octaves(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[float, int]]:
+    """Return (upper bound in seconds, faults since the look before) of each power of two of a microsecond."""
+    since = Histogram.from_sparse(now).since(Histogram.from_sparse(before))
+    below = 0.0
+    found = []
+    for le, count in since.prometheus_buckets():
+        found.append((float(le), int(count - below)))
+        below = count
+    return found

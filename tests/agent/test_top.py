@@ -1,0 +1,177 @@
+"""Watching a migration: what two looks make, what is drawn of it, and a real one through either side's socket."""
+
+import io
+import json
+import os
+import pty
+import signal
+
+import pytest
+from rich.console import Console
+
+from agent.look import CELLS
+from agent.top import view
+from agent.top.rates import Watch
+from postcopy.pump.histogram import BUCKETS, Histogram, bucket_lower_ns
+
+from .agents import AGENT, ENVIRONMENT, ROOT, Command, destination, run, source
+
+
+def histogram(*counts):
+    """A histogram of (microseconds, count)."""
+    buckets = [0] * BUCKETS
+    for us, count in counts:
+        index = next(i for i in range(BUCKETS) if bucket_lower_ns(i + 1) > us * 1000)
+        buckets[index] += count
+    longest = max((us for us, _ in counts), default=0)
+    return Histogram(tuple(buckets), sum(us * 1000 * count for us, count in counts), longest * 1000).sparse()
+
+
+def look(at, remaining, *faults, **changes):
+    return {
+        "schema_version": 1, "at_seconds": at, "role": "destination", "state": "postcopy-active", "owns_guest": True,
+        "memory_bytes": 1000, "remaining_bytes": remaining, "pages": {"demand": 1000 - remaining},
+        "transferred_bytes": {"received": 4 * (1000 - remaining)}, "waiting_faults": 1,
+        "fault_latency": histogram(*faults), "stall_per_vcpu": [histogram(*faults)], "residency": [1.0, 0.5, 0.0],
+        **changes,
+    }  # fmt: skip
+
+
+def test_the_first_look_has_totals_and_no_rates():
+    now = Watch().take(look(5.0, 900, (10, 7)))
+    assert now["resident"] == pytest.approx(0.1)
+    assert (now["faults_per_second"], now["to_go_seconds"]) == (0.0, None)
+    assert now["fault_latency_seconds"]["overall"]["count"] == 7
+    assert now["fault_latency_seconds"]["latest"]["count"] == 0
+
+
+def test_two_looks_make_rates():
+    watch = Watch()
+    watch.take(look(5.0, 900, (10, 100)))
+    now = watch.take(look(7.0, 700, (10, 100), (1000, 50)))
+    assert now["pages_per_second"] == {"demand": 100.0}
+    assert now["bytes_per_second"] == {"received": 400.0}
+    assert now["faults_per_second"] == 25.0
+    assert now["to_go_seconds"] == pytest.approx(7.0)
+    latest, overall = now["fault_latency_seconds"]["latest"], now["fault_latency_seconds"]["overall"]
+    assert (latest["count"], overall["count"]) == (50, 150)
+    assert latest["p50"] == pytest.approx(1e-3, rel=0.03)
+    assert overall["p50"] == pytest.approx(1e-5, rel=0.03)
+    assert sum(count for _, count in now["fault_latency_octaves"]) == 50
+    assert now["stall_seconds_per_vcpu"][0]["latest"]["count"] == 50
+
+
+def test_the_time_to_go_follows_the_latest_looks():
+    watch = Watch()
+    remaining = [1000, 999, 998, 997, 996, 995, 895, 795, 695, 595, 495]  # slow, then fast
+    seen = [watch.take(look(float(at), left)) for at, left in enumerate(remaining)]
+    assert seen[4]["to_go_seconds"] == pytest.approx(996.0)
+    assert seen[-1]["to_go_seconds"] == pytest.approx(4.95)
+    assert watch.take(look(20.0, 495))["to_go_seconds"] is not None
+    for at in range(30, 35):
+        standing = watch.take(look(float(at), 495))
+    assert standing["to_go_seconds"] is None
+    assert watch.take(look(40.0, 0, state="completed"))["to_go_seconds"] is None
+
+
+def test_another_migration_begins_anew():
+    watch = Watch()
+    watch.take(look(1.0, 100, (10, 500)))
+    now = watch.take(look(2.0, 990, (10, 5)))
+    assert now["faults_per_second"] == 0.0
+    assert now["fault_latency_seconds"]["overall"]["count"] == 5
+
+
+def test_vcpus_that_come_have_no_latest_moment():
+    watch = Watch()
+    watch.take(look(1.0, 1000, stall_per_vcpu=[]))
+    now = watch.take(look(2.0, 1000, stall_per_vcpu=[histogram((5, 3))]))
+    assert now["stall_seconds_per_vcpu"][0]["overall"]["count"] == 3
+    assert now["stall_seconds_per_vcpu"][0]["latest"]["count"] == 0
+
+
+def test_none_and_all_are_seen_apart_from_a_bit_and_almost():
+    assert [view.shade(part) for part in (0.0, 0.001, 0.4, 0.999, 1.0)] == [" ", "░", "▒", "▓", "█"]
+
+
+def drawn(now):
+    console = Console(file=io.StringIO(), width=100)
+    console.print(view.screen(now))
+    return console.file.getvalue()
+
+
+def test_a_screen_and_a_line():
+    watch = Watch()
+    watch.take(look(5.0, 900, (10, 100)))
+    now = watch.take(look(7.0, 700, (10, 100), (1000, 50)))
+    screen = drawn(now)
+    for words in (
+        "postcopy-active",
+        "owns the guest",
+        "30.0 %",
+        "7 s to go",
+        "█▒ ",
+        "faults, now",
+        "vCPU 0 stalls, all",
+        "< 1.02 ms",
+    ):
+        assert words in screen, screen
+    line = view.line(now)
+    assert line.startswith("destination postcopy-active, 30.0 % resident, 700 B to come, 25 faults/s, p50 ")
+    assert line.endswith("7 s to go")
+    assert "faults" not in view.line({**now, "role": "source"})
+    empty = look(1.0, 0, memory_bytes=0, pages={}, residency=[], stall_per_vcpu=[], state="none", owns_guest=False)
+    assert "owns no guest" in drawn(Watch().take(empty))
+
+
+def test_a_real_migration_is_watched_from_both_sides(tmp_path):
+    with destination(tmp_path) as there, source(tmp_path, "--steps-per-second", "2000") as here:
+        idle = run("top", "--admin", there.admin, "--count", "1")
+        assert (idle.status, idle.out) == (0, "destination none, 0.0 % resident, 0 B to come, 0 faults/s, 0 B/s\n")
+        with Command("migrate", "--admin", here.admin, there.address, "--no-push") as migration:
+            there.until(lambda now: now["pages"]["placed"] > 500)
+            done = run("top", "--admin", there.admin, "--count", "3", "--interval", "0.1", "--json")
+            looks = [json.loads(line) for line in done.out.splitlines()]
+            assert [one["state"] for one in looks] == ["postcopy-active"] * 3
+            assert looks[-1]["faults_per_second"] > 0
+            assert looks[-1]["fault_latency_seconds"]["latest"]["p50"] > 0
+            assert looks[0]["remaining_bytes"] > looks[-1]["remaining_bytes"] > 0
+            assert len(looks[-1]["residency"]) == CELLS
+            mean = sum(looks[-1]["residency"]) / CELLS
+            assert mean == pytest.approx(looks[-1]["resident"], abs=0.05)
+            assert len(looks[-1]["stall_seconds_per_vcpu"]) == 2
+            with Command("top", "--admin", here.admin, "--until-over", "--interval", "0.1") as follower:
+                run("set", "--admin", here.admin, "--push")
+                assert migration.result(30).status == 0
+                followed = follower.result(30)
+            assert followed.status == 0, followed.err
+            assert followed.out.splitlines()[-1].startswith("source completed, 100.0 % resident, 0 B to come")
+        assert there.ask("look")["residency"] == [1.0] * CELLS
+
+
+def test_on_a_terminal_ctrl_c_is_how_one_leaves(tmp_path):
+    import subprocess
+
+    with source(tmp_path, size="8MiB") as here:
+        leader, follower = pty.openpty()
+        environment = {**ENVIRONMENT, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
+        command = [*AGENT, "top", "--admin", here.admin, "--interval", "0.1"]
+        with subprocess.Popen(command, stdout=follower, stderr=subprocess.PIPE, cwd=ROOT, env=environment) as top:
+            os.close(follower)
+            seen = b""
+            while b"owns the guest" not in seen:
+                seen += os.read(leader, 4096)
+            top.send_signal(signal.SIGINT)
+            assert top.wait(20) == 0
+            assert top.stderr.read() == b""
+        os.close(leader)
+
+
+def test_an_agent_that_is_not_there_or_goes(tmp_path):
+    assert run("top", "--admin", "unix:/nowhere").one_line().startswith("postcopy: no agent answers")
+    with source(tmp_path, size="8MiB") as here, Command("top", "--admin", here.admin, "--interval", "0.05") as top:
+        top.process.stdout.readline()
+        here.signal(signal.SIGKILL)
+        gone = top.result(20)
+        assert gone.status != 0
+        assert len(gone.err.strip().splitlines()) == 1
