@@ -10,8 +10,6 @@ from collections.abc import Awaitable, Callable
 from collections.abc import Mapping as ReadOnly
 from typing import Any, Literal
 
-import msgpack
-
 from postcopy.errors import ProtocolError, UsageError
 from postcopy.kernel import Userfaultfd
 from postcopy.kernel.handover import close_files
@@ -53,7 +51,9 @@ from postcopy.session.events import (
     TriedOut,
 )
 from postcopy.session.limits import PROGRESS_SECONDS
+from postcopy.wire.limits import GUEST_ARRAY_MAX, GUEST_ELEMENTS_MAX
 from postcopy.wire.preamble import ACCEPTED
+from postcopy.wire.unpack import unpack
 
 # How often the guest's first step is looked for; its time is the guest's own, only the telling waits for
 # this.
@@ -189,11 +189,8 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
             self.post(GuestLoaded(self.now()))
 
     def _unpack_guest(self, memory: Memory, state: bytes) -> MigratingGuest:
-        try:
-            unpacked = msgpack.unpackb(state)
-        except (ValueError, msgpack.UnpackException) as error:
-            raise ProtocolError(f"the guest's state is not msgpack: {error}") from error
-        return memory.guest.load(unpacked)
+        limits = {"elements_max": GUEST_ELEMENTS_MAX, "array_max": GUEST_ARRAY_MAX}
+        return memory.guest.load(unpack(state, "the guest's state", **limits))
 
     async def _start_guest(self, _command: StartGuest) -> None:
         if self.guest is None:

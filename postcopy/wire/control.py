@@ -14,13 +14,7 @@ import msgpack
 
 from postcopy.errors import ProtocolError
 from postcopy.wire.fields import IllTypedError
-from postcopy.wire.limits import (
-    ARRAY_MAX,
-    CONTROL_BYTES_MAX,
-    ELEMENTS_MAX,
-    FIRST_BYTES_MAX,
-    TEXT_BYTES_MAX,
-)
+from postcopy.wire.limits import CONTROL_BYTES_MAX, FIRST_BYTES_MAX
 from postcopy.wire.messages import (
     MESSAGES,
     SINCE,
@@ -44,6 +38,7 @@ from postcopy.wire.messages import (
     Welcome,
 )
 from postcopy.wire.records import Record, quote
+from postcopy.wire.unpack import unpack
 from postcopy.wire.version import VERSION, VERSION_MIN
 
 __all__ = [
@@ -162,7 +157,7 @@ class ControlDecoder:
 
 def _decode(payload: bytes, version: int) -> Message:
     """Return the message that a payload says; ProtocolError."""
-    values = _unpack(payload)
+    values = unpack(payload, "control message refused")
     if type(values) is not dict:
         raise ProtocolError("control message refused: wanted a map")
     name = values.pop("t", None)
@@ -175,49 +170,3 @@ def _decode(payload: bytes, version: int) -> Message:
     except IllTypedError as error:
         raise ProtocolError(f"message {name}: {error}") from None
     return message
-
-
-def _unpack(payload: bytes) -> object:
-    """Return what msgpack bytes hold, within limits on depth, size and number; ProtocolError."""
-    budget = _Budget()
-    try:
-        return msgpack.unpackb(
-            payload,
-            raw=False,
-            strict_map_key=True,
-            object_pairs_hook=budget.take_map,
-            list_hook=budget.take_array,
-            max_str_len=TEXT_BYTES_MAX,
-            max_bin_len=CONTROL_BYTES_MAX,
-            max_array_len=ARRAY_MAX,
-            max_map_len=ARRAY_MAX,
-            max_ext_len=0,
-        )
-    # What msgpack raises on bytes it does not like: its own errors and those of Python's text are
-    # ValueErrors.
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
-        reason = str(error) or type(error).__name__
-        raise ProtocolError(f"control message refused: not msgpack as agreed ({quote(reason)})") from None
-
-
-class _Budget:
-    """Counts the elements of one message while it is unpacked, and refuses keys that come twice."""
-
-    def __init__(self) -> None:
-        self._left = ELEMENTS_MAX
-
-    def _spend(self, count: int) -> None:
-        self._left -= 1 + count
-        if self._left < 0:
-            raise ProtocolError(f"control message refused: more than {ELEMENTS_MAX} elements")
-
-    def take_map(self, pairs: list[tuple[object, object]]) -> dict[object, object]:
-        self._spend(len(pairs))
-        values = dict(pairs)
-        if len(values) != len(pairs):
-            raise ProtocolError("control message refused: a map holds a key twice")
-        return values
-
-    def take_array(self, parts: list[object]) -> list[object]:
-        self._spend(len(parts))
-        return parts

@@ -21,6 +21,10 @@ ELEMENTS_MAX = 8192
 # Elements of one map or array. The decoder of msgpack makes room for as many as are announced, at each depth.
 ARRAY_MAX = 1024
 
+# The same of a guest's device state, which is msgpack inside of the message STATE: some numbers for each vCPU.
+GUEST_ELEMENTS_MAX = 65536
+GUEST_ARRAY_MAX = 8192
+
 # Bytes of one text; names and lines for people are far below, the texts of a report have no limit of their
 # own.
 TEXT_BYTES_MAX = 64 << 10
