@@ -52,7 +52,7 @@ def guest_options(command: Any) -> Any:
                 "--size", type=SIZE, default="256MiB", show_default=True, help="Size of each memory that names none."
             ),
             click.option("--thp", is_flag=True, help="Ask for transparent huge pages at the source (madvise)."),
-            click.option("--guest", default="emulated", show_default=True, help="Kind of guest: emulated."),
+            click.option("--guest", default="emulated", show_default=True, help="emulated or kvm."),
             click.option("--vcpus", type=int, default=2, show_default=True, help="vCPUs that use the memory."),
             click.option(
                 "--workload",

@@ -59,6 +59,7 @@ def describe_guest(guest: WorkloadGuest) -> dict[str, Any]:
         "vcpus": guest.vcpus,
         "steps": guest.steps(),
         "accesses": guest.accesses,
+        "trouble": guest.trouble,
         "stall_p99_seconds": [stall.quantile(0.99) for stall in guest.stall_per_vcpu],
     }
 

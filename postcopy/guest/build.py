@@ -6,8 +6,8 @@ from cffi import FFI
 
 HERE = Path("postcopy/guest")
 HISTOGRAM = Path("postcopy/pump")
-SOURCES = ["check.c", "guest.c", "vcpu.c", "workload.c"]
-HEADERS = ["check.h", "content.h", "guest.h", "vcpu.h", "workload.h"]
+SOURCES = ["check.c", "guest.c", "kvm.c", "vcpu.c", "workload.c"]
+HEADERS = ["check.h", "content.h", "guest.h", "kvm.h", "vcpu.h", "workload.h"]
 
 ffibuilder = FFI()
 ffibuilder.cdef((Path(__file__).parent / "guest.cdef").read_text(encoding="utf-8"))

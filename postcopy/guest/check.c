@@ -114,7 +114,7 @@ static int hole_read(const struct memory *memory, uint64_t page, void *words) {
     size_t done = 0;
     while (done < GUEST_PAGE_BYTES) {
         ssize_t got = pread(segment->fd, (char *)words + done, GUEST_PAGE_BYTES - done,
-                            (off_t)(inside * GUEST_PAGE_BYTES + done));
+                            (off_t)(segment->offset + inside * GUEST_PAGE_BYTES + done));
         if (got < 0 && errno != EINTR)
             return errno;
         if (got == 0)
@@ -153,20 +153,23 @@ static int segment_seek(const struct guest_segment *segment, uint64_t from, uint
     *end = segment->pages;
     if (segment->fd < 0)
         return 0;
-    off_t data = lseek(segment->fd, (off_t)(from * GUEST_PAGE_BYTES), SEEK_DATA);
+    off_t offset = (off_t)segment->offset;
+    off_t data = lseek(segment->fd, offset + (off_t)(from * GUEST_PAGE_BYTES), SEEK_DATA);
     if (data < 0 && errno == ENXIO) {
         struct stat file;
         if (fstat(segment->fd, &file) != 0)
             return errno;
         *begin = segment->pages;
-        return (uint64_t)file.st_size < segment->pages * GUEST_PAGE_BYTES ? EIO : 0; /* it ends before the mapping */
+        /* Does it end before the mapping? */
+        return (uint64_t)(file.st_size - offset) < segment->pages * GUEST_PAGE_BYTES ? EIO : 0;
     }
     if (data < 0)
         return errno == EINVAL ? 0 : errno; /* a filesystem that knows no holes */
     off_t hole = lseek(segment->fd, data, SEEK_HOLE);
     if (hole < 0)
         return errno;
-    uint64_t data_page = (uint64_t)data / GUEST_PAGE_BYTES, hole_page = (uint64_t)hole / GUEST_PAGE_BYTES;
+    uint64_t data_page = (uint64_t)(data - offset) / GUEST_PAGE_BYTES;
+    uint64_t hole_page = (uint64_t)(hole - offset) / GUEST_PAGE_BYTES;
     *begin = data_page < segment->pages ? data_page : segment->pages;
     *end = hole_page < segment->pages ? hole_page : segment->pages;
     return 0;

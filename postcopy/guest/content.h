@@ -28,7 +28,8 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the lanes are laid ou
 struct guest_segment {
     void *address;
     uint64_t pages; /* guest pages */
-    int fd;         /* memory behind the mapping from its offset 0 on, -1 if there is none */
+    int fd;         /* memory behind the mapping, -1 if there is none */
+    uint64_t offset; /* of the mapping's first byte in it */
 };
 
 struct memory {

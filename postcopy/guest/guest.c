@@ -16,9 +16,18 @@
 
 const size_t GUEST_STALL_BYTES = sizeof(struct hist);
 
+/* The mutex is held. */
 static void command_give(struct guest *guest, enum command command) {
     atomic_store_explicit(&guest->command, command, memory_order_relaxed);
     must(pthread_cond_broadcast(&guest->commanded));
+}
+
+/* Brings those that KVM runs out of it; the others look at the command in each step. The mutex is held. */
+static void kick(struct guest *guest) {
+    for (uint32_t v = 0; v < guest->threads; v++) {
+        if (guest->vcpu[v].kvm.window != NULL && !guest->vcpu[v].parked)
+            (void)pthread_kill(guest->vcpu[v].thread, VCPU_KICK); /* one that has ended hears nothing any more */
+    }
 }
 
 static int conditions_init(struct guest *guest) {
@@ -148,10 +157,17 @@ static int lock_stopped(struct guest *guest) {
     must(pthread_mutex_lock(&guest->mutex));
     bool stopped = all_parked(guest);
     for (uint32_t v = 0; v < guest->threads && command_now(guest) == COMMAND_RUN; v++)
-        stopped = stopped && vcpu_at_limit(guest, &guest->vcpu[v]);
+        stopped = stopped && vcpu_rests(guest, &guest->vcpu[v]);
     if (!stopped)
         must(pthread_mutex_unlock(&guest->mutex));
     return stopped ? 0 : EBUSY;
+}
+
+/* Where a parked vCPU stands. The cursor of one that KVM runs is in its own registers; its steps say the same. */
+static void vcpu_place(const struct order *order, const struct vcpu *vcpu, uint64_t *pass, uint64_t *position) {
+    bool emulated = vcpu->kvm.window == NULL;
+    *pass = emulated ? vcpu->cursor.pass : vcpu_steps(vcpu) / order->pass_steps;
+    *position = emulated ? vcpu->cursor.position : vcpu_steps(vcpu) % order->pass_steps;
 }
 
 int guest_fill(struct guest *guest) {
@@ -176,6 +192,8 @@ int guest_seek(struct guest *guest, uint32_t vcpu, uint64_t pass, uint64_t posit
     guest->vcpu[vcpu].cursor = cursor;
     atomic_store_explicit(&guest->vcpu[vcpu].steps_seeked, steps, memory_order_relaxed);
     atomic_store_explicit(&guest->vcpu[vcpu].steps, steps, memory_order_relaxed);
+    if (guest->vcpu[vcpu].kvm.window != NULL)
+        atomic_store_explicit(&guest->vcpu[vcpu].kvm.window->steps, steps, memory_order_relaxed);
     must(pthread_mutex_unlock(&guest->mutex));
     return 0;
 }
@@ -186,8 +204,7 @@ int guest_read(struct guest *guest, uint32_t vcpu, uint64_t *pass, uint64_t *pos
     int problem = lock_stopped(guest);
     if (problem != 0)
         return problem;
-    *pass = guest->vcpu[vcpu].cursor.pass;
-    *position = guest->vcpu[vcpu].cursor.position;
+    vcpu_place(&guest->order, &guest->vcpu[vcpu], pass, position);
     must(pthread_mutex_unlock(&guest->mutex));
     return 0;
 }
@@ -218,6 +235,7 @@ int guest_stop(struct guest *guest, uint64_t deadline_ns) {
     must(pthread_mutex_lock(&guest->mutex));
     if (command_now(guest) == COMMAND_RUN)
         command_give(guest, COMMAND_PARK);
+    kick(guest);
     int problem = wait_until(guest, &guest->parked_count, deadline_ns);
     must(pthread_mutex_unlock(&guest->mutex));
     return problem;
@@ -228,7 +246,7 @@ int guest_wait(struct guest *guest, uint64_t deadline_ns) {
     int problem = 0;
     struct timespec deadline = timespec_of(deadline_ns);
     for (uint32_t v = 0; v < guest->threads && problem == 0; v++) {
-        while (problem == 0 && !(guest->vcpu[v].parked && vcpu_at_limit(guest, &guest->vcpu[v])))
+        while (problem == 0 && !(guest->vcpu[v].parked && vcpu_rests(guest, &guest->vcpu[v])))
             problem = pthread_cond_timedwait(&guest->arrived, &guest->mutex, &deadline);
     }
     must(problem == ETIMEDOUT ? 0 : problem);
@@ -243,7 +261,9 @@ int guest_check(struct guest *guest, struct check **out) {
     struct check *check;
     problem = check_create(&guest->memory, &guest->content, &guest->order, &check);
     for (uint32_t v = 0; v < guest->order.vcpus && problem == 0; v++) {
-        problem = check_vcpu(check, v, guest->vcpu[v].cursor.pass, guest->vcpu[v].cursor.position);
+        uint64_t pass, position;
+        vcpu_place(&guest->order, &guest->vcpu[v], &pass, &position);
+        problem = check_vcpu(check, v, pass, position);
         if (problem != 0)
             check_destroy(check);
     }
@@ -256,12 +276,15 @@ int guest_check(struct guest *guest, struct check **out) {
 int guest_destroy(struct guest *guest, uint64_t deadline_ns) {
     must(pthread_mutex_lock(&guest->mutex));
     command_give(guest, COMMAND_END);
+    kick(guest);
     int problem = wait_until(guest, &guest->ended_count, deadline_ns);
     must(pthread_mutex_unlock(&guest->mutex));
     if (problem != 0)
         return problem;
     for (uint32_t v = 0; v < guest->threads; v++)
         must(pthread_join(guest->vcpu[v].thread, NULL));
+    for (uint32_t v = 0; v < guest->threads; v++)
+        vcpu_kvm_abandon(&guest->vcpu[v]);
     must(pthread_cond_destroy(&guest->arrived));
     must(pthread_cond_destroy(&guest->commanded));
     must(pthread_mutex_destroy(&guest->mutex));
@@ -278,7 +301,7 @@ int guest_parked(struct guest *guest, uint32_t vcpu) {
 }
 
 uint64_t guest_steps(const struct guest *guest, uint32_t vcpu) {
-    return atomic_load_explicit(&guest->vcpu[vcpu].steps, memory_order_relaxed);
+    return vcpu_steps(&guest->vcpu[vcpu]);
 }
 
 uint64_t guest_accesses(const struct guest *guest, uint32_t vcpu) {
@@ -298,5 +321,14 @@ int guest_tid(const struct guest *guest, uint32_t vcpu) {
 }
 
 const void *guest_stall(const struct guest *guest, uint32_t vcpu) {
-    return &guest->vcpu[vcpu].stall;
+    const struct vcpu *one = &guest->vcpu[vcpu];
+    return one->kvm.window != NULL ? &one->kvm.window->stall : &one->stall;
+}
+
+void guest_copy(void *to, const void *from, size_t bytes) {
+    memcpy(to, from, bytes);
+}
+
+int guest_differs(const void *one, const void *other, size_t bytes) {
+    return memcmp(one, other, bytes) != 0;
 }

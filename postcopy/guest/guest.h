@@ -18,6 +18,7 @@
 
 #include "check.h"
 #include "content.h"
+#include "kvm.h"
 
 /* An access that took this long is a stall and is recorded. Shorter ones are the memory's own business: a cache and
  * TLB miss is 0.1 to 0.3 us, while the fastest fault that anybody serves from user space takes about 3 us. */
@@ -68,6 +69,10 @@ int guest_tid(const struct guest *guest, uint32_t vcpu);
 /* A struct hist of GUEST_STALL_BYTES, valid until guest_destroy. */
 const void *guest_stall(const struct guest *guest, uint32_t vcpu);
 extern const size_t GUEST_STALL_BYTES;
+
+/* memcpy and memcmp, for memory of the guest: whoever calls them may wait for a page. */
+void guest_copy(void *to, const void *from, size_t bytes);
+int guest_differs(const void *one, const void *other, size_t bytes);
 
 /* Works out how often each page was visited, ready for check_range (check.h); EBUSY while running. The guest must stay
  * stopped, and must not be destroyed, until check_destroy. */

@@ -13,6 +13,8 @@ from typing import Any
 
 from postcopy.errors import UsageError
 from postcopy.guest.emulated import Guest
+from postcopy.guest.kvm.guest import EmptyKvm, KvmGuest
+from postcopy.guest.kvm.machine import check_host
 from postcopy.guest.vcpus import GuestMemory, WorkloadGuest
 
 
@@ -29,6 +31,9 @@ class EmptyEmulated:
 
     def close(self) -> None:
         """Give nothing back: the memory is the caller's."""
+
+
+EmptyGuest = EmptyEmulated | EmptyKvm
 
 
 class WorkloadKind(ABC):
@@ -49,7 +54,7 @@ class WorkloadKind(ABC):
         """Make a guest that has not begun, as the options of its class say."""
 
     @abstractmethod
-    def empty(self, mappings: Sequence[GuestMemory], vcpus: int) -> EmptyEmulated:
+    def empty(self, mappings: Sequence[GuestMemory], vcpus: int) -> EmptyGuest:
         """Make ready what a guest that comes will need beside its memory."""
 
 
@@ -71,7 +76,26 @@ class EmulatedKind(WorkloadKind):
         return EmptyEmulated(mappings, self._cpus)
 
 
-KINDS: dict[str, type[WorkloadKind]] = {kind.name: kind for kind in (EmulatedKind,)}
+class KvmKind(WorkloadKind):
+    """vCPUs of KVM, for whom /dev/kvm is open."""
+
+    name = KvmGuest.kind
+    vcpus_max = KvmGuest.vcpus_max
+
+    def check_host(self) -> None:
+        """Make a virtual machine and throw it away."""
+        check_host()
+
+    def create(self, mappings: Sequence[GuestMemory], **options: Any) -> KvmGuest:
+        """Make a guest that has not begun."""
+        return KvmGuest(mappings, cpus=self._cpus, **options)
+
+    def empty(self, mappings: Sequence[GuestMemory], vcpus: int) -> EmptyKvm:
+        """Make the whole machine: it takes milliseconds, in which no guest stands still yet."""
+        return EmptyKvm(mappings, vcpus, self._cpus)
+
+
+KINDS: dict[str, type[WorkloadKind]] = {kind.name: kind for kind in (EmulatedKind, KvmKind)}
 
 
 def kinds(cpus: Sequence[int] = ()) -> ReadOnly[str, WorkloadKind]:

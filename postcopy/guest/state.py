@@ -85,28 +85,33 @@ class GuestState:
         """Return the same guest with its vCPUs elsewhere."""
         return replace(self, vcpus=vcpus, steps_max=steps_max)
 
+    def to_fields(self) -> dict[str, Any]:
+        """Return the fields as they travel: str, int, bool, None and lists only."""
+        return {**asdict(self), "vcpus": [list(vcpu) for vcpu in self.vcpus]}
+
     def to_map(self) -> dict[str, Any]:
-        """Return the state as it travels: str, int, bool, None and lists only."""
-        return {"kind": KIND, "version": VERSION, **asdict(self), "vcpus": [list(vcpu) for vcpu in self.vcpus]}
+        """Return the whole state of an emulated guest, as it travels."""
+        return {"kind": KIND, "version": VERSION, **self.to_fields()}
 
     @classmethod
     def from_map(cls, state: object) -> GuestState:
         """Believe nothing: ProtocolError names what is wrong with a state from the other agent."""
-        if not isinstance(state, dict):
-            raise ProtocolError("guest state: not a map")
-        if state.get("kind") != KIND:
-            raise ProtocolError(f"guest state: kind {_shown(state.get('kind'))} is not {KIND!r}")
-        version = state.get("version")
-        if type(version) is not int or not VERSION_MIN <= version <= VERSION:
-            raise ProtocolError(f"guest state: version {_shown(version)} is not {VERSION_MIN} to {VERSION}")
-        fields = {name: value for name, value in state.items() if name not in {"kind", "version"}}
+        version, fields = opened(state, KIND, (VERSION_MIN, VERSION))
+        return cls.from_fields(fields, version)
+
+    @classmethod
+    def from_fields(cls, fields: object, version: int = VERSION) -> GuestState:
+        """Believe nothing of the fields either."""
+        if not isinstance(fields, dict):
+            raise ProtocolError(f"guest state: {shown(fields)} instead of fields")
+        fields = dict(fields)
         wanted = {name: types for name, types in _FIELD_TYPES.items() if version >= _SINCE.get(name, VERSION_MIN)}
         if fields.keys() != wanted.keys():
-            odd = sorted(map(_shown, fields.keys() ^ wanted.keys()))[:3]
+            odd = sorted(map(shown, fields.keys() ^ wanted.keys()))[:3]
             raise ProtocolError(f"guest state: missing or unknown fields: {', '.join(odd)}")
         for name, types in wanted.items():
             if type(fields[name]) not in types:
-                raise ProtocolError(f"guest state: {name} is {_shown(fields[name])}")
+                raise ProtocolError(f"guest state: {name} is {shown(fields[name])}")
         fields.setdefault("hole_pages", fields["blank_pages"] // 2)
         fields["vcpus"] = tuple(_position(vcpu) for vcpu in fields["vcpus"][: VCPUS_MAX + 1])
         parsed = cls(**fields)
@@ -129,10 +134,10 @@ class GuestState:
             "vcpus": (1, len(self.vcpus), VCPUS_MAX),
         }
         if self.workload not in WORKLOADS:
-            return f"unknown workload {_shown(self.workload)}; known are {', '.join(WORKLOADS)}"
+            return f"unknown workload {shown(self.workload)}; known are {', '.join(WORKLOADS)}"
         for name, (low, value, high) in bounds.items():
             if not low <= value <= high:
-                return f"{name} {_shown(value)} is not in {low} to {high}"
+                return f"{name} {shown(value)} is not in {low} to {high}"
         if gcd(self.stride, active) != 1:
             return f"stride {self.stride} and the {active} active pages have a common divisor"
         if self.random_start and self.workload == "increment":
@@ -167,11 +172,23 @@ _SINCE = {"hole_pages": 2}
 
 def _position(vcpu: object) -> Position:
     if not isinstance(vcpu, list) or len(vcpu) != 3 or any(type(number) is not int for number in vcpu):
-        raise ProtocolError(f"guest state: a vCPU is {_shown(vcpu)}, not [passes, position, steps]")
+        raise ProtocolError(f"guest state: a vCPU is {shown(vcpu)}, not [passes, position, steps]")
     return Position(*vcpu)
 
 
-def _shown(value: object) -> str:
+def opened(state: object, kind: str, versions: tuple[int, int]) -> tuple[int, dict[str, Any]]:
+    """Return the version and the fields of a state that must be of this kind and in one of these versions."""
+    if not isinstance(state, dict):
+        raise ProtocolError("guest state: not a map")
+    if state.get("kind") != kind:
+        raise ProtocolError(f"guest state: kind {shown(state.get('kind'))} is not {kind!r}")
+    version = state.get("version")
+    if type(version) is not int or not versions[0] <= version <= versions[1]:
+        raise ProtocolError(f"guest state: version {shown(version)} is not {versions[0]} to {versions[1]}")
+    return version, {name: value for name, value in state.items() if name not in {"kind", "version"}}
+
+
+def shown(value: object) -> str:
     """Show what the other agent sent, cut to fit a line; a huge int is not even converted."""
     if isinstance(value, int) and value.bit_length() > 80:
         return "a huge number"
@@ -193,34 +210,39 @@ def stride_near(wanted: int, active_pages: int) -> int:
 def wanted_state(
     pages: int,
     *,
-    workload: str,
-    vcpus: int,
-    seed: int,
-    nonce: int | None,
-    blank: float,
-    holes: bool,
-    stride: int,
-    random_start: bool,
-    steps_max: int | None,
-    steps_per_second: int,
+    workload: str = "random",
+    vcpus: int = 2,
+    seed: int = 0,
+    nonce: int | None = None,
+    blank: float = 0.125,
+    holes: bool = False,
+    stride: int = STRIDE_PAGES,
+    random_start: bool = False,
+    steps_max: int | None = None,
+    steps_per_second: int = 0,
+    reserved: int = 0,
 ) -> GuestState:
     """Return the state of a guest that has not begun, as a user wants it; UsageError where that makes no sense.
 
-    `nonce` (None: drawn from the system) is part of the pattern in memory and exists nowhere else.
+    `nonce` (None: drawn from the system) is part of the pattern in memory and exists nowhere else. Of the `pages` of
+    memory `reserved` come first, and are not the content's.
     """
     if not 0 <= blank < 1:
         raise UsageError(f"guest: the blank fraction {blank} is not in 0 to 1")
     if not 1 <= vcpus <= VCPUS_MAX:
         raise UsageError(f"guest: {vcpus} vCPUs are not in 1 to {VCPUS_MAX}")
     blank_pages = int(pages * blank)
+    active_pages = pages - reserved - blank_pages
+    if active_pages < 1:
+        raise UsageError(f"guest: {pages} pages of memory are too few: {reserved} are its own, {blank_pages} blank")
     state = GuestState(
         workload=workload,
         seed=seed,
         nonce=int.from_bytes(os.urandom(8), "little") if nonce is None else nonce,
-        guest_pages=pages,
+        guest_pages=pages - reserved,
         blank_pages=blank_pages,
         hole_pages=blank_pages if holes else blank_pages // 2,
-        stride=stride_near(stride, pages - blank_pages) if workload == "stride" else 1,
+        stride=stride_near(stride, active_pages) if workload == "stride" else 1,
         random_start=random_start,
         steps_max=steps_max,
         steps_per_second=steps_per_second,

@@ -11,8 +11,7 @@
 /* A paced vCPU that fell behind (a stall, a coarse timer) catches up at most this much in one go. */
 #define CATCH_UP_NS 10000000u
 
-/* Waits until the next step is due, or the guest is stopped. The mutex is not held. */
-static uint64_t vcpu_pace(struct guest *guest, uint64_t now, uint64_t *due_ns) {
+uint64_t vcpu_pace(struct guest *guest, uint64_t now, uint64_t *due_ns) {
     if (now > *due_ns + CATCH_UP_NS)
         *due_ns = now - CATCH_UP_NS;
     if (now < *due_ns) {
@@ -61,7 +60,7 @@ static bool vcpu_park(struct guest *guest, struct vcpu *vcpu) {
     vcpu->parked = true;
     guest->parked_count++;
     must(pthread_cond_signal(&guest->arrived));
-    while (command_now(guest) == COMMAND_PARK || (command_now(guest) == COMMAND_RUN && vcpu_at_limit(guest, vcpu)))
+    while (command_now(guest) == COMMAND_PARK || (command_now(guest) == COMMAND_RUN && vcpu_rests(guest, vcpu)))
         must(pthread_cond_wait(&guest->commanded, &guest->mutex));
     bool runs = command_now(guest) == COMMAND_RUN;
     vcpu->parked = false;
@@ -80,7 +79,11 @@ void *vcpu_main(void *argument) {
     must(snprintf(name, sizeof name, "vcpu-%u", vcpu->index) < 0);
     must(pthread_setname_np(pthread_self(), name));
     atomic_store_explicit(&vcpu->tid, gettid(), memory_order_relaxed);
-    while (vcpu_park(vcpu->guest, vcpu))
-        vcpu_run(vcpu->guest, vcpu);
+    while (vcpu_park(vcpu->guest, vcpu)) {
+        if (vcpu->kvm.window != NULL)
+            vcpu_run_kvm(vcpu->guest, vcpu);
+        else
+            vcpu_run(vcpu->guest, vcpu);
+    }
     return NULL;
 }

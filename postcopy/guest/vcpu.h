@@ -8,6 +8,7 @@
 #define POSTCOPY_GUEST_VCPU_H
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -15,10 +16,27 @@
 
 #include "content.h"
 #include "histogram.h"
+#include "kvm.h"
 
 #define CACHE_LINE 64
 
+/* Ends KVM_RUN; of all signals the one whose default does least. */
+#define VCPU_KICK SIGURG
+
 enum command { COMMAND_PARK, COMMAND_RUN, COMMAND_END };
+
+struct kvm_run;
+
+/* Of a vCPU that KVM runs; the thread's while it runs, the caller's while it is parked. */
+struct vcpu_kvm {
+    int fd;
+    struct kvm_run *run; /* NULL: the vCPU is emulated */
+    uint64_t run_bytes;
+    struct kvm_window *window;
+    bool called; /* its program has called and stands between two steps */
+    bool single; /* it comes back after an instruction */
+    _Atomic uint32_t trouble;
+};
 
 struct vcpu {
     /* Set before the thread begins; `parked` belongs to guest.mutex. */
@@ -33,6 +51,7 @@ struct vcpu {
     _Atomic uint64_t first_step_at;
     _Atomic uint64_t last_step_at;
     _Atomic int tid;
+    struct vcpu_kvm kvm;
     _Alignas(CACHE_LINE) struct hist stall;
 };
 
@@ -74,11 +93,35 @@ static inline enum command command_now(const struct guest *guest) {
     return atomic_load_explicit(&guest->command, memory_order_relaxed);
 }
 
+static inline uint64_t vcpu_steps(const struct vcpu *vcpu) {
+    const _Atomic uint64_t *steps = vcpu->kvm.window != NULL ? &vcpu->kvm.window->steps : &vcpu->steps;
+    return atomic_load_explicit(steps, memory_order_relaxed);
+}
+
+/* Parked, or of one's own. A vCPU that KVM runs may stand in the middle of a step; it rests only between two. */
 static inline bool vcpu_at_limit(const struct guest *guest, const struct vcpu *vcpu) {
-    return atomic_load_explicit(&vcpu->steps, memory_order_relaxed) >= guest->steps_max;
+    return vcpu_steps(vcpu) >= guest->steps_max && (vcpu->kvm.window == NULL || vcpu->kvm.called);
+}
+
+/* It cannot go on, ever. */
+static inline bool vcpu_in_trouble(const struct vcpu *vcpu) {
+    return atomic_load_explicit(&vcpu->kvm.trouble, memory_order_relaxed) != 0;
+}
+
+/* It makes no step although the guest runs. */
+static inline bool vcpu_rests(const struct guest *guest, const struct vcpu *vcpu) {
+    return vcpu_at_limit(guest, vcpu) || vcpu_in_trouble(vcpu);
 }
 
 /* A vCPU's thread, from parked to ended; `argument` is its struct vcpu, of which guest and index are set. */
 void *vcpu_main(void *argument);
+
+/* Waits until the next step is due, or the guest is stopped; returns the time. The mutex is not held. */
+uint64_t vcpu_pace(struct guest *guest, uint64_t now, uint64_t *due_ns);
+
+/* In kvm.c: lets a vCPU that KVM runs go on until the command changes, its limit is reached or it cannot go on. */
+void vcpu_run_kvm(struct guest *guest, struct vcpu *vcpu);
+/* Undoes guest_adopt, once the thread has ended. */
+void vcpu_kvm_abandon(struct vcpu *vcpu);
 
 #endif

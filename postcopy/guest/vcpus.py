@@ -58,15 +58,15 @@ class WorkloadGuest(ABC):
     kind: str
     vcpus_max: int
 
-    def _open(self, mappings: Sequence[GuestMemory], state: GuestState, cpus: Sequence[int]) -> None:
-        """Make the threads of a guest in this state, parked, on the given memory."""
+    def _open(
+        self, mappings: Sequence[GuestMemory], state: GuestState, cpus: Sequence[int], own_pages: int = 0
+    ) -> None:
+        """Make the threads of a guest in this state, parked, on the given memory, of which its own pages come first."""
         self._mappings = tuple(mappings)  # borrowed memory is kept alive
         self._state = state
         pinned = [cpus[v % len(cpus)] for v in range(len(state.vcpus))] if cpus else None
-        out = ffi.new("struct guest **")
-        number = lib.guest_create(
-            _setup(state), _segments(mappings), len(mappings), ffi.NULL if pinned is None else pinned, out
-        )
+        out, segments = ffi.new("struct guest **"), _segments(mappings, own_pages)
+        number = lib.guest_create(_setup(state), segments, len(segments), ffi.NULL if pinned is None else pinned, out)
         if number == errno.EINVAL and pinned is not None:
             raise UsageError(f"guest: vCPUs cannot run on CPUs {', '.join(map(str, cpus))}")
         if number in {errno.ENOMEM, errno.EAGAIN}:
@@ -78,9 +78,22 @@ class WorkloadGuest(ABC):
         self._closed = False
         # A program that ends without close() must not tear memory away under running threads.
         self._finalizer = weakref.finalize(self, _end, self._guest)
-        for v, vcpu in enumerate(state.vcpus):
-            raise_for("guest_seek", lib.guest_seek(self._guest, v, vcpu.passes, vcpu.position))
-        self._limit(state.steps_max)
+        try:
+            self._adopt()
+            for v, vcpu in enumerate(state.vcpus):
+                raise_for("guest_seek", lib.guest_seek(self._guest, v, vcpu.passes, vcpu.position))
+            self._limit(state.steps_max)
+        except BaseException:
+            WorkloadGuest.close(self)
+            raise
+
+    def _adopt(self) -> None:  # noqa: B027 - not every kind has something to do
+        """Give the vCPUs, whose threads are there and parked, what they are run by: nothing, if by those threads."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why some vCPU cannot go on, whatever anybody does; live."""
+        return None
 
     @property
     def vcpus(self) -> int:
@@ -105,13 +118,13 @@ class WorkloadGuest(ABC):
             raise_for("guest_start", lib.guest_start(guest))
 
     def stop(self, deadline: float = 10.0) -> None:
-        """Return when every vCPU is parked between two steps.
+        """Return when every vCPU is parked, between two steps or, where a real processor makes them, anywhere in one.
 
         Raises GuestStuckError after `deadline` seconds; the vCPUs named in it will park when their access ends, unless
         `start()` is called again.
         """
         with self._in_use() as guest:
-            number = lib.guest_stop(guest, _deadline_ns(deadline))
+            number = lib.guest_stop(guest, deadline_ns(deadline))
             _raise_if_late(number, self._moving(), "did not stop", deadline)
 
     def limit(self, steps_max: int | None) -> None:
@@ -123,7 +136,7 @@ class WorkloadGuest(ABC):
     def wait(self, deadline: float = 10.0) -> None:
         """Return when every vCPU has parked at its limit; GuestStuckError after `deadline` seconds."""
         with self._in_use() as guest:
-            number = lib.guest_wait(guest, _deadline_ns(deadline))
+            number = lib.guest_wait(guest, deadline_ns(deadline))
         limit = _NONE if self._steps_max is None else self._steps_max
         below = [v for v, steps in enumerate(self.steps()) if steps < limit]
         _raise_if_late(number, below, "did not reach its limit", deadline)
@@ -187,7 +200,7 @@ class WorkloadGuest(ABC):
                 return
             with self._reading:
                 self._closed = True
-            number = lib.guest_destroy(self._guest, _deadline_ns(deadline))
+            number = lib.guest_destroy(self._guest, deadline_ns(deadline))
             if number != errno.ETIMEDOUT:
                 self._finalizer.detach()
                 return
@@ -255,8 +268,15 @@ def _setup(state: GuestState) -> Any:
     return ffi.new("struct guest_setup *", setup)
 
 
-def _segments(mappings: Sequence[GuestMemory]) -> Any:
-    parts = [(ffi.cast("void *", m.address), m.region.size // GUEST_PAGE_BYTES, m.fd) for m in mappings]
+def _segments(mappings: Sequence[GuestMemory], own_pages: int) -> Any:
+    parts = []
+    for mapping in mappings:
+        pages = mapping.region.size // GUEST_PAGE_BYTES
+        skipped = min(own_pages, pages)
+        own_pages -= skipped
+        offset = skipped * GUEST_PAGE_BYTES
+        if skipped < pages:
+            parts.append((ffi.cast("void *", mapping.address + offset), pages - skipped, mapping.fd, offset))
     return ffi.new("struct guest_segment[]", parts)
 
 
@@ -273,8 +293,9 @@ def _stall(guest: Any, vcpu: int) -> Histogram:
 
 def _end(guest: Any) -> None:
     # If a vCPU is stuck nothing was freed, and the process that ends takes it along.
-    lib.guest_destroy(guest, _deadline_ns(_AT_EXIT_SECONDS))
+    lib.guest_destroy(guest, deadline_ns(_AT_EXIT_SECONDS))
 
 
-def _deadline_ns(seconds: float) -> int:
+def deadline_ns(seconds: float) -> int:
+    """Return the moment in so many seconds, as C takes it."""
     return time.monotonic_ns() + int(seconds * 1e9)

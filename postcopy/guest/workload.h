@@ -16,6 +16,8 @@
 /* The generator's constants are those of splitmix64: the odd integer nearest 2^64 / golden ratio, and Stafford's
  * thirteenth finaliser. */
 #define STREAM_STEP 0x9e3779b97f4a7c15ull
+#define STREAM_FACTOR1 0xbf58476d1ce4e5b9ull
+#define STREAM_FACTOR2 0x94d049bb133111ebull
 
 /* What a seed is used for; each use draws from a stream of its own. */
 enum stream_use { STREAM_CONTENT = 0, STREAM_ORDER = 1, STREAM_SCRAMBLE = 2, STREAM_ROTATION = 3 };
@@ -33,8 +35,8 @@ enum workload {
 #define GUEST_PAGES_MAX (1ull << 30)
 
 static inline uint64_t mix(uint64_t x) {
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    x = (x ^ (x >> 30)) * STREAM_FACTOR1;
+    x = (x ^ (x >> 27)) * STREAM_FACTOR2;
     return x ^ (x >> 31);
 }
 

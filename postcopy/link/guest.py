@@ -27,11 +27,11 @@ class MigratingGuest(Protocol):
 
     @property
     def first_step_at(self) -> float | None:
-        """When the first step since the last start was completed, seconds of CLOCK_MONOTONIC."""
+        """When the first step (or instruction) since the last start was completed, seconds of CLOCK_MONOTONIC."""
 
     @property
     def last_step_at(self) -> float | None:
-        """When the latest step was completed, seconds of CLOCK_MONOTONIC."""
+        """When the latest step was completed, or left off in its middle, seconds of CLOCK_MONOTONIC."""
 
     @property
     def stall(self) -> Histogram:
@@ -41,7 +41,7 @@ class MigratingGuest(Protocol):
         """Let the vCPUs go on."""
 
     def stop(self, deadline: float = 10.0) -> None:
-        """Return when every vCPU is parked between two steps; PostcopyError where one is not after `deadline` seconds.
+        """Return when every vCPU is parked; PostcopyError where one is not after `deadline` seconds.
 
         Then it may be called again.
         """

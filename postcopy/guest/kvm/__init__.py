@@ -1,0 +1,1 @@
+"""A guest that KVM runs: its program, its machine, its device state."""
