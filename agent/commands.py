@@ -20,6 +20,7 @@ from agent.parameters import (
     WRITE_FD,
     Memory,
 )
+from agent.security.options import allow_option, credentials, insecure_option, tls_option
 
 if TYPE_CHECKING:
     from postcopy.link.address import Address
@@ -114,6 +115,7 @@ def daemon_options(command: Any) -> Any:
     help="Part of the memory that the guest never touches: half holes, half zeros.",
 )
 @click.option("--holes", is_flag=True, help="Leave all of the blank part holes: write no zeros.")
+@tls_option
 def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, seed: int, **rest: Any) -> None:
     """Run a guest, and send it away when `migrate` asks for it."""
     from agent.admin import admin_address  # noqa: PLC0415 - see the module's docstring, here and below
@@ -135,6 +137,7 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
         steps_max=rest["steps"],
         blank=rest["blank"],
         holes=rest["holes"],
+        tls_dir=rest["tls_dir"],
         thp=rest["thp"],
         parent=Parent(rest["end_with_fd"], rest["scratch"]),
     )
@@ -159,17 +162,19 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
     help="Where memory of type tmpfs or hugetlbfs is put, as DIR is mounted; without one it is a memfd.",
 )
 @click.option("--once", is_flag=True, help="End after one migration, whatever came of it.")
-@click.option("--insecure", is_flag=True, help="Allow plain TCP beyond this host.")
+@tls_option
+@allow_option
+@insecure_option
 @daemon_options
-def destination(listen: Address, mode: str, once: bool, insecure: bool, **rest: Any) -> None:
+def destination(listen: Address, mode: str, once: bool, **rest: Any) -> None:
     """Wait for a guest, run it while its memory arrives, and keep it."""
     from agent.admin import admin_address  # noqa: PLC0415
     from agent.daemon import Parent, run  # noqa: PLC0415
     from agent.destination_daemon import DestinationOptions, serve_destination  # noqa: PLC0415
 
-    check_plain(listen, insecure=insecure)
     options = DestinationOptions(
         listen=listen,
+        tls=credentials(listen, rest["tls_dir"], insecure=rest["insecure"], allow=rest["allow"]),
         mode=mode,
         removal=rest["removal"],
         memory_dirs=rest["memory_dirs"],
@@ -184,25 +189,19 @@ def destination(listen: Address, mode: str, once: bool, insecure: bool, **rest: 
     run("destination", serve_destination(options))
 
 
-def check_plain(address: Address, *, insecure: bool) -> None:
-    """Raise UsageError where memory would leave this host in plain without anybody having asked for it."""
-    from postcopy.errors import UsageError  # noqa: PLC0415
-
-    if not address.loopback and not insecure:
-        raise UsageError(f"{address} is beyond this host, and plain TCP is neither secret nor safe: add --insecure")
-
-
 @click.command()
 @click.argument("to", type=ADDRESS, metavar="tcp:HOST:PORT|unix:PATH")
 @admin_option
 @click.option("--timeout", type=LIMIT, metavar="SECONDS", help="Cancel unless the switchover came by then.")
 @click.option("--no-push", is_flag=True, help="Send no page that was not asked for.")
 @click.option("--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help=RATE_HELP)
-@click.option("--insecure", is_flag=True, help="Allow plain TCP beyond this host.")
+@tls_option
+@insecure_option
 @json_option
-def migrate(to: Address, admin: str, as_json: bool, insecure: bool, **rest: Any) -> None:
+def migrate(to: Address, admin: str, as_json: bool, tls_dir: Path | None, **rest: Any) -> None:
     """Move the guest of a source agent to a destination, wait for its last page, print the report.
 
+    Whether it is encrypted is for --tls-dir and --insecure to say, or else for the source agent's own --tls-dir.
     To a destination on this host that listens on unix:PATH the memory is handed over, and nothing of it is copied.
     """
     import uvloop  # noqa: PLC0415
@@ -213,8 +212,8 @@ def migrate(to: Address, admin: str, as_json: bool, insecure: bool, **rest: Any)
     from postcopy.errors import PostcopyError  # noqa: PLC0415
 
     arguments = {"to": str(to), "timeout": rest["timeout"], "push": not rest["no_push"], "rate": rest["rate"]}
+    arguments |= {"tls_dir": str(tls_dir.absolute()) if tls_dir is not None else None, "insecure": rest["insecure"]}
     try:
-        check_plain(to, insecure=insecure)
         with progress("migration") as tell:
             report = uvloop.run(run_migrate(admin, arguments, tell))
     except PostcopyError as error:
@@ -303,6 +302,7 @@ def set_(admin: str, rate: int | None, push: bool, as_json: bool) -> None:
 @guest_options
 @click.option("--mode", default="auto", show_default=True, help="How pages are placed: auto, minor, missing or move.")
 @click.option("--handover", is_flag=True, help="Hand the memory over through a Unix socket: nothing of it is copied.")
+@click.option("--tls", is_flag=True, help="Encrypt, with certificates that are made for it and thrown away.")
 @click.option("--no-push", is_flag=True, help="Let the guest fetch its pages by touching them, then push the rest.")
 @click.option(
     "--seconds",
@@ -342,7 +342,7 @@ def register(group: click.Group) -> None:
     """Add every command to the program."""
     from agent.bench.command import bench  # noqa: PLC0415 - as below
     from agent.config.command import config  # noqa: PLC0415
-    from agent.doctor.command import doctor  # noqa: PLC0415 - it uses check_plain of here
+    from agent.doctor.command import doctor  # noqa: PLC0415
     from agent.security.command import certs  # noqa: PLC0415
     from agent.top.command import top  # noqa: PLC0415
 

@@ -19,7 +19,7 @@ from agent.admin import Tell, ask
 from agent.children import ChildError, Daemon
 from agent.output import say
 from agent.parameters import Memory
-from postcopy.errors import PostcopyError
+from postcopy.errors import PostcopyError, UsageError
 from postcopy.link.address import UnixAddress
 from postcopy.link.report import with_check
 
@@ -41,6 +41,7 @@ class DemoOptions:
     seed: int
     mode: str
     handover: bool
+    tls: bool
     push: bool
     seconds: float
     rate: int | None
@@ -55,14 +56,15 @@ async def run_demo(options: DemoOptions, tell: Tell) -> dict[str, Any]:
         if options.keep_logs is None:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="postcopy-demo-")))
         folder = options.keep_logs or scratch or Path()
+        security = _security(options, folder)
         sockets = {role: UnixAddress(str(folder / f"{role}.sock")) for role in ("source", "destination")}
         source = await stack.enter_async_context(
-            Daemon("source", _source_arguments(options, sockets), folder / "source.log", scratch=scratch)
+            Daemon("source", [*_source_arguments(options, sockets), *security], folder / "source.log", scratch=scratch)
         )
         destination = await stack.enter_async_context(
             Daemon(
                 "destination",
-                _destination_arguments(options, folder, sockets),
+                [*_destination_arguments(options, folder, sockets), *security],
                 folder / "destination.log",
                 scratch=scratch,
             )
@@ -71,6 +73,17 @@ async def run_demo(options: DemoOptions, tell: Tell) -> dict[str, Any]:
             return await _migrate_and_check(options, sockets, tell)
         except PostcopyError as error:
             raise ChildError(with_last_words(str(error), source, destination), error.exit_status) from error
+
+
+def _security(options: DemoOptions, folder: Path) -> list[str]:
+    """Return what both daemons are told of encryption; certificates are made where they are wanted."""
+    if not options.tls:
+        return []
+    if options.handover:
+        raise UsageError("--tls and --handover: memory is handed over through a Unix socket, which has no TLS")
+    from agent.security.certificates import make_trial  # noqa: PLC0415 - for whoever asks for it
+
+    return ["--tls-dir", str(make_trial(folder / "tls"))]
 
 
 def with_last_words(text: str, *daemons: Daemon) -> str:

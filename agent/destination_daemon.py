@@ -25,6 +25,7 @@ from postcopy.guest.kinds import kinds
 from postcopy.kernel.opening import available_features
 from postcopy.link.address import Address, TcpAddress, UnixAddress
 from postcopy.link.destination import Destination
+from postcopy.link.tls import Credentials
 from postcopy.pump.histogram import Histogram
 from postcopy.session.commands import Finish
 from postcopy.session.states import Owner, State
@@ -42,6 +43,7 @@ class DestinationOptions:
     memory_dirs: tuple[Path, ...]
     cpus: tuple[int, ...]
     once: bool
+    tls: Credentials | None
     admin: UnixAddress | None
     metrics: TcpAddress | None
     ready_fd: int | None
@@ -67,7 +69,7 @@ async def serve_destination(options: DestinationOptions) -> int:
             stack.push_async_callback(admin.close)
         watching = asyncio.create_task(daemon.watch())
         stack.callback(watching.cancel)
-        log.info("destination: listening on %s", address)
+        log.info("destination: listening on %s%s", address, ", with TLS" if options.tls is not None else "")
         tell_ready(options.ready_fd, address)
         stack.callback(asyncio.create_task(notify.keep_telling(daemon.figures)).cancel)
         await first_of(stop.asked, daemon.lost, daemon.over)
@@ -92,6 +94,7 @@ class DestinationDaemon:
             mode=options.mode,
             removal=options.removal,
             memory_dirs=options.memory_dirs,
+            tls=options.tls,
             poll_max_ns=options.poll_max_ns,
         )
         self.use = Use()

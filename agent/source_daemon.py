@@ -12,6 +12,7 @@ import math
 import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from agent import metrics, notify
@@ -20,6 +21,7 @@ from agent.daemon import Parent, Stop, end_without_cleaning, first_of, tell_read
 from agent.look import look
 from agent.parameters import Memory
 from agent.running_guest import CHECK, MIGRATION, Use, check_guest, describe_end, describe_guest, describe_memory
+from agent.security.options import credentials_of_migration
 from postcopy import __version__
 from postcopy.errors import PostcopyError, UsageError
 from postcopy.guest import WorkloadGuest
@@ -27,6 +29,7 @@ from postcopy.guest.kinds import kind_named
 from postcopy.kernel import Mapping, memory_type_at
 from postcopy.link.address import TcpAddress, UnixAddress, parse_address
 from postcopy.link.source import Source
+from postcopy.link.tls import Credentials
 from postcopy.pages.regions import Region
 from postcopy.pump.source import SourceStats
 from postcopy.session.states import Owner, State
@@ -60,10 +63,13 @@ class SourceOptions:
     parent: Parent
     thp: bool = False
     holes: bool = False
+    tls_dir: Path | None = None
 
 
 async def serve_source(options: SourceOptions) -> int:
     """Run the daemon; return its exit status."""
+    if options.tls_dir is not None:
+        Credentials(options.tls_dir).for_dialling()  # what is wrong with them is said now
     stop = Stop(options.parent)
     daemon = SourceDaemon(options)
     async with AsyncExitStack() as stack:
@@ -246,6 +252,7 @@ class SourceDaemon:
         """Migrate, telling the progress; return the report."""
         source = self._here()
         where = parse_address(str(arguments["to"]))
+        tls = credentials_of_migration(where, self.options.tls_dir, arguments)
         with self.use.take(MIGRATION):
             source.check_free()
             running = asyncio.create_task(
@@ -254,6 +261,7 @@ class SourceDaemon:
                     timeout=arguments.get("timeout"),
                     push=bool(arguments.get("push", True)),
                     rate=arguments.get("rate"),
+                    tls=tls,
                 )
             )
             while not running.done():

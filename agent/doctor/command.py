@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from agent.parameters import ADDRESS, SIZE
+from agent.security.options import credentials, insecure_option, tls_option
 
 if TYPE_CHECKING:
     from postcopy.link.address import Address
@@ -23,15 +25,17 @@ SIZE_BYTES = 256 << 20
 @click.option("--size", type=SIZE, help="With --peer: how much of it.  [default: 256MiB]")
 @click.option("--mode", help="With --peer: how pages are to be placed.  [default: as the destination does]")
 @click.option("--vcpus", type=click.IntRange(1), help="With --peer: the guest's vCPUs.  [default: 1]")
-@click.option("--insecure", is_flag=True, help="Allow plain TCP beyond this host.")
+@tls_option
+@insecure_option
 @click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
-def doctor(needs: tuple[str, ...], peer: Address | None, insecure: bool, as_json: bool, **migration: Any) -> None:
+def doctor(
+    needs: tuple[str, ...], peer: Address | None, tls_dir: Path | None, insecure: bool, as_json: bool, **migration: Any
+) -> None:
     """Try what this host can do, and say how to mend what it cannot.
 
     With --peer also whether a migration to that destination would work, without one.
     """
-    from agent.commands import check_plain  # noqa: PLC0415 - not for --help, here and below
-    from agent.doctor import needs as asked  # noqa: PLC0415
+    from agent.doctor import needs as asked  # noqa: PLC0415 - not for --help, here and below
     from agent.doctor.peer import compare, migration_of  # noqa: PLC0415
     from agent.doctor.problems import problems_of  # noqa: PLC0415
     from agent.doctor.render import show  # noqa: PLC0415
@@ -45,7 +49,7 @@ def doctor(needs: tuple[str, ...], peer: Address | None, insecure: bool, as_json
     if peer is None and any(value is not None for value in migration.values()):
         raise UsageError("--memory, --size, --mode and --vcpus say what would migrate: they go with --peer")
     if peer is not None:
-        check_plain(peer, insecure=insecure)
+        tls = credentials(peer, tls_dir, insecure=insecure)
         journey = migration_of(migration["memory"] or MEMORY, migration["size"] or SIZE_BYTES, migration)
     host = describe_host()
     found = [asked.check(need, host) for need in wanted]
@@ -54,7 +58,7 @@ def doctor(needs: tuple[str, ...], peer: Address | None, insecure: bool, as_json
         **host,
         "problems": problems_of(host),
         "needs": found,
-        "peer": compare(host, peer, journey) if peer is not None else None,
+        "peer": compare(host, peer, journey, tls) if peer is not None else None,
     }
     if as_json:
         print_json(document)

@@ -15,6 +15,7 @@ from postcopy.kernel import memory_type
 from postcopy.link.address import Address
 from postcopy.link.placement import handling, known_mode
 from postcopy.link.probe import ask
+from postcopy.link.tls import Credentials
 from postcopy.pages.regions import Layout, Region
 from postcopy.pages.units import format_size
 from postcopy.wire.control import GuestOffer
@@ -40,9 +41,9 @@ def migration_of(memory: str, size: int, options: dict[str, Any]) -> Migration:
     return Migration(layout, GuestOffer(Guest.kind, options["vcpus"] or 1), mode)
 
 
-def compare(host: Facts, address: Address, migration: Migration) -> Facts:
+def compare(host: Facts, address: Address, migration: Migration, tls: Credentials | None) -> Facts:
     """Ask the destination and lay its answer beside this host; MigrationFailed where there is no answer."""
-    answer = uvloop.run(ask(address, migration.layout, migration.guest))
+    answer = uvloop.run(ask(address, migration.layout, migration.guest, tls=tls))
     reason = answer.text if answer.answer != READY else None
     if reason is None and migration.mode not in {None, answer.mode}:
         reason = f"it places pages in mode {answer.mode}: start it with --mode {migration.mode}"

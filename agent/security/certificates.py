@@ -92,6 +92,13 @@ def make_authority(validity: Validity, name: str = AUTHORITY_NAME) -> Authority:
     return Authority(key, builder.sign(key, hashes.SHA256()))
 
 
+def make_trial(folder: Path) -> Path:
+    """Make the folder of a host that migrates to itself for a day; what signed it is forgotten at once."""
+    validity = Validity.of_days(1)
+    make_host(folder, make_authority(validity), ("localhost", "127.0.0.1", "::1"), validity)
+    return folder
+
+
 def make_host(folder: Path, authority: Authority, names: tuple[str, ...], validity: Validity) -> None:
     """Make the folder of one host: a certificate to be dialled under `names`, and one to dial with as the first."""
     try:

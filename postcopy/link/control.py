@@ -32,6 +32,7 @@ class ControlChannel:
         self._reader = reader
         self._writer = writer
         self._tunnel = tunnel
+        self._broken = ""
         self.version = VERSION  # set it once one is agreed on
         self._decoder = ControlDecoder()
         self._ready: deque[Message] = deque()
@@ -53,7 +54,7 @@ class ControlChannel:
         """Queue a message; LinkError if the connection is known to be gone: not a byte of it was sent then."""
         ended = self._reader.at_eof() or (self._tunnel is not None and self._tunnel.ended)
         if self._writer.is_closing() or self._reader.exception() is not None or ended:
-            raise LinkError(f"the connection to {self.name} is closed")
+            raise LinkError(self._broken or f"the connection to {self.name} is closed")
         data = encode(message, self.version)
         self.bytes_sent += len(data)
         self._writer.write(data if self._tunnel is None else self._tunnel.sealed(data))
@@ -64,7 +65,8 @@ class ControlChannel:
             try:
                 data = await self._read()
             except ssl.SSLError as error:
-                raise LinkError(f"TLS with {self.name}: {words(error)}") from error
+                self._broken = f"TLS with {self.name}: {words(error)}"  # of more use than that it is closed
+                raise LinkError(self._broken) from error
             except OSError as error:
                 raise LinkError(f"the connection to {self.name} broke: {error.strerror or error}") from error
             if not data:

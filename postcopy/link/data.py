@@ -25,7 +25,7 @@ async def shake_hands(connection: socket.socket, preamble: Preamble, token: byte
                 await _ready(connection, writable=wanted == "write")
     except TimeoutError:
         session.close()
-        raise LinkError(f"no TLS handshake within {HANDSHAKE_SECONDS:g} s") from None
+        raise LinkError(f"no TLS: no handshake within {HANDSHAKE_SECONDS:g} s") from None
     except BaseException:
         session.close()
         raise

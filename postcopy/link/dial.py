@@ -28,10 +28,11 @@ async def dial_control(address: Address, tls: Credentials | None = None) -> Cont
     tunnel = Tunnel(tls.for_dialling(), dialled_name(address))
     connection = await _dial(address, Preamble(Role.CONTROL, max(VERSION_MIN, TLS_SINCE), security=Security.TLS))
     try:
-        await greet(connection, tunnel, str(address))
-    except OSError as error:
+        await greet(connection, tunnel)
+    except (LinkError, OSError) as error:
         connection.close()
-        raise LinkError(f"TLS with {address}: {reason(error)}") from error
+        why = reason(error) if isinstance(error, OSError) else error
+        raise LinkError(f"TLS with {address}: {why}") from error
     except BaseException:
         connection.close()
         raise

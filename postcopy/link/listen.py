@@ -133,7 +133,7 @@ class Listener:
             elif preamble.role is not Role.CONTROL:
                 await self._on_data(preamble, connection)
             else:
-                tunnel = None if self._tls is None else await self._greet(self._tls, connection, name)
+                tunnel = None if self._tls is None else await self._greet(self._tls, connection)
                 channel = await ControlChannel.over(connection, name, tunnel)
                 close = channel.abort
                 if self._tls is not None and tunnel is not None:
@@ -171,14 +171,14 @@ class Listener:
         return data
 
     @staticmethod
-    async def _greet(tls: Credentials, connection: socket.socket, name: str) -> Tunnel:
+    async def _greet(tls: Credentials, connection: socket.socket) -> Tunnel:
         """Hold the TLS handshake; LinkError says why there is none."""
         tunnel = Tunnel(tls.for_listening())
         try:
-            await greet(connection, tunnel, name)
-        except LinkError:
+            await greet(connection, tunnel)
+        except LinkError as error:
             await farewell(connection)  # the alert that says why
-            raise
+            raise LinkError(f"no TLS: {error}") from error
         return tunnel
 
     @staticmethod

@@ -16,6 +16,7 @@ from typing import Any
 
 from postcopy.errors import LinkError, UsageError
 from postcopy.link.address import Address, TcpAddress
+from postcopy.pump.tls import openssl
 from postcopy.wire.version import TLS_SINCE
 
 PIECE_BYTES = 16 << 10
@@ -49,10 +50,11 @@ _WORDS = {
 class Credentials:
     """Who this host is, and whom it believes: a directory, and the names that may come in, or all where none is said.
 
-    A renewed certificate counts from the next connection on.
+    A renewed certificate counts from the next connection on. HostError where OpenSSL cannot be loaded.
     """
 
     def __init__(self, directory: Path, allowed: Collection[str] = ()) -> None:
+        openssl()  # the pumps need it: better said now than when a guest is about to leave
         self.directory = directory
         self._allowed = frozenset(name.lower() for name in allowed)
         self._listening: tuple[object, ssl.SSLContext] | None = None
@@ -178,19 +180,19 @@ class Tunnel:
         return frozenset(name.lower() for name in names)
 
 
-async def greet(connection: Any, tunnel: Tunnel, name: str) -> None:
-    """Hold a tunnel's handshake on a non-blocking socket; LinkError says what `name`, the other end, or we refused."""
+async def greet(connection: Any, tunnel: Tunnel) -> None:
+    """Hold a tunnel's handshake on a non-blocking socket; LinkError says what either end refused."""
     try:
         async with asyncio.timeout(HANDSHAKE_SECONDS):
             while not await _step(connection, tunnel):
                 data = await asyncio.get_running_loop().sock_recv(connection, PIECE_BYTES)
                 if not data:
-                    raise LinkError(f"{name} closed the connection in the middle of the TLS handshake")
+                    raise LinkError("it closed the connection in the middle of the handshake")
                 tunnel.put(data)
     except TimeoutError:
-        raise LinkError(f"no TLS handshake with {name} within {HANDSHAKE_SECONDS:g} s") from None
+        raise LinkError(f"no handshake within {HANDSHAKE_SECONDS:g} s") from None
     except ssl.SSLError as error:
-        raise LinkError(f"TLS with {name}: {words(error)}") from error
+        raise LinkError(words(error)) from error
 
 
 async def _step(connection: Any, tunnel: Tunnel) -> bool:

@@ -97,14 +97,15 @@ class Command:
 class Daemon:
     """A daemon with an admin socket in `folder`; its log is a file there."""
 
-    def __init__(self, folder, role, *arguments, inside=(), keep=(), **options):
+    def __init__(self, folder, role, *arguments, inside=(), keep=(), before=(), **options):
         self.role = role
         self.admin = f"unix:{folder}/{role}.sock"
         self.log_file = Path(folder) / f"{role}.log"
         read_fd, write_fd = os.pipe()
+        command = [*inside, *AGENT, *before, role, *map(str, arguments)]
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [*inside, *AGENT, role, *map(str, arguments), "--admin", self.admin, "--ready-fd", str(write_fd)],
+                [*command, "--admin", self.admin, "--ready-fd", str(write_fd)],
                 pass_fds=[write_fd, *keep], stdout=log, stderr=log, cwd=ROOT, env=ENVIRONMENT, **options,
             )  # fmt: skip
         os.close(write_fd)

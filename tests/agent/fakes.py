@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 
+from postcopy.link.tls import Credentials
 from postcopy.wire.control import (
     ControlDecoder,
     GuestOffer,
@@ -16,7 +17,7 @@ from postcopy.wire.control import (
     Welcome,
     encode,
 )
-from postcopy.wire.preamble import ACCEPTED, Preamble, Role, pack, unpack
+from postcopy.wire.preamble import ACCEPTED, Preamble, Role, Security, pack, unpack
 from postcopy.wire.version import VERSION, VERSION_MIN
 
 SECONDS = 15
@@ -79,14 +80,20 @@ def ends(connection):
 class FakeSource:
     """Goes as far towards a migration as it is told."""
 
-    def __init__(self, address):
+    def __init__(self, address, tls=None):
         self.address = address
+        self.tls = tls  # a directory of certificates
         self.data = {}
         self._connect()
 
     def _connect(self):
         connection = connect(self.address)
-        connection.sendall(pack(Preamble(Role.CONTROL)))
+        if self.tls is None:
+            connection.sendall(pack(Preamble(Role.CONTROL)))
+        else:
+            connection.sendall(pack(Preamble(Role.CONTROL, VERSION, security=Security.TLS)))
+            context = Credentials(self.tls).for_dialling()
+            connection = context.wrap_socket(connection, server_hostname=host_port(self.address)[0])
         self.control = Channel(connection)
 
     def __enter__(self):
@@ -161,9 +168,9 @@ class FakeDestination:
         self.control.expect(Hello)
         return self
 
-    def upto_offer(self):
+    def upto_offer(self, token=b"t" * 32):
         self.upto_hello()
-        self.control.send(Welcome(VERSION, b"i" * 16, b"t" * 32, "a fake"))
+        self.control.send(Welcome(VERSION, b"i" * 16, token, "a fake"))
         self.offered = self.control.expect(LayoutOffer)
         return self
 

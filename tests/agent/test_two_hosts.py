@@ -1,6 +1,7 @@
 """Two hosts, as far as one machine can have them: two network namespaces joined by a veth pair."""
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -48,6 +49,27 @@ def test_a_migration_between_hosts(hosts, tmp_path):
         done = run("migrate", "--admin", here.admin, there.address, "--insecure", "--json")
         assert done.status == 0, done.err
         assert json.loads(done.out)["pages"]["total"] == 8192
+        there.runs_on()
+        assert run("check", "--admin", there.admin, "--json").json["pages_mismatched"] == 0
+
+
+def test_an_encrypted_migration_between_hosts(hosts, tmp_path):
+    """As in the README: certificates by `postcopy certs`, nothing said of security but --tls-dir and --allow."""
+    one, two, _ = hosts
+    made = run("certs", tmp_path / "tls", "a.example", "b.example,10.77.0.2")
+    assert made.status == 0, made.err
+    a, b = tmp_path / "tls/a.example", tmp_path / "tls/b.example"
+    listen = ("--listen", "tcp:10.77.0.2:0", "--tls-dir", b, "--allow", "a.example")
+    with (
+        destination(tmp_path, *listen, inside=two) as there,
+        source(tmp_path, "--tls-dir", a, inside=one, size="32MiB") as here,
+    ):
+        assert re.search(r"listening on tcp:10\.77\.0\.2:\d+, with TLS", there.log)
+        asked = run("doctor", "--peer", there.address, "--tls-dir", a, "--json", inside=one)
+        assert (asked.status, asked.json["peer"]["works"]) == (0, True), asked.err
+        done = run("migrate", "--admin", here.admin, there.address, "--json")
+        assert done.status == 0, done.err
+        assert done.json["environment"]["tls"] is True
         there.runs_on()
         assert run("check", "--admin", there.admin, "--json").json["pages_mismatched"] == 0
 
