@@ -343,9 +343,10 @@ def register(group: click.Group) -> None:
     from agent.bench.command import bench  # noqa: PLC0415 - as below
     from agent.config.command import config  # noqa: PLC0415
     from agent.doctor.command import doctor  # noqa: PLC0415
+    from agent.report.command import report  # noqa: PLC0415
     from agent.security.command import certs  # noqa: PLC0415
     from agent.top.command import top  # noqa: PLC0415
 
     own = (demo, source, destination, migrate, status, cancel, check, set_)
-    for command in (*own, top, config, doctor, bench, certs):
+    for command in (*own, top, report, config, doctor, bench, certs):
         group.add_command(command)

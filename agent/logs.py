@@ -31,7 +31,8 @@ def configure(*, debug: bool, form: Format = "auto") -> None:
     lines = JsonLines() if chosen == "json" else text_lines(debug=debug)
     handler.setFormatter(ForJournal(lines) if stderr_is_journal() else lines)
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    for others in ("asyncio", "matplotlib"):
+        logging.getLogger(others).setLevel(logging.WARNING)
 
 
 def text_lines(*, debug: bool) -> logging.Formatter:

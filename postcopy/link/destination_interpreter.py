@@ -13,6 +13,7 @@ from typing import Any, Literal
 from postcopy.errors import ProtocolError, UsageError
 from postcopy.kernel import Userfaultfd
 from postcopy.kernel.handover import close_files
+from postcopy.link.course import Course
 from postcopy.link.guest import Kinds, MigratingGuest
 from postcopy.link.prepare import Memory, MemoryTypes, prepare
 from postcopy.link.probe import try_out
@@ -108,6 +109,7 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         self._attached: set[str] = set()
         self._traps_for_ever = False
         self._working: asyncio.Task[None] | None = None
+        self._course = Course()
         self._told_running = False
 
     def performers(self) -> dict[type[Command], Callable[[Any], Awaitable[None]]]:
@@ -200,6 +202,7 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         self.spawn(self._watch_first_step(self.guest))
         if self.memory is not None and not self.memory.resident:
             self.spawn(self._watch_progress())
+            self.spawn(self._course.follow(lambda: self._pump))
 
     async def _watch_first_step(self, guest: MigratingGuest) -> None:
         while not self._tell_running(guest):
@@ -233,6 +236,7 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
 
     def _resident(self) -> Resident:
         self.resident_at = self.now()
+        self._course.look(self._pump)
         return Resident(self.resident_at)
 
     def _pump_ended(self, status: PumpStatus) -> None:
@@ -262,7 +266,9 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         stats = self.snapshot()
         if self.report is None and self.memory is not None and self.guest is not None and stats is not None:
             tls = self.channel is not None and self.channel.encrypted
-            self.report = arrived(self.mode, self.memory.layout, stats, self.guest, self.timing(), tls=tls)
+            course = self._course.columns(stats.pages_total)
+            whole = (self.mode, self.memory.layout, stats, self.guest, self.timing())
+            self.report = arrived(*whole, course=course, tls=tls)
             self.post(AllResident(self.now(), self.report))
 
     def timing(self) -> dict[str, float]:

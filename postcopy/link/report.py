@@ -3,6 +3,8 @@
 Counters of both pumps and the source's timeline enter; the one object that `demo`, `migrate` and `status` print leaves.
 All values are in SI base units.
 
+`details.course` has columns over time (see course.py), `details.fault_latency` and `details.stall` whole distributions.
+
 `details.downtime_parts_seconds` has the downtime's parts, which add up to it: `stop` (the guest's last step to STATE
 sent), `load` (to RUN sent), `run` (to the guest's first step at the destination). `details.downtime_is_exact` says
 whether that first step was read from the same clock; if not it counts from when RUNNING was heard of, so the downtime
@@ -17,6 +19,7 @@ from typing import Any
 
 from postcopy import __version__
 from postcopy.errors import PostcopyError
+from postcopy.link.course import distribution
 from postcopy.link.guest import MigratingGuest
 from postcopy.pages.regions import Layout
 from postcopy.pump.destination import DestinationStats
@@ -34,7 +37,14 @@ Report = dict[str, Any]
 
 
 def arrived(
-    mode: str, layout: Layout, stats: DestinationStats, guest: MigratingGuest, timing: dict[str, float], *, tls: bool
+    mode: str,
+    layout: Layout,
+    stats: DestinationStats,
+    guest: MigratingGuest,
+    timing: dict[str, float],
+    *,
+    course: dict[str, list[float]],
+    tls: bool,
 ) -> Report:
     """Build what the destination knows: everything but the source's clock and CPU time."""
     latency = stats.fault_latency.summary()
@@ -64,6 +74,11 @@ def arrived(
         "cpu_seconds": {"source": 0.0, "destination": stats.cpu_seconds},
         "integrity": integrity(0, 0),
         "environment": environment(tls=tls),
+        "details": {
+            "course": course,
+            "fault_latency": distribution(stats.fault_latency),
+            "stall": distribution(guest.stall),
+        },
     }
     return checked(report)
 

@@ -99,6 +99,15 @@ class Histogram:
         pieces = (sum(self.buckets[start:end]) for start, end in pairwise((0, *_BELOW, BUCKETS)))
         return [(le, float(count)) for le, count in zip(_BOUNDS, accumulate(pieces), strict=True)]
 
+    def bounds(self, width: int = 1) -> list[tuple[float, int]]:
+        """Return (upper bound in seconds, count) of every `width` buckets that are not empty together."""
+        found = []
+        for start in range(0, BUCKETS, width):
+            count = sum(self.buckets[start : start + width])
+            if count:
+                found.append((min(_LOWER_NS[start + width] - 1, self.max_ns) / _NANOSECONDS, count))
+        return found
+
     def merge(self, other: Histogram) -> Histogram:
         """Return the histogram of both sets of values."""
         buckets = tuple(map(add, self.buckets, other.buckets))

@@ -1,0 +1,189 @@
+"""The page of a migration: what it is made of, what it refuses, and that a browser shows it without any network."""
+
+import json
+import re
+import struct
+import sys
+import zlib
+
+import pytest
+
+from agent.report import page, plots, runs
+from postcopy.errors import UsageError
+from postcopy.link.course import Course, Look, distribution
+from postcopy.pump.histogram import BUCKETS, Histogram
+from tests.outside import outside, say
+
+from .agents import run
+
+TIMES = {"count": 100, "p50": 20e-6, "p90": 50e-6, "p99": 1e-3, "p999": 2e-3, "max": 3e-3, "mean": 30e-6}
+
+
+def report(**changes):
+    return {
+        "schema_version": 1, "outcome": "completed", "mode": "auto",
+        "memory": [{"type": "shmem", "page_size": 4096, "size_bytes": 400 * 4096}],
+        "downtime_seconds": 2e-3, "total_seconds": 0.5, "resident_seconds": 0.4,
+        "fault_latency_seconds": TIMES, "stall_seconds": {**TIMES, "mean": 40e-6, "sum": 4e-3},
+        "pages": {"total": 400, "demand": 100, "push": 250, "zero": 50, "duplicate": 3},
+        "bytes": {"wire": 1_500_000, "placed": 1_400_000}, "throughput_bytes_per_second": 3e6,
+        "cpu_seconds": {"source": 0.1, "destination": 0.2},
+        "integrity": {"page_size": 4096, "pages_checked": 400, "pages_mismatched": 0},
+        "environment": {"kernel": "6.18", "cpus": 2, "pinning": "none", "tls": False, "version": "0"},
+        "details": {
+            "downtime_parts_seconds": {"stop": 5e-4, "load": 1e-3, "run": 5e-4},
+            "course": {
+                "seconds": [0.1, 0.2, 0.4], "resident": [0.2, 0.6, 1.0], "received_bytes": [3e5, 9e5, 1.5e6],
+                "faults": [40, 70, 100], "p50": [2e-5, 0.0, 3e-5], "p99": [1e-3, 0.0, 2e-3],
+            },
+            "fault_latency": {"upper_seconds": [2e-5, 1e-3, 3e-3], "counts": [60, 30, 10]},
+            "stall": {"upper_seconds": [3e-5, 4e-3], "counts": [60, 40]},
+        },
+        **changes,
+    }  # fmt: skip
+
+
+def one(name="a run", **changes):
+    return runs.Run(name, report(**changes))
+
+
+def test_figures_of_a_run():
+    assert one().tail("fault_latency") == [(2e-5, 0.4), (1e-3, pytest.approx(0.1)), (3e-3, 0.0)]
+    assert [round(rate) for _, rate in one().throughput()] == [3_000_000, 6_000_000, 3_000_000]
+    agent, rest = one().fault_parts().values()
+    assert (agent, rest) == (30e-6, pytest.approx(10e-6))
+
+
+def test_runs_side_by_side_have_ratios():
+    found = {row.name: row for row in runs.rows([one(), one(downtime_seconds=4e-3, throughput_bytes_per_second=6e6)])}
+    assert (found["downtime"].words, found["downtime"].ratios) == (["2 ms", "4 ms"], [2.0])
+    text = page.page([one("first"), one("<second>", downtime_seconds=4e-3, throughput_bytes_per_second=6e6)], [])
+    assert '<td class="ratio worse">2.00 &times;</td>' in text
+    assert '<td class="ratio better">2.00 &times;</td>' in text
+    assert "&lt;second&gt;" in text
+    assert "<second>" not in text
+
+
+def test_every_plot_is_drawn_of_a_whole_report_and_what_lacks_is_left_out():
+    whole = plots.plots([one(), one("another")])
+    assert len(whole) == 7
+    words = " ".join(svg for _, svg in whole)
+    for text in ("switchover", "Fault latency by percentile", "90 %", "another: p99", "push", "load"):
+        assert f">{text}" in words or text in words
+    bare = one(details={})
+    assert len(plots.plots([bare])) == 2
+    assert "There is nothing over time" in page.page([bare], plots.plots([bare]))
+    still = report(fault_latency_seconds={**TIMES, "count": 0})
+    assert runs.Run("still", still).fault_parts() == {}
+
+
+def test_the_same_runs_make_the_same_page():
+    assert page.page([one()], plots.plots([one()])) == page.page([one()], plots.plots([one()]))
+
+
+def test_a_wrong_byte_is_not_overlooked():
+    text = page.page([one(integrity={"pages_checked": 400, "pages_mismatched": 1})], [])
+    assert '<td class="wrong">WRONG: 1 pages differ</td>' in text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is not the JSON of a report"),
+        ("[]", "is no report of a migration"),
+        ('{"schema_version": 1, "scenarios": []}', "is no report of a migration"),
+        (json.dumps({"schema_version": 1, "outcome": "lost", "error": "gone"}), "did not come through: gone"),
+        (json.dumps({"schema_version": 1, "outcome": "completed"}), "the report is incomplete"),
+    ],
+)
+def test_what_is_no_report(content, words, tmp_path):
+    file = tmp_path / "x.json"
+    file.write_text(content)
+    with pytest.raises(UsageError, match=words):
+        runs.read_report(file)
+    with pytest.raises(UsageError, match="No such file"):
+        runs.read_report(tmp_path / "none.json")
+
+
+def words_of(counts, total_ns):
+    buckets = [0] * BUCKETS
+    for index, count in counts.items():
+        buckets[index] = count
+    return struct.pack(f"<{3 + BUCKETS}Q", sum(counts.values()), total_ns, 10**6, *buckets)
+
+
+def test_the_course_of_a_migration_is_told_in_columns():
+    course = Course()
+    course._began = 10.0
+    course._looks = [Look(10.5, 10, 100, words_of({300: 4}, 1)), Look(11.0, 20, 300, words_of({300: 4, 500: 2}, 2))]
+    columns = course.columns(20)
+    assert columns["seconds"] == [0.5, 1.0]
+    assert columns["resident"] == [0.5, 1.0]
+    assert columns["received_bytes"] == [100, 300]
+    assert columns["faults"] == [4, 6]
+    assert columns["p50"][1] > 10 * columns["p50"][0] > 0  # of the two new faults alone
+
+
+def test_a_distribution_has_an_end():
+    every = Histogram((1,) * BUCKETS, 0, 1 << 62)
+    found = distribution(every)
+    assert len(found["counts"]) == len(found["upper_seconds"]) <= 500
+    assert sum(found["counts"]) == BUCKETS
+    assert found["upper_seconds"] == sorted(found["upper_seconds"])
+
+
+def test_without_matplotlib_it_says_what_to_do(tmp_path, monkeypatch):
+    from agent.report.command import report as command
+    from postcopy.errors import HostError
+
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(report()))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "agent.report.plots")
+    with pytest.raises(HostError, match=r"pip install 'postcopy\[report\]'"):
+        command.main([str(file)], standalone_mode=False)
+
+
+def colours_of(png):
+    """Return how many colours the rows of an 8-bit RGB(A) image have."""
+    data, offset, header = b"", 8, None
+    while offset < len(png):
+        length, kind = struct.unpack_from(">I4s", png, offset)
+        if kind == b"IHDR":
+            header = struct.unpack_from(">IIBB", png, offset + 8)
+        elif kind == b"IDAT":
+            data += png[offset + 8 : offset + 8 + length]
+        offset += 12 + length
+    assert header is not None
+    return header[0], header[1], len(set(zlib.decompress(data)))
+
+
+def test_a_browser_shows_a_real_migration(tmp_path):
+    files = []
+    for name, more in (("push", ()), ("touch", ("--no-push", "--seconds", "0.2"))):
+        done = run("demo", "--size", "32MiB", "--json", *more)
+        assert done.status == 0, done.err
+        course = done.json["details"]["course"]
+        assert course["resident"][-1] == 1.0
+        assert course["seconds"] == sorted(course["seconds"])
+        assert course["faults"][-1] == done.json["fault_latency_seconds"]["count"]
+        assert sum(done.json["details"]["fault_latency"]["counts"]) == done.json["fault_latency_seconds"]["count"]
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(done.out)
+    made = tmp_path / "page.html"
+    done = run("report", *files, "-o", made)
+    assert (done.status, done.out, done.err) == (0, f"{made}\n", "")
+    text = made.read_text()
+    asked = re.findall(r'(?:src|href)="(?!#)([^"]*)"|url\((?!#)([^)]*)\)|@import', text)
+    assert asked == []
+    browser = ["--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--window-size=1000,2600"]
+    shot = tmp_path / "shot.png"
+    dump = say("chromium-headless-shell", *browser, "--dump-dom", made.as_uri())
+    assert dump.returncode == 0, dump.stderr
+    assert dump.stdout.count("<svg") == 7
+    assert "2 migrations side by side" in dump.stdout
+    say("chromium-headless-shell", *browser, f"--screenshot={shot}", made.as_uri())
+    width, height, colours = colours_of(shot.read_bytes())
+    assert (width, height) == (1000, 2600)
+    assert colours > 50
+    assert outside("chromium-headless-shell")
