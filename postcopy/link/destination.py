@@ -23,6 +23,7 @@ from postcopy.link.data import shake_hands
 from postcopy.link.destination_interpreter import DestinationInterpreter
 from postcopy.link.guest import Kinds, MigratingGuest
 from postcopy.link.interpreter import boot_id
+from postcopy.link.limits import GREETED_MAX
 from postcopy.link.listen import Listener, first_message
 from postcopy.link.placement import known_mode, known_removal
 from postcopy.link.report import Report
@@ -39,9 +40,6 @@ from postcopy.wire.control import Refuse
 from postcopy.wire.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
 from postcopy.wire.preamble import Preamble, Role, Security
 from postcopy.wire.version import VERSION, VERSION_MIN
-
-# Sources that were greeted and have made no offer yet, at one time: they cost a connection each, and hold nothing up.
-GREETED_MAX = 16
 
 # Once this side wants to end: how long it waits for a source that may just be sending Run.
 CLOSE_SECONDS = 5.0

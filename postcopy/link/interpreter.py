@@ -18,6 +18,7 @@ from typing import Any
 from postcopy.errors import HostError, KernelError, PostcopyError, ProtocolError, UsageError
 from postcopy.link.about import About, speak_of
 from postcopy.link.control import ControlChannel
+from postcopy.link.limits import MESSAGES_AHEAD_MAX
 from postcopy.session.commands import CloseLinks, Command, Finish, Note, Send
 from postcopy.session.events import Broken, ControlLost, Elapsed, Event, NotSent, Received, WorkFailed
 from postcopy.session.machine import Machine, SessionError
@@ -26,9 +27,6 @@ from postcopy.wire.messages import REFUSE_CODES
 # After a time-out, how often the loop may look for what had arrived by then: a message is read, decoded and posted in
 # three rounds, a connection that proves itself in some more.
 ROUNDS_AFTER_PAUSE = 10
-
-# Messages that are read ahead of the machine: the other side may not fill this one's memory with them.
-MESSAGES_AHEAD_MAX = 64
 
 log = logging.getLogger("postcopy.session")
 

@@ -23,31 +23,19 @@ from postcopy.errors import LinkError, PostcopyError, ProtocolError, UsageError
 from postcopy.link.address import Address, TcpAddress
 from postcopy.link.control import ControlChannel
 from postcopy.link.dial import reason
+from postcopy.link.limits import (
+    ACCEPT_BACKLOG,
+    ACCEPT_PAUSE_SECONDS,
+    LINES_MAX,
+    LINES_SECONDS,
+    MESSAGE_SECONDS,
+    PREAMBLE_SECONDS,
+    UNPROVEN_MAX,
+)
 from postcopy.link.sockets import check_peer, name_of, tune
 from postcopy.link.tls import Credentials, Tunnel, farewell, greet
 from postcopy.wire.control import Message, Refuse
 from postcopy.wire.preamble import NO_TLS, PREAMBLE_BYTES, Preamble, Role, Security, check_start, unpack
-
-# How long a connection may take to say what it is for. A source sends its preamble with the first packet.
-PREAMBLE_SECONDS = 5.0
-
-# The same for its first message, which a source sends behind the preamble or the TLS handshake.
-MESSAGE_SECONDS = 5.0
-
-# Connections that have not proved themselves yet, at one time. A source needs one at a time and three in all, for a
-# few round trips. Beyond, the oldest from where most of them come gives its place to the newest: whoever opens a
-# thousand and says nothing is in the way of nobody but himself.
-UNPROVEN_MAX = 64
-
-# Those that the kernel holds for us until they are accepted.
-ACCEPT_BACKLOG = 128
-
-# After accept() failed for want of descriptors or memory: time for some to be given back.
-ACCEPT_PAUSE_SECONDS = 0.1
-
-# Lines of the log that strangers can cause in so many seconds; what is beyond is counted and told once.
-LINES_MAX = 50
-LINES_SECONDS = 5.0
 
 log = logging.getLogger("postcopy.listen")
 

@@ -7,13 +7,6 @@
 #include "source.h"
 
 /*
- * A request for a page that the push has sent already: up to this size it is sent once more, ahead of whatever the
- * push connection still holds; the destination drops the copy that comes second. A larger page is not worth twice
- * its time on the wire.
- */
-#define AGAIN_BYTES_MAX 65536u
-
-/*
  * A hole in the file is known without reading the mapping, which would allocate it. A file that is read is not asked:
  * reading it allocates nothing, and what lies behind the end of one that was cut short must not pass for zeros.
  */

@@ -32,6 +32,7 @@ HEADERS = [
     "page_map.h",
     "place.h",
     "pump.h",
+    "pump_limits.h",
     "source.h",
     "thread.h",
     "tls.h",

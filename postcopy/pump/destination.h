@@ -15,19 +15,11 @@
 #include "pump.h"
 #include "wait.h"
 
-/* Beyond the header being waited for, so that a demand page comes with one system call. */
-#define READ_AHEAD 4096u
 /*
  * Where a payload begins in the staging buffer: on a page boundary, whatever the size of the kernel's pages, so that
  * its pages can be given away by MOVE. A header that is waited for lies right before it, and so its payload behind it.
  */
 #define STAGING_PAYLOAD 65536u
-/*
- * Faults accounted at a time. A thread has one fault at most, so this bounds the threads served at once, not the
- * work; while it is full no further message is read and those threads wait in the kernel's queue.
- */
-#define PENDING_MAX 1024u
-#define MESSAGES_MAX 64u
 
 struct memory {
     struct pump_region region;

@@ -11,13 +11,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "pump_limits.h"
+
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "frames are read in place: this needs a little endian machine"
 #endif
 
 #define FRAME_MAGIC 0x5043u
-/* The most payload one frame carries where pages are smaller than this; a larger page travels alone. */
-#define FRAME_BYTES_MAX (2u << 20)
 
 enum frame_type { FRAME_INVALID = 0, FRAME_REQUEST = 1, FRAME_PAGES = 2, FRAME_ZERO = 3, FRAME_END = 4 };
 

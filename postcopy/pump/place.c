@@ -22,12 +22,6 @@ _Static_assert(sizeof(struct copy_argument) == 40, "struct uffdio_copy and struc
 _Static_assert(sizeof(struct range_argument) == 32, "struct uffdio_zeropage and struct uffdio_continue");
 _Static_assert(sizeof(struct wake_argument) == 16, "struct uffdio_range");
 
-/*
- * EAGAIN without progress means that the mappings are changing just now. It passes; a kernel that answers it this
- * often in a row is not coming back from it.
- */
-#define RETRIES_MAX 1000000u
-
 static int refused(struct placer *placer, uint32_t operation, int number) {
     placer->operation = operation;
     placer->number = number;

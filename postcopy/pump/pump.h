@@ -16,12 +16,8 @@
 
 #include "frame.h"
 #include "histogram.h"
+#include "pump_limits.h"
 #include "tls.h"
-
-#define PUMP_REGIONS_MAX 64u
-#define PUMP_RING_EXTENTS 4096u
-/* Other processes that map the guest's files, in the life of one pump: backends of devices, one or two queues each. */
-#define PUMP_VIEWS_MAX 16u
 
 enum pump_role { ROLE_URGENT = 2, ROLE_PUSH = 3 };
 

@@ -14,13 +14,6 @@
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
 #endif
 
-/* A claimed run is placed once it is this long, so that a page early in a frame does not wait for the whole of it. */
-#define RUN_BYTES_MAX (256u << 10)
-/* Where events are told of, the push places no more than this at a time: the thread that reads them waits for it. */
-#define GATE_BYTES_MAX (64u << 10)
-/* So often in a row nothing could be placed because the mappings were changing: that is not coming to an end. */
-#define CHANGES_MAX 1000000u
-
 static uint64_t buffered(const struct receiver *receiver) { return receiver->end - receiver->begin; }
 
 static uint32_t placement(const struct destination *pump, const struct receiver *receiver) {

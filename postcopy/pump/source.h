@@ -18,10 +18,6 @@
 #include "pump.h"
 #include "wait.h"
 
-/* Requests answered with one system call. */
-#define ANSWERS_MAX 64u
-/* Where content is read from a file: as many bytes of answers are made at a time, at least one page. */
-#define ANSWERS_BYTES_MAX (2u << 20)
 enum sent { UNSENT = 0, SENT_PUSH = 1, SENT_DEMAND = 2 };
 
 struct source_memory {
