@@ -24,6 +24,7 @@ SIZE_BYTES = 256 << 20
 @click.option("--memory", help=f"With --peer: the memory that would migrate.  [default: {MEMORY}]")
 @click.option("--size", type=SIZE, help="With --peer: how much of it.  [default: 256MiB]")
 @click.option("--mode", help="With --peer: how pages are to be placed.  [default: as the destination does]")
+@click.option("--guest", help="With --peer: the guest's kind, emulated or kvm.  [default: emulated]")
 @click.option("--vcpus", type=click.IntRange(1), help="With --peer: the guest's vCPUs.  [default: 1]")
 @tls_option
 @insecure_option
@@ -47,7 +48,7 @@ def doctor(
         logging.getLogger("postcopy").setLevel(logging.ERROR)  # what goes wrong is said once
     wanted = [asked.parse_need(text) for text in needs]
     if peer is None and any(value is not None for value in migration.values()):
-        raise UsageError("--memory, --size, --mode and --vcpus say what would migrate: they go with --peer")
+        raise UsageError("--memory, --size, --mode, --guest and --vcpus say what would migrate: they go with --peer")
     if peer is not None:
         tls = credentials(peer, tls_dir, insecure=insecure)
         journey = migration_of(migration["memory"] or MEMORY, migration["size"] or SIZE_BYTES, migration)

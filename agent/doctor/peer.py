@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import uvloop
 
 from agent.doctor.problems import problems_of
-from postcopy.guest import Guest
+from postcopy.guest.kinds import kind_named
 from postcopy.kernel import memory_type
 from postcopy.link.address import Address
 from postcopy.link.placement import handling, known_mode
@@ -22,6 +22,8 @@ from postcopy.wire.control import GuestOffer
 from postcopy.wire.messages import READY
 
 Facts = dict[str, Any]
+
+GUEST = "emulated"
 
 
 class Migration(NamedTuple):
@@ -38,7 +40,8 @@ def migration_of(memory: str, size: int, options: dict[str, Any]) -> Migration:
     mode = options["mode"]
     if mode is not None:
         handling(known_mode(mode), memory)
-    return Migration(layout, GuestOffer(Guest.kind, options["vcpus"] or 1), mode)
+    kind = kind_named(options["guest"] or GUEST)
+    return Migration(layout, GuestOffer(kind.name, options["vcpus"] or 1), mode)
 
 
 def compare(host: Facts, address: Address, migration: Migration, tls: Credentials | None) -> Facts:

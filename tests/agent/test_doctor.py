@@ -127,6 +127,7 @@ def test_a_user_without_rights_is_told_how_to_get_them():
         (["--peer", "tcp:127.0.0.1:1", "--size", "4097"], "multiple of the page size"),
         (["--peer", "tcp:127.0.0.1:1", "--memory", "paper"], "unknown memory type 'paper'"),
         (["--peer", "tcp:127.0.0.1:1", "--mode", "sideways"], "unknown mode 'sideways'"),
+        (["--peer", "tcp:127.0.0.1:1", "--guest", "ghost"], "unknown kind of guest 'ghost'"),
     ],
 )
 def test_what_makes_no_sense(arguments, text):

@@ -1,5 +1,7 @@
 """Guests of KVM through whole migrations between real daemons, checked to the last byte; and hosts without KVM."""
 
+from pathlib import Path
+
 import pytest
 
 from postcopy.errors import HostError
@@ -78,6 +80,18 @@ def test_it_counts_on_from_host_to_host(tmp_path):
         there.runs_on()
 
 
+def test_a_machine_that_was_only_asked_for_is_not_kept(tmp_path):
+    with destination(tmp_path) as there:
+        folder = Path(f"/proc/{there.process.pid}")
+        kept = set()
+        for _ in range(3):
+            asked = run("doctor", "--peer", there.address, "--guest", "kvm", "--size", "8MiB", "--vcpus", "3")
+            assert asked.status == 0, asked.err
+            kept.add(len(list((folder / "fd").iterdir())))
+            assert "kvm-vcpu" not in (folder / "maps").read_text()
+        assert len(kept) == 1
+
+
 def test_memory_is_handed_over_under_a_real_guest(tmp_path):
     with (
         source(tmp_path, "--guest", "kvm", size="16MiB") as here,
@@ -110,6 +124,9 @@ def test_a_destination_without_kvm_refuses_before_the_guest_stops(tmp_path):
         assert "a guest of KVM: no virtual machine can be made: KVM_GET_API_VERSION" in done.one_line()
         here.runs_on()
         assert here.ask("check")["pages_mismatched"] == 0
+        asked = run("doctor", "--peer", there.address, "--guest", "kvm", "--size", "8MiB")
+        assert asked.status == 3
+        assert "would not work: a guest of KVM: no virtual machine can be made" in asked.one_line()
         # An emulated guest is welcome there.
         (tmp_path / "other").mkdir()
         with source(tmp_path / "other", size="8MiB") as emulated:

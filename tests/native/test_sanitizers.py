@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from postcopy.kernel.kvm import probe_kvm
 from tests.lacking import lacking
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,15 @@ def test_a_migration_is_clean(compiler: list[str], way: str, tmp_path: Path) -> 
     assert "4096 pages checked, 0 mismatched" in ended.stdout
     demand = int(ended.stdout.split("demand ")[1].split(",")[0])
     assert demand > 0, "no fault met the push: this proved nothing"
+
+
+def test_a_guest_of_kvm_is_clean(compiler: list[str], tmp_path: Path) -> None:
+    refusal = probe_kvm().refusal
+    if refusal is not None:
+        lacking(refusal)
+    program = [*compiler, str(Path(__file__).with_name("kvm.c")), *map(str, SOURCES)]
+    ended = compile_and_run(program, tmp_path / "kvm")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ok\n", "")
 
 
 def test_a_guest_is_clean(compiler: list[str], tmp_path: Path) -> None:

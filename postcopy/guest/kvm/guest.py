@@ -57,10 +57,14 @@ class KvmGuest(WorkloadGuest):
         machine = Machine(mappings, vcpus)
         try:
             self._begin(mappings, state, machine, cpus)
+        except BaseException:
+            machine.close()
+            raise
+        try:
             for vcpu in range(vcpus):
                 vcpu_state.begin(machine, vcpu, self._registers(vcpu), own.level4_at)
         except BaseException:
-            machine.close()
+            self.close()
             raise
 
     @classmethod

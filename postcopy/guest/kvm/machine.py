@@ -53,6 +53,7 @@ _HYPERVISOR_MSRS = (range(0x40000000, 0x40001000), range(0x4B564D00, 0x4B564E00)
 _TOPOLOGY_LEAVES = {0x0B, 0x1F}
 _SVM_LEAF = 0x8000000A
 _U64 = 1 << 64
+_FAR = 1 << 40
 
 CpuidEntry = tuple[int, int, int, int, int, int, int]
 
@@ -79,7 +80,8 @@ class Machine:
 
     `cpuid` is what every vCPU is told of its processor, but for its own number. `msrs` are the model-specific registers
     of a vCPU that was just made, by index; those in `fixed_msrs` cannot be set. The time stamp is not among them: KVM
-    takes a value set there for an attempt to make it run along with the others', and may set another one.
+    takes a value set there for an attempt to make it run along with the others', and may set another one. It is set by
+    its offset from this host's; `own_time` says whether that has an effect: without hardware that helps, it has none.
     """
 
     def __init__(self, mappings: Sequence[GuestMemory], vcpus: int) -> None:
@@ -101,6 +103,7 @@ class Machine:
                 _call("KVM_SET_CPUID2", self.vcpus[vcpu], abi.SET_CPUID2, _packed_cpuid(self.cpuid, vcpu))
             self.tsc_khz = _value("KVM_GET_TSC_KHZ", self.vcpus[0], abi.GET_TSC_KHZ)
             self.msrs = get_msrs(self.vcpus[0], [index for index in indices if index != abi.MSR_TSC])
+            self.own_time = _can_set_offset(self.vcpus[0])
             self.fixed_msrs = frozenset(i for i, value in self.msrs.items() if not _can_set(self.vcpus[0], i, value))
         except KernelError as refused:
             self.close()
@@ -136,7 +139,9 @@ class Machine:
         return [now, *((now + other - first) % _U64 for other in others)]
 
     def set_time_stamps(self, stamps: Sequence[int]) -> None:
-        """Have the vCPUs' time stamps be these at one and the same moment: now."""
+        """Have the vCPUs' time stamps be these at one and the same moment: now; nothing where they are this host's."""
+        if not self.own_time:
+            return
         offset = _get_offset(self.vcpus[0])
         now = get_msrs(self.vcpus[0], [abi.MSR_TSC])[abi.MSR_TSC]
         for vcpu, stamp in zip(self.vcpus, stamps, strict=True):
@@ -182,6 +187,14 @@ def _set_offset(vcpu: int, offset: int) -> None:
     with calls.pinned(offset.to_bytes(8, "little")) as address:
         argument = bytearray(abi.DEVICE_ATTR.pack(0, abi.VCPU_TSC_CTRL, abi.VCPU_TSC_OFFSET, address))
         _call("KVM_SET_DEVICE_ATTR of KVM_VCPU_TSC_OFFSET", vcpu, abi.SET_DEVICE_ATTR, argument)
+
+
+def _can_set_offset(vcpu: int) -> bool:
+    former = _get_offset(vcpu)
+    _set_offset(vcpu, (former + _FAR) % _U64)
+    moved = _get_offset(vcpu) != former
+    _set_offset(vcpu, former)
+    return moved
 
 
 def _can_set(vcpu: int, index: int, value: int) -> bool:
