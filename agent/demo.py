@@ -83,7 +83,7 @@ def _security(options: DemoOptions, folder: Path) -> list[str]:
         raise UsageError("--tls and --handover: memory is handed over through a Unix socket, which has no TLS")
     from agent.security.certificates import make_trial  # noqa: PLC0415 - for whoever asks for it
 
-    return ["--tls-dir", str(make_trial(folder / "tls"))]
+    return ["--tls-dir", str(make_trial(folder / "tls", "127.0.0.1"))]
 
 
 def with_last_words(text: str, *daemons: Daemon) -> str:

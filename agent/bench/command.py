@@ -26,6 +26,7 @@ PIPE_COLUMNS = 200
 @click.command()
 @click.argument("scenarios", nargs=-1, metavar="[SCENARIO]...")
 @click.option("--quick", is_flag=True, help="Fewer and smaller scenarios, done within a minute.")
+@click.option("--tls", is_flag=True, help="What encryption costs: the scenarios tls/*, plain and encrypted in turns.")
 @click.option("--pairs", type=click.IntRange(1, 1000), help="Runs of product and floor in turns.  [default: 5]")
 @click.option("--list", "list_only", is_flag=True, help="Name the scenarios and end.")
 @click.option("--compare", "earlier", type=click.Path(dir_okay=False, path_type=Path), help="An earlier --json.")
@@ -42,6 +43,7 @@ def bench(scenarios: tuple[str, ...], quick: bool, list_only: bool, as_json: boo
 
     earlier = compare.read_document(rest["earlier"]) if rest["earlier"] is not None else None
     here = Machine(machine.available_bytes(), machine.huge_pages_free(), quick)
+    scenarios = (*scenarios, "tls") if rest["tls"] else scenarios
     chosen = choose(catalogue(here), scenarios, quick=quick)
     if list_only:
         for scenario in chosen:

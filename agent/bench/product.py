@@ -36,7 +36,7 @@ class ProductSetup:
 
     `folder` is where memory of tmpfs or hugetlbfs lies, at both ends; `thp` asks for transparent huge pages.
     Without `push` the guest fetches every page by touching it, so the migration ends by itself where `blank` is 0.
-    `scrapes_per_second`: how often both daemons' metrics are read meanwhile.
+    `scrapes_per_second`: how often both daemons' metrics are read meanwhile. `tls`: with certificates made for it.
     """
 
     memory: str = "shmem"
@@ -53,6 +53,7 @@ class ProductSetup:
     scrapes_per_second: int = 0
     thp: bool = False
     folder: str | None = None
+    tls: bool = False
     deadline: float = 60.0
 
 
@@ -156,8 +157,8 @@ async def daemons(setup: ProductSetup, placement: Placement) -> AsyncIterator[Pa
             ("destination", _destination_arguments(setup, placement), placement.destination),
             ("source", _source_arguments(setup), placement.source),
         ):
-            arguments += ["--admin", str(sockets[role]), *poll]
-            daemon = Daemon(role, arguments, folder / f"{role}.log", prefix)
+            told = [*arguments, *_security(setup, placement, role, folder), "--admin", str(sockets[role]), *poll]
+            daemon = Daemon(role, told, folder / f"{role}.log", prefix)
             started[role] = await stack.enter_async_context(daemon)
         yield Pair(started["source"], started["destination"], sockets, folder)
 
@@ -166,7 +167,19 @@ def _destination_arguments(setup: ProductSetup, placement: Placement) -> list[st
     arguments = ["--listen", f"tcp:{placement.host}:0", "--mode", setup.mode, "--metrics", "127.0.0.1:0"]
     if setup.folder is not None:
         arguments += ["--memory-dir", setup.folder]
-    return arguments if placement.reachable else [*arguments, "--insecure"]
+    return arguments
+
+
+def _security(setup: ProductSetup, placement: Placement, role: str, folder: Path) -> list[str]:
+    """Return what a daemon is told of encryption; the certificates are made for whoever is started first."""
+    if not setup.tls:
+        return ["--insecure"] if role == "destination" and not placement.reachable else []
+    from agent.security.certificates import make_trial  # noqa: PLC0415 - for whoever asks for it
+
+    certificates = folder / "tls"
+    if not certificates.exists():
+        make_trial(certificates, placement.host)
+    return ["--tls-dir", str(certificates)]
 
 
 def _source_arguments(setup: ProductSetup) -> list[str]:
@@ -184,7 +197,7 @@ def _source_arguments(setup: ProductSetup) -> list[str]:
 
 async def _migrate(setup: ProductSetup, pair: Pair) -> ProductRun:
     address = (await pair.status("destination"))["address"]
-    arguments = {"to": address, "push": setup.push, "rate": None, "timeout": None}
+    arguments = {"to": address, "push": setup.push, "rate": None, "timeout": None, "insecure": not setup.tls}
     migration = asyncio.create_task(ask(pair.sockets["source"], "migrate", arguments))
     found: dict[str, int | None] = {"resident_before_push": None, "touched_before_push": None}
     try:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from agent.bench import encryption
 from agent.bench.floor import FloorSetup, Way
 from agent.bench.memory_types import rows
 from agent.bench.product import SOURCE_STEPS, ProductSetup
@@ -92,6 +93,7 @@ def catalogue(machine: Machine) -> list[Scenario]:
         *_scraped(),
         *_types(machine),
         *_honest(),
+        *_encryption(),
     ]
     return [_judged(scenario, machine) for scenario in found]
 
@@ -244,6 +246,12 @@ def _sparse() -> Scenario:
     size = 256 * GIB
     product = ProductSetup(size=size, blank=1 - 64 * MIB / size, holes=True, steps_per_second=SIZE_STEPS_PER_SECOND)
     return Scenario("sparse", product, {}, (Target("total", "<=", plus=2.0),), ("total",), SIZE, quick=True)
+
+
+def _encryption() -> Iterator[Scenario]:
+    for what, name, product in encryption.pairs():
+        by, figures = (("throughput",), STREAM) if what == "stream" else (LATENCY, FAULTS)
+        yield Scenario(name, product, {}, (), by, figures)
 
 
 def _memory() -> Iterator[Scenario]:

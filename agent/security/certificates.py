@@ -92,10 +92,10 @@ def make_authority(validity: Validity, name: str = AUTHORITY_NAME) -> Authority:
     return Authority(key, builder.sign(key, hashes.SHA256()))
 
 
-def make_trial(folder: Path) -> Path:
+def make_trial(folder: Path, name: str) -> Path:
     """Make the folder of a host that migrates to itself for a day; what signed it is forgotten at once."""
     validity = Validity.of_days(1)
-    make_host(folder, make_authority(validity), ("localhost", "127.0.0.1", "::1"), validity)
+    make_host(folder, make_authority(validity), (name,), validity)
     return folder
 
 
