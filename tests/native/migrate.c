@@ -2,9 +2,10 @@
  * A whole migration in one process without Python, for the sanitizers: both pumps over TCP, vCPU threads that fault
  * while the push runs, duplicates sent on purpose, every byte checked.
  *
- * usage: migrate copy|continue|move|remove PAGES STEPS [tls]
+ * usage: migrate copy|continue|move|remove|view PAGES STEPS [tls]
  *
  * `remove` is copy with a balloon: a thread gives pages back, again and again, that the guest leaves blank.
+ * `view` is continue with a backend: a thread reads a second mapping, which has a userfaultfd of its own.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -116,18 +117,55 @@ static void check(struct guest *guest, uint64_t pages) {
     require(result.pages_checked == pages && !result.pages_mismatched, "the memory is not what the guest wrote");
 }
 
-struct balloon {
+/* What goes on beside the guest: a balloon, or a backend with a mapping and a userfaultfd of its own. */
+struct beside {
+    uint8_t *memory; /* the backend's mapping */
     uint8_t *begin, *end;
+    int uffd;
     _Atomic bool ends;
+    pthread_t thread;
 };
 
 static void *give_back(void *argument) {
-    struct balloon *balloon = argument;
+    struct beside *balloon = argument;
     for (uint8_t *page = balloon->begin; !atomic_load(&balloon->ends);) {
         require(!madvise(page, PAGE, MADV_REMOVE), "madvise");
         page = page + PAGE == balloon->end ? balloon->begin : page + PAGE;
     }
     return NULL;
+}
+
+/* All pages, from the last one on, as often as there is time. */
+static void *look_on(void *argument) {
+    struct beside *backend = argument;
+    for (volatile uint8_t *page = backend->end; !atomic_load(&backend->ends);) {
+        page = page == backend->begin ? backend->end - PAGE : page - PAGE;
+        (void)*page;
+    }
+    return NULL;
+}
+
+static void beside_start(struct beside *beside, const char *way, struct destination *pump, void *to, int fd,
+                         uint64_t pages) {
+    uint64_t size = pages * PAGE;
+    *beside = (struct beside){.begin = (uint8_t *)to + size - pages / 8 * PAGE, .end = (uint8_t *)to + size, .uffd = -1};
+    if (!strcmp(way, "view")) {
+        beside->memory = beside->begin = map(fd, size);
+        beside->end = beside->begin + size;
+        beside->uffd = userfaultfd_for(beside->memory, size, true, false);
+        uint64_t base = (uint64_t)(uintptr_t)beside->memory;
+        require(!destination_view(pump, beside->uffd, &base, 1), "destination_view");
+        require(!pthread_create(&beside->thread, NULL, look_on, beside), "pthread_create");
+    } else if (!strcmp(way, "remove")) {
+        require(!pthread_create(&beside->thread, NULL, give_back, beside), "pthread_create");
+    } else {
+        atomic_store(&beside->ends, true);
+    }
+}
+
+static void beside_stop(struct beside *beside) {
+    if (!atomic_exchange(&beside->ends, true))
+        require(!pthread_join(beside->thread, NULL), "pthread_join");
 }
 
 static void push_everything(struct source *source, uint64_t size) {
@@ -178,12 +216,12 @@ static void attach(struct source *source, struct destination *destination, const
 
 int main(int argc, char **argv) {
     bool encrypts = argc == 5 && !strcmp(argv[4], "tls");
-    require(argc == 4 || encrypts, "usage: migrate copy|continue|move|remove PAGES STEPS [tls]");
+    require(argc == 4 || encrypts, "usage: migrate copy|continue|move|remove|view PAGES STEPS [tls]");
     char reason[256] = "";
     struct tls_library *library = encrypts ? tls_load(reason, sizeof reason) : NULL;
     require(!encrypts || library, reason);
-    bool minor = !strcmp(argv[1], "continue"), move = !strcmp(argv[1], "move");
-    bool balloons = !strcmp(argv[1], "remove");
+    bool viewed = !strcmp(argv[1], "view"), minor = viewed || !strcmp(argv[1], "continue");
+    bool balloons = !strcmp(argv[1], "remove"), move = !strcmp(argv[1], "move");
     uint64_t pages = strtoull(argv[2], NULL, 10), steps = strtoull(argv[3], NULL, 10), size = pages * PAGE;
     int from_fd = memory_file(size), to_fd = move ? -1 : memory_file(size);
     void *from = map(from_fd, size), *to = map(to_fd, size), *alias = move ? NULL : map(to_fd, size);
@@ -199,7 +237,7 @@ int main(int argc, char **argv) {
     struct source *source = source_create(&region, 1, 50000, 64 * PAGE);
     require(source, "source_create");
     region = (struct pump_region){.guest = (uint64_t)(uintptr_t)to, .alias = (uint64_t)(uintptr_t)alias, .size = size,
-                                  .page_size = PAGE, .demand = way, .push = way, .fd = -1, .zeropage = 1,
+                                  .page_size = PAGE, .demand = way, .push = way, .fd = viewed ? to_fd : -1, .zeropage = 1,
                                   .removal = balloons ? REMOVAL_DISCARDS : REMOVAL_UNTOLD};
     struct destination *destination = destination_create(uffd, &region, 1, 50000);
     require(destination, "destination_create");
@@ -209,17 +247,15 @@ int main(int argc, char **argv) {
     require(!source_start(source) && !destination_start(destination), "start");
     source_guest_stopped(source);
     run(after, 2 * steps);
-    struct balloon balloon = {.begin = (uint8_t *)to + size - pages / 8 * PAGE, .end = (uint8_t *)to + size};
-    pthread_t thread;
-    require(!balloons || !pthread_create(&thread, NULL, give_back, &balloon), "pthread_create");
+    struct beside beside;
+    beside_start(&beside, argv[1], destination, to, to_fd, pages);
     push_everything(source, size);
 
     struct pollfd event = {.fd = destination_event_fd(destination), .events = POLLIN};
     require(poll(&event, 1, 60000) == 1, "no end of the migration");
     require(destination_status(destination)->state == PUMP_COMPLETE, "the migration failed");
     await(after);
-    atomic_store(&balloon.ends, true);
-    require(!balloons || !pthread_join(thread, NULL), "pthread_join");
+    beside_stop(&beside);
     const struct destination_counters *counters = destination_counters(destination);
     uint64_t placed = counters->urgent.pages + counters->push.pages + counters->urgent.zero + counters->push.zero +
                       counters->removed;
@@ -229,11 +265,14 @@ int main(int argc, char **argv) {
     require(placed == pages && counters->resident == pages, "the pages do not add up");
     /* Read through the registered mapping: what is known to be zero is placed by the pump when it is touched. */
     check(after, pages);
+    require(!viewed || !memcmp(beside.memory, to, size), "the backend sees something else");
     require(!guest_destroy(before, now_ns() + DEADLINE_NS) && !guest_destroy(after, now_ns() + DEADLINE_NS), "destroy");
     destination_destroy(destination);
     source_destroy(source);
     tls_unload(library);
     close(uffd);
+    if (viewed)
+        require(!close(beside.uffd) && !munmap(beside.memory, size), "close");
     munmap(from, size);
     munmap(to, size);
     close(from_fd);

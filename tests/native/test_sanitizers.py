@@ -20,8 +20,12 @@ FLAGS += [f"-I{room}" for room in ROOMS]
 ENVIRONMENT = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=1"}
 
 
-def compile_and_run(command: list[str], program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def compile_to(command: list[str], program: Path) -> Path:
     subprocess.run([*command, "-o", str(program)], check=True, timeout=100)
+    return program
+
+
+def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(program), *arguments], capture_output=True, text=True, timeout=100, check=False, env=ENVIRONMENT
     )
@@ -37,7 +41,7 @@ def compiler(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     (folder / "empty.c").write_text("int main(void) { return 0; }")
     try:
         # Some compilers lack the library, and some of these libraries do not start under a kernel's address layout.
-        works = compile_and_run([*command, str(folder / "empty.c")], folder / "empty").returncode == 0
+        works = run(compile_to([*command, str(folder / "empty.c")], folder / "empty")).returncode == 0
     except subprocess.CalledProcessError:
         works = False
     if not works:
@@ -45,11 +49,17 @@ def compiler(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return command
 
 
-@pytest.mark.parametrize("way", ["copy", "continue", "move", "remove", "copy tls", "continue tls"])
-def test_a_migration_is_clean(compiler: list[str], way: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def migrate(compiler: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the program that migrates, compiled once for all its ways."""
     program = [*compiler, str(Path(__file__).with_name("migrate.c")), *map(str, SOURCES)]
+    return compile_to(program, tmp_path_factory.mktemp("native") / "migrate")
+
+
+@pytest.mark.parametrize("way", ["copy", "continue", "move", "remove", "view", "copy tls", "continue tls"])
+def test_a_migration_is_clean(migrate: Path, way: str) -> None:
     way, *tls = way.split()
-    ended = compile_and_run(program, tmp_path / "migrate", way, "4096", "6000", *tls)
+    ended = run(migrate, way, "4096", "6000", *tls)
     assert ended.returncode == 0, ended.stderr
     assert "4096 pages checked, 0 mismatched" in ended.stdout
     demand = int(ended.stdout.split("demand ")[1].split(",")[0])
@@ -67,5 +77,5 @@ def test_a_guest_of_kvm_is_clean(compiler: list[str], tmp_path: Path) -> None:
 
 def test_a_guest_is_clean(compiler: list[str], tmp_path: Path) -> None:
     program = [*compiler, str(Path(__file__).with_name("guest.c")), *map(str, SOURCES)]
-    ended = compile_and_run(program, tmp_path / "guest")
+    ended = run(compile_to(program, tmp_path / "guest"))
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ok\n", "")

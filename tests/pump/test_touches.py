@@ -315,3 +315,22 @@ def many_pages() -> None:
 
 def test_one_call_over_pages_of_every_state() -> None:
     run_in_child(many_pages)
+
+
+def memory_file() -> None:
+    """A read of /proc/PID/mem ends before the first page that is not here, or fails there; nobody is told."""
+    with Stage("shmem", 2, Placement.CONTINUE) as stage:
+        stage.push.sendall(stage.pages(0, FILL))
+        until(lambda: stage.state(0) == 3, "a placed page")
+        assert stage.touch(0).done() == CONTENT
+        memory = os.open("/proc/self/mem", os.O_RDONLY)
+        assert os.pread(memory, 2 * BYTES, stage.mapping.address) == CONTENT
+        with pytest.raises(OSError, match=f"{errno.EIO}"):
+            os.pread(memory, BYTES, stage.mapping.address + BYTES)
+        os.close(memory)
+        stage.no_request()
+        assert stage.pump.snapshot().requests == 0
+
+
+def test_the_memory_file_of_a_process_ends_where_a_page_is_not_here() -> None:
+    run_in_child(memory_file)
