@@ -60,7 +60,7 @@ async def serve_destination(options: DestinationOptions) -> int:
         await asyncio.to_thread(available_features)
     async with AsyncExitStack() as stack:
         if options.metrics is not None:
-            log.info("metrics: %s", await metrics.serve(options.metrics, daemon.figures))
+            log.info("metrics: %s", metrics.serve(options.metrics, daemon.figures))
         destination = await stack.enter_async_context(daemon.destination)
         address = str(destination.address)
         admin = AdminServer(options.admin, daemon.commands()) if options.admin is not None else None

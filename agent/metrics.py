@@ -1,6 +1,7 @@
 """Prometheus metrics of a daemon: read when they are asked for, never on the way of a page.
 
-Figures of the pump, the guest and the session enter through `Figures`; the lines that Prometheus reads leave.
+Figures of the pump, the guest and the session enter through `Figures`; metric families leave. A scrape is answered in
+the HTTP server's thread, which asks the event loop's thread for the figures: nothing is read while it is being freed.
 """
 
 from __future__ import annotations
@@ -8,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prometheus_client import ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-from agent.exposition import Exposition, Samples, Values, family
 from postcopy import __version__
 from postcopy.errors import HostError, UsageError
 from postcopy.kernel import MEMORY_TYPES
@@ -27,10 +30,19 @@ from postcopy.session.states import ENDED, State
 
 log = logging.getLogger("postcopy.metrics")
 
+SCRAPE_SECONDS = 5.0
+# What many files tell is told again for so long.
 SLOW_SECONDS = 1.0
+# A scrape is a millisecond of Python, and nobody waits for it: on a small host it must not take the CPU from a fault.
+SCRAPE_NICE = 19
 # The source learns the mode with the last page: a migration that ended before has none.
 NO_MODE = "none"
 _PREFIX = "postcopy_"
+
+Labels = tuple[str, ...]
+Samples = Mapping[Any, float]
+"""By the values of their labels, Labels of one length."""
+
 # What is counted from the start: a counter that appears with its first value has never risen, to Prometheus.
 PATHS = ("demand", "push", "zero", "handed_over", "duplicate")
 KINDS = ("missing", "minor", "wp")
@@ -103,18 +115,22 @@ def faults_by_result(
     return {key: max(count, before.get(key, 0)) for key, count in told.items()}
 
 
-class Exporter:
-    """Turns Figures into lines, in the loop's thread: nothing is read while it is being freed."""
+class MigrationCollector(Collector):
+    """Turns Figures into families. `figures` is called in the loop's thread."""
 
-    def __init__(self, figures: Callable[[], Figures]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, figures: Callable[[], Figures]) -> None:
+        self._loop = loop
         self._figures = figures
-        self._process = ProcessCollector(registry=None)
-        self._slow: list[str] = []
+        self._slow: list[Metric] = []
         self._slow_until = 0.0
 
-    def lines(self) -> Iterator[str]:
+    def describe(self) -> list[Metric]:
+        """Name nothing ahead: the registry must not read a pump that is not there yet."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
         """Read once, then tell all of it."""
-        now = self._figures()
+        now = asyncio.run_coroutine_threadsafe(self._read(), self._loop).result(SCRAPE_SECONDS)
         yield from session_families(now)
         yield from page_families(now)
         if now.role == "destination":
@@ -122,21 +138,17 @@ class Exporter:
         yield from histogram("stall_seconds", "The guest's accesses here that took 1 microsecond or more.", now.stall)
         yield from self._slowly()
 
-    def _slowly(self) -> list[str]:
-        """Return what many files tell; who scrapes often is told the same for a second."""
+    async def _read(self) -> Figures:
+        return self._figures()
+
+    def _slowly(self) -> list[Metric]:
         now = time.monotonic()
         if now >= self._slow_until:
-            self._slow, self._slow_until = [*host_families(), *self._process_families()], now + SLOW_SECONDS
+            self._slow, self._slow_until = list(host_families()), now + SLOW_SECONDS
         return self._slow
 
-    def _process_families(self) -> Iterator[str]:
-        """Tell what Prometheus knows of any process."""
-        for one in self._process.collect():
-            name = one.samples[0].name
-            yield family(name, one.type, one.documentation, {(): one.samples[0].value})
 
-
-def session_families(now: Figures) -> Iterator[str]:
+def session_families(now: Figures) -> Iterator[Metric]:
     """Tell where migrations stand and what became of them."""
     yield gauge("build_info", "What this agent is; always 1.", {(__version__, now.role): 1}, ("version", "role"))
     states = {(one.value,): int(one is now.state) for one in State}
@@ -157,7 +169,7 @@ def session_families(now: Figures) -> Iterator[str]:
     yield counter("reconnects", "Connections that were made anew within a migration.", 0)
 
 
-def page_families(now: Figures) -> Iterator[str]:
+def page_families(now: Figures) -> Iterator[Metric]:
     """Tell what moved, and what is still to move."""
     yield counter("pages", PAGES_TEXT[now.role], {(path,): now.pages.get(path, 0) for path in PATHS}, ("path",))
     text = "Bytes that this agent sent and received in the latest migration, by connection."
@@ -167,7 +179,7 @@ def page_families(now: Figures) -> Iterator[str]:
     yield gauge("remaining_bytes", "Bytes of guest memory that are not at the destination yet.", now.remaining_bytes)
 
 
-def fault_families(now: Figures) -> Iterator[str]:
+def fault_families(now: Figures) -> Iterator[Metric]:
     """Tell what the guest's touch set off, which only a destination sees."""
     text = "Page faults read from userfaultfd: the page was requested, or joined: on its way or here already."
     every = ((kind, result) for kind in KINDS for result in RESULTS)
@@ -180,10 +192,10 @@ def fault_families(now: Figures) -> Iterator[str]:
     yield from histogram("fault_latency_seconds", text, now.fault_latency or Histogram())
 
 
-def host_families() -> Iterator[str]:
+def host_families() -> Iterator[Metric]:
     """Tell how many huge pages the host has set aside; nothing of a size that it does not know."""
-    total: dict[Values, int] = {}
-    left: dict[Values, int] = {}
+    total: dict[tuple[str, ...], int] = {}
+    left: dict[tuple[str, ...], int] = {}
     for kind in MEMORY_TYPES.values():
         if type(kind) is Hugetlb:
             with contextlib.suppress(HostError):
@@ -194,34 +206,45 @@ def host_families() -> Iterator[str]:
     yield gauge("hugetlb_unclaimed_bytes", "Those nobody has or was promised.", left, ("type",))
 
 
-def gauge(name: str, text: str, value: float | Samples, labels: Values = ()) -> str:
+def gauge(name: str, text: str, value: float | Samples, labels: Labels = ()) -> Metric:
     """Build a gauge: one number, or numbers by the values of their labels."""
-    return family(_PREFIX + name, "gauge", text, value if isinstance(value, Mapping) else {(): value}, labels)
+    if not isinstance(value, Mapping):
+        return GaugeMetricFamily(_PREFIX + name, text, value=value)
+    family = GaugeMetricFamily(_PREFIX + name, text, labels=labels)
+    for key, one in value.items():
+        family.add_metric(key, one)
+    return family
 
 
-def counter(name: str, text: str, value: float | Samples, labels: Values = ()) -> str:
+def counter(name: str, text: str, value: float | Samples, labels: Labels = ()) -> Metric:
     """Build a counter, as gauge() does."""
-    return family(
-        f"{_PREFIX}{name}_total", "counter", text, value if isinstance(value, Mapping) else {(): value}, labels
-    )
+    if not isinstance(value, Mapping):
+        return CounterMetricFamily(_PREFIX + name, text, value=value)
+    family = CounterMetricFamily(_PREFIX + name, text, labels=labels)
+    for key, one in value.items():
+        family.add_metric(key, one)
+    return family
 
 
-def histogram(name: str, text: str, recorded: Histogram | None) -> Iterator[str]:
+def histogram(name: str, text: str, recorded: Histogram | None) -> Iterator[Metric]:
     """Build a histogram with QEMU's buckets; none where nothing records one."""
-    if recorded is None:
-        return
-    name = _PREFIX + name
-    buckets = recorded.prometheus_buckets()
-    yield family(name, "histogram", text, {(le,): count for le, count in buckets}, ("le",), suffix="_bucket")
-    yield f"{name}_sum {recorded.sum_ns / 1e9}\n{name}_count {buckets[-1][1]}\n"
+    if recorded is not None:
+        yield HistogramMetricFamily(
+            _PREFIX + name, text, buckets=recorded.prometheus_buckets(), sum_value=recorded.sum_ns / 1e9
+        )
 
 
-async def serve(address: TcpAddress, figures: Callable[[], Figures]) -> str:
-    """Serve `/metrics` until the loop ends; return where. UsageError where the address cannot be had."""
+def serve(address: TcpAddress, figures: Callable[[], Figures]) -> str:
+    """Serve `/metrics` from a thread of its own until the process ends; return where. UsageError: port taken."""
     if not address.loopback:
         log.warning("metrics: %s:%d is beyond this host: anybody who reaches it may read", address.host, address.port)
+    registry = CollectorRegistry()
+    registry.register(MigrationCollector(asyncio.get_running_loop(), figures))
+    ProcessCollector(registry=registry)
     try:
-        server = await asyncio.start_server(Exposition(Exporter(figures).lines).client, address.host, address.port)
+        server, thread = start_http_server(address.port, addr=address.host, registry=registry)
     except OSError as error:
         raise UsageError(f"cannot serve metrics on {address.host}:{address.port}: {error.strerror or error}") from error
-    return f"http://{address.host}:{server.sockets[0].getsockname()[1]}/metrics"
+    # The threads that it starts for its clients inherit this.
+    os.setpriority(os.PRIO_PROCESS, thread.native_id or 0, SCRAPE_NICE)
+    return f"http://{address.host}:{server.server_port}/metrics"

@@ -74,7 +74,7 @@ async def serve_source(options: SourceOptions) -> int:
     daemon = SourceDaemon(options)
     async with AsyncExitStack() as stack:
         if options.metrics is not None:
-            log.info("metrics: %s", await metrics.serve(options.metrics, daemon.figures))
+            log.info("metrics: %s", metrics.serve(options.metrics, daemon.figures))
         await daemon.make_guest()
         stack.callback(daemon.drop_guest)
         await stack.enter_async_context(daemon.source())
