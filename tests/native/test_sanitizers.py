@@ -71,7 +71,7 @@ def test_a_guest_of_kvm_is_clean(compiler: list[str], tmp_path: Path) -> None:
     if refusal is not None:
         lacking(refusal)
     program = [*compiler, str(Path(__file__).with_name("kvm.c")), *map(str, SOURCES)]
-    ended = compile_and_run(program, tmp_path / "kvm")
+    ended = run(compile_to(program, tmp_path / "kvm"))
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ok\n", "")
 
 
