@@ -31,6 +31,12 @@ POLL_LIMIT_NS = 1_000_000_000
 
 RATE_HELP = "Limit the push, like 100MiB/s; 0: no limit."
 
+trace_option = click.option(
+    "--trace",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Record each fault there, for `report --trace`.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
 admin_option = click.option("--admin", required=True, metavar="unix:PATH", help="The agent's admin socket.")
 
@@ -162,6 +168,7 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
     help="Where memory of type tmpfs or hugetlbfs is put, as DIR is mounted; without one it is a memfd.",
 )
 @click.option("--once", is_flag=True, help="End after one migration, whatever came of it.")
+@trace_option
 @tls_option
 @allow_option
 @insecure_option
@@ -185,6 +192,7 @@ def destination(listen: Address, mode: str, once: bool, **rest: Any) -> None:
         ready_fd=rest["ready_fd"],
         poll_max_ns=rest["poll_max_ns"],
         parent=Parent(rest["end_with_fd"], rest["scratch"]),
+        trace=rest["trace"],
     )
     run("destination", serve_destination(options))
 
@@ -314,6 +322,7 @@ def set_(admin: str, rate: int | None, push: bool, as_json: bool) -> None:
 )
 @click.option("--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help=RATE_HELP)
 @click.option("--timeout", type=LIMIT, metavar="SECONDS", help="Cancel unless the switchover came by then.")
+@trace_option
 @click.option("--logs", type=click.Path(file_okay=False, path_type=Path), help="Keep both daemons' logs there.")
 @json_option
 def demo(memory: tuple[Memory, ...], size: int, as_json: bool, no_push: bool, logs: Path | None, **rest: Any) -> None:

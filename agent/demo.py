@@ -47,6 +47,7 @@ class DemoOptions:
     rate: int | None
     timeout: float | None
     keep_logs: Path | None
+    trace: Path | None = None
 
 
 async def run_demo(options: DemoOptions, tell: Tell) -> dict[str, Any]:
@@ -105,6 +106,7 @@ def _destination_arguments(options: DemoOptions, folder: Path, sockets: dict[str
     return [
         *("--listen", listen, "--mode", options.mode, "--admin", str(sockets["destination"])),
         *(word for folder in folders for word in ("--memory-dir", folder)),
+        *(["--trace", str(options.trace.absolute())] if options.trace is not None else []),
     ]
 
 

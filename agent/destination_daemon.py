@@ -27,6 +27,7 @@ from postcopy.link.address import Address, TcpAddress, UnixAddress
 from postcopy.link.destination import Destination
 from postcopy.link.tls import Credentials
 from postcopy.pump.histogram import Histogram
+from postcopy.pump.trace import FaultTrace
 from postcopy.session.commands import Finish
 from postcopy.session.states import Owner, State
 
@@ -49,6 +50,7 @@ class DestinationOptions:
     ready_fd: int | None
     poll_max_ns: int
     parent: Parent
+    trace: Path | None = None
 
 
 async def serve_destination(options: DestinationOptions) -> int:
@@ -81,6 +83,15 @@ async def serve_destination(options: DestinationOptions) -> int:
     return daemon.verdict()
 
 
+def open_trace(file: Path) -> FaultTrace:
+    """Make room for a trace; UsageError where its file could not be written in the end."""
+    try:
+        file.touch()
+    except OSError as error:
+        raise UsageError(f"--trace {file}: {error.strerror}") from error
+    return FaultTrace()
+
+
 class DestinationDaemon:
     """One place for a guest, and the commands of its admin socket."""
 
@@ -88,6 +99,7 @@ class DestinationDaemon:
         self.options = options
         self.lost = asyncio.Event()
         self.over = asyncio.Event()
+        self._trace = open_trace(options.trace) if options.trace is not None else None
         self.destination = Destination(
             options.listen,
             kinds(options.cpus),
@@ -96,6 +108,7 @@ class DestinationDaemon:
             memory_dirs=options.memory_dirs,
             tls=options.tls,
             poll_max_ns=options.poll_max_ns,
+            trace=self._trace,
         )
         self.use = Use()
         self._latest: Finish | None = None
@@ -109,10 +122,22 @@ class DestinationDaemon:
             self._latest = finish
             key = ("destination", self.options.mode, finish.state.value)
             self._migrations[key] = self._migrations.get(key, 0) + 1
+            self._write_trace()
             if finish.owner is Owner.LOST:
                 self.lost.set()
             elif self.options.once:
                 self.over.set()
+
+    def _write_trace(self) -> None:
+        """Write the trace of a migration whose guest came here."""
+        layout, file = self.destination.layout, self.options.trace
+        if self._trace is None or file is None or layout is None or self.destination.owner is None:
+            return
+        try:
+            count = self._trace.write(file, layout)
+            log.info("destination: %d faults of %d are in the trace %s", count, self._trace.recorded, file)
+        except OSError as error:
+            log.warning("destination: the trace %s cannot be written: %s", file, error.strerror)
 
     def end_if_lost(self) -> None:
         """End the process if the guest is not whole, its threads still waiting: none of them ever sees zeros."""

@@ -13,20 +13,22 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN.json [OTHER.json]...")
 @click.option("--output", "-o", type=FILE, default=OUTPUT, show_default=True, metavar="FILE", help="Where it goes.")
-def report(files: tuple[Path, ...], output: Path) -> None:
+@click.option("--trace", type=FILE, metavar="FILE", help="The faults of the first run: destination --trace.")
+def report(files: tuple[Path, ...], output: Path, trace: Path | None) -> None:
     """Draw what `demo --json` or `migrate --json` printed: one page of HTML, several runs side by side."""
     from agent.report.runs import read_runs  # noqa: PLC0415 - not for --help, here and below
     from postcopy.errors import HostError, UsageError  # noqa: PLC0415
 
     runs = read_runs(files)
     try:
-        from agent.report.plots import plots  # noqa: PLC0415
+        from agent.report.plots import plots, traced  # noqa: PLC0415
     except ImportError as error:
         raise HostError(f"plots need matplotlib ({error}): pip install 'postcopy[report]'") from error
     from agent.report.page import page  # noqa: PLC0415
 
     try:
-        output.write_text(page(runs, plots(runs)), encoding="utf-8")
+        drawn = plots(runs) + ([traced(trace)] if trace is not None else [])
+        output.write_text(page(runs, drawn), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}") from error
     click.echo(output)

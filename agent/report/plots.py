@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from agent.report.runs import PATHS, Run
+from agent.report.trace import heat_map, read_trace
 from postcopy.pages.units import format_seconds
 
 STYLE: Any = {
@@ -58,6 +60,13 @@ def plots(runs: Sequence[Run]) -> list[tuple[str, str]]:
             fault_parts(runs),
         ]
         return [(text, svg(figure)) for text, figure in filter(None, drawn)]
+
+
+def traced(file: Path) -> tuple[str, str]:
+    """Return the map of a trace of faults, as plots() returns its own."""
+    with mpl.rc_context(STYLE):
+        text, figure = heat_map(read_trace(file))
+        return text, svg(figure)
 
 
 def svg(figure: Figure) -> str:
@@ -186,7 +195,7 @@ def bars(
     title: str, parts: Sequence[dict[str, float]], runs: Sequence[Run], colours: dict[str, str]
 ) -> tuple[Figure, Axes]:
     """Draw a stacked bar for each run."""
-    figure, axes = blank(title, 1.4 + 0.5 * len(runs))
+    figure, axes = blank(title, 0.8 + 0.45 * len(runs))
     names = list(dict.fromkeys(name for one in parts for name in one))
     left = [0.0] * len(runs)
     for number, name in enumerate(names):
@@ -196,7 +205,7 @@ def bars(
     axes.set_yticks(range(len(runs)), [run.name for run in runs])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.25 - 0.1 / len(runs)), ncols=max(1, len(names)))
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.15 - 0.45 / len(runs)), ncols=max(1, len(names)))
     return figure, axes
 
 

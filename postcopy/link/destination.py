@@ -32,6 +32,7 @@ from postcopy.link.tls import Credentials, versions_over
 from postcopy.pages.regions import Layout
 from postcopy.pump.destination import DestinationStats
 from postcopy.pump.destination import Role as DataRole
+from postcopy.pump.trace import FaultTrace
 from postcopy.session.commands import Finish
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import CancelAsked, Received
@@ -63,8 +64,8 @@ class Destination:
     memory back by madvise(2) that are not here yet: "auto" fetches them all the same, for the kernel does not tell
     whether the file keeps them; "discards" makes them zeros, as a balloon means it (see also give_back()).
     `memory_dirs` are mounts of tmpfs or hugetlbfs that memory of their type is put into; without one such memory is a
-    memfd of the same page size. With `tls` no connection without it is taken, without it none with it. `finished` holds
-    how each migration ended, the latest last.
+    memfd of the same page size. With `tls` no connection without it is taken, without it none with it. `trace` records
+    the faults of the latest migration. `finished` holds how each migration ended, the latest last.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Destination:
         memory_dirs: Sequence[Path] = (),
         poll_max_ns: int = POLL_MAX_NS,
         tls: Credentials | None = None,
+        trace: FaultTrace | None = None,
         versions: tuple[int, int] = (VERSION_MIN, VERSION),
     ) -> None:
         address = parse_address(listen) if isinstance(listen, str) else listen
@@ -89,6 +91,7 @@ class Destination:
         self._kinds = kinds
         self._types = memory_types_in(memory_dirs)
         self._poll_max_ns = poll_max_ns
+        self._trace = trace
         self._versions = versions_over(tls, versions)
         self._current: DestinationInterpreter | None = None
         self._before: DestinationInterpreter | None = None
@@ -166,6 +169,7 @@ class Destination:
             local=isinstance(self.address, UnixAddress),
             mode=self.mode,
             discards=self.removal == "discards",
+            trace=self._trace,
             poll_max_ns=self._poll_max_ns,
         )
 

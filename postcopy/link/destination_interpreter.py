@@ -23,6 +23,7 @@ from postcopy.link.takeover import take_files, take_over
 from postcopy.pump.destination import DestinationPump, DestinationStats
 from postcopy.pump.status import PumpStatus
 from postcopy.pump.tls import TlsSession
+from postcopy.pump.trace import FaultTrace
 from postcopy.session.commands import (
     Command,
     Discard,
@@ -86,6 +87,7 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         mode: str,
         discards: bool = False,
         poll_max_ns: int,
+        trace: FaultTrace | None = None,
     ) -> None:
         super().__init__("destination", machine)
         self.mode = mode
@@ -106,6 +108,7 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         self._kinds = kinds
         self._types = types
         self._poll_max_ns = poll_max_ns
+        self._trace = trace
         self._attached: set[str] = set()
         self._traps_for_ever = False
         self._working: asyncio.Task[None] | None = None
@@ -168,6 +171,9 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
             known = (command.offer, self.mode, self._kinds, self._types)
             self.memory = await asyncio.to_thread(prepare, *known, discards=self._discards)
         self._pump = self.memory.pump(self._poll_max_ns)
+        if self._pump is not None and self._trace is not None:
+            self._trace.begin()
+            self._pump.trace(self._trace)
         self.post(Prepared(self.now()))
 
     def attach(self, role: Literal["urgent", "push"], connection: socket.socket, tls: TlsSession | None) -> None:

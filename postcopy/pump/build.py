@@ -37,6 +37,7 @@ HEADERS = [
     "thread.h",
     "tls.h",
     "tls_library.h",
+    "trace.h",
     "wait.h",
     "window.h",
 ]
@@ -76,6 +77,9 @@ static ssize_t tls_put(struct tls *tls, const void *data, size_t size) {
 static ssize_t tls_take(struct tls *tls, void *room, size_t size) {
     struct iovec part = {.iov_base = room, .iov_len = size};
     return tls_receive(tls, &part, 1);
+}
+static uint64_t trace_where_of(uint64_t page, uint32_t region, uint32_t found, uint32_t thread) {
+    return trace_where(page, region, found, thread);
 }
 static uint32_t hist_index_of(uint64_t ns) { return hist_index(ns); }
 """

@@ -24,6 +24,9 @@ void faults_settle(struct destination *pump) {
         }
         now = now ? now : now_ns();
         hist_record(&pump->counters.demand.latency, now - pending->read_at);
+        if (pump->trace)
+            trace_record(pump->trace, trace_where(pending->page, pending->region, pending->found, pending->thread),
+                         pending->read_at, now - pending->read_at);
         *pending = pump->pending[--pump->pending_count];
     }
     atomic_store_explicit(&pump->counters.demand.pending, pump->pending_count, memory_order_relaxed);
@@ -112,6 +115,10 @@ bool fault_locate(const struct destination *pump, const struct view *view, uint6
     return false;
 }
 
+static uint32_t found(uint8_t state) {
+    return state == PAGE_ABSENT ? FOUND_ABSENT : state == PAGE_PLACED || state == PAGE_ZERO ? FOUND_HERE : FOUND_COMING;
+}
+
 /* The kernel tells again of a thread that was interrupted while it waited: that is the same fault. */
 static bool told_already(const struct destination *pump, const struct view *view, uint32_t region, uint64_t page,
                          uint32_t thread) {
@@ -132,7 +139,9 @@ int fault_take(struct destination *pump, struct view *view, const struct uffd_me
                  1);
         /* Accounted before it is served: whoever places the page from now on finds that it is waited for. */
         pump->pending[pump->pending_count++] =
-            (struct pending){.view = view, .region = region, .thread = message->thread, .page = page, .read_at = read_at};
+            (struct pending){.view = view, .region = region, .thread = message->thread,
+                             .found = found(page_load(&pump->memory[region].map[page])), .page = page,
+                             .read_at = read_at};
     }
     return serve(pump, view, region, page, message->flags);
 }

@@ -184,6 +184,13 @@ int destination_adopt(struct destination *pump) {
     return 0;
 }
 
+int destination_trace(struct destination *pump, struct trace *trace) {
+    if (pump->half.urgent_thread.started || !trace->capacity || trace->capacity & (trace->capacity - 1))
+        return -EINVAL;
+    pump->trace = trace;
+    return 0;
+}
+
 int destination_start(struct destination *pump) {
     int result = half_start(&pump->half, "pc-demand", demand_run, pump->alone ? NULL : push_run, pump);
     if (result)

@@ -13,6 +13,7 @@
 #include "page_map.h"
 #include "place.h"
 #include "pump.h"
+#include "trace.h"
 #include "wait.h"
 
 /*
@@ -53,6 +54,7 @@ struct pending {
     struct view *view; /* whose fault it is, NULL: the guest's own mapping */
     uint32_t region;
     uint32_t thread;
+    uint32_t found; /* enum trace_found */
     uint64_t page;
     uint64_t read_at; /* ns */
 };
@@ -77,6 +79,8 @@ struct destination {
     uint32_t backlog_count;
     bool alone; /* no urgent connection: it has ended and every page is here, or the memory was adopted */
     struct waiter waiter;
+
+    struct trace *trace; /* NULL: nothing is recorded */
 
     bool told;    /* events tell of pages that the guest gives back */
     bool foreign; /* the memory of another process */

@@ -19,6 +19,7 @@ from postcopy.pump.histogram import Histogram, read_histogram
 from postcopy.pump.regions import MappedRegion, Placement, Removal, describe
 from postcopy.pump.status import PumpStatus, read_status
 from postcopy.pump.tls import TlsSession, released
+from postcopy.pump.trace import FaultTrace
 
 Role = Literal["urgent", "push"]
 # Pages of a piece of memory that residency() looks at: all of it together has to be over in a moment.
@@ -89,6 +90,7 @@ class DestinationPump:
         self._layout = layout
         self._adopted = False
         self._discarding = threading.Lock()
+        self._trace: FaultTrace | None = None
         regions, count = describe(layout, mappings, demand, push, zeropage, removal=removal, foreign=foreign)
         self._pump: Any = lib.destination_create(uffd_fd, regions, count, poll_max_ns)
         if self._pump == ffi.NULL:
@@ -123,6 +125,12 @@ class DestinationPump:
         if result:
             raise ValueError(f"adopt: {os.strerror(-result)}")
         self._adopted = True
+
+    def trace(self, trace: FaultTrace) -> None:
+        """Have every fault recorded from the start on; the trace is kept for as long as the pump."""
+        if lib.destination_trace(self._handle, trace.pointer):
+            raise ValueError("a trace begins before the pump does")
+        self._trace = trace
 
     def start(self) -> None:
         """Start both threads; both connections must be there. One thread does where the memory was adopted."""

@@ -154,6 +154,12 @@ void destination_stop(struct destination *pump);
 void destination_destroy(struct destination *pump);
 const struct pump_status *destination_status(const struct destination *pump);
 const struct destination_counters *destination_counters(const struct destination *pump);
+/*
+ * Record every fault from now on in `trace` (trace.h), which is the caller's and outlives the pump. Before the start; 0, or
+ * -EINVAL after it or where the capacity is no power of two.
+ */
+struct trace;
+int destination_trace(struct destination *pump, struct trace *trace);
 /* The page map of a region, `size / page_size` bytes of enum page_state; lives as long as the pump. */
 const uint8_t *destination_map(const struct destination *pump, uint32_t region);
 /* Readable once the pump is complete or has failed. */

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from agent.report import page, plots, runs
+from agent.report import page, plots, runs, trace
 from postcopy.errors import UsageError
 from postcopy.link.course import Course, Look, distribution
 from postcopy.pump.histogram import BUCKETS, Histogram
@@ -144,6 +144,44 @@ def test_without_matplotlib_it_says_what_to_do(tmp_path, monkeypatch):
         command.main([str(file)], standalone_mode=False)
 
 
+def trace_of(*faults, size=8 * 4096, lost=0):
+    regions = [("shmem", 4096, size), ("hugetlb-2M", 2 << 20, 4 << 20)]
+    keys = ("type", "page_size", "size_bytes")
+    head = {"schema_version": 1, "faults": len(faults), "lost": lost}
+    head["regions"] = [dict(zip(keys, region, strict=True)) for region in regions]
+    return json.dumps(head).encode() + b"\n" + b"".join(struct.pack("<IIQ", *fault) for fault in faults)
+
+
+def test_a_trace_is_read_as_seconds_and_addresses(tmp_path):
+    file = tmp_path / "trace"
+    file.write_bytes(trace_of((1000, 500, 3 | 77 << 42), (2000, 700, 1 | 1 << 34 | 1 << 40 | 78 << 42), lost=5))
+    found = trace.read_trace(file)
+    assert list(found.seconds) == [0.001, 0.002]
+    assert list(found.latency) == [500e-9, 700e-9]
+    assert list(found.address) == [3 * 4096, 8 * 4096 + (2 << 20)]
+    assert list(found.found) == [0, 1]
+    assert list(found.thread) == [77, 78]
+    text, svg = plots.traced(file)
+    assert text.startswith("2 faults of 2 threads; their pages were: 1 asked for, 1 on its way, 0 here already.")
+    assert "no room for 5" in text
+    assert "Faults by time and address" in svg
+    file.write_bytes(trace_of())
+    assert plots.traced(file)[0].startswith("0 faults")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n", b"[]\n", trace_of((1, 2, 3))[:-1], trace_of((1, 2, 3 | 9 << 34))])
+def test_what_is_no_trace(content, tmp_path):
+    file = tmp_path / "trace"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match="is no trace of faults"):
+        trace.read_trace(file)
+
+
+def test_a_trace_that_cannot_be_written_is_told_at_once(tmp_path):
+    done = run("destination", "--trace", tmp_path / "none" / "trace")
+    assert (done.status, done.one_line()) == (2, f"postcopy: --trace {tmp_path}/none/trace: No such file or directory")
+
+
 def colours_of(png):
     """Return how many colours the rows of an 8-bit RGB(A) image have."""
     data, offset, header = b"", 8, None
@@ -161,7 +199,7 @@ def colours_of(png):
 def test_a_browser_shows_a_real_migration(tmp_path):
     files = []
     for name, more in (("push", ()), ("touch", ("--no-push", "--seconds", "0.2"))):
-        done = run("demo", "--size", "32MiB", "--json", *more)
+        done = run("demo", "--size", "32MiB", "--json", "--trace", tmp_path / f"{name}.trace", *more)
         assert done.status == 0, done.err
         course = done.json["details"]["course"]
         assert course["resident"][-1] == 1.0
@@ -171,16 +209,17 @@ def test_a_browser_shows_a_real_migration(tmp_path):
         files.append(tmp_path / f"{name}.json")
         files[-1].write_text(done.out)
     made = tmp_path / "page.html"
-    done = run("report", *files, "-o", made)
+    done = run("report", *files, "-o", made, "--trace", tmp_path / "push.trace")
     assert (done.status, done.out, done.err) == (0, f"{made}\n", "")
     text = made.read_text()
-    asked = re.findall(r'(?:src|href)="(?!#)([^"]*)"|url\((?!#)([^)]*)\)|@import', text)
+    asked = re.findall(r'(?:src|href)="(?!#|data:)([^"]*)"|url\((?!#)([^)]*)\)|@import', text)
     assert asked == []
     browser = ["--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--window-size=1000,2600"]
     shot = tmp_path / "shot.png"
     dump = say("chromium-headless-shell", *browser, "--dump-dom", made.as_uri())
     assert dump.returncode == 0, dump.stderr
-    assert dump.stdout.count("<svg") == 7
+    assert dump.stdout.count("<svg") == 8
+    assert f"{json.loads(files[0].read_text())['fault_latency_seconds']['count']} faults of 2 threads" in dump.stdout
     assert "2 migrations side by side" in dump.stdout
     say("chromium-headless-shell", *browser, f"--screenshot={shot}", made.as_uri())
     width, height, colours = colours_of(shot.read_bytes())

@@ -114,7 +114,11 @@ class Stage:
         self.push, push = connect()
         self.pump.attach("urgent", urgent.detach())
         self.pump.attach("push", push.detach())
+        self.before_start()
         self.pump.start()
+
+    def before_start(self) -> None:
+        """What a stage of another kind does with its pump first."""
 
     def __enter__(self) -> Self:
         return self

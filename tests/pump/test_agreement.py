@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.report import trace
 from postcopy.errors import ProtocolError
 from postcopy.pages.ledger import Ledger, PageState
 from postcopy.pages.regions import Layout, Region
@@ -114,3 +116,13 @@ def test_the_first_absent_page_is_found_whatever_is_around_it(states: bytes, dat
     stop = data.draw(st.integers(first, len(states)))
     found = states.find(PageState.ABSENT, first, stop)
     assert lib.page_map_absent(ffi.from_buffer("uint8_t[]", states), first, stop) == (stop if found < 0 else found)
+
+
+REGION = st.integers(0, limits.REGIONS_MAX - 1)
+
+
+@given(st.integers(0, (1 << 34) - 1), REGION, st.integers(0, 2), st.integers(0, (1 << 22) - 1))
+def test_a_traced_fault_is_read_as_it_was_written(page: int, region: int, found: int, thread: int) -> None:
+    word = np.array([lib.trace_where_of(page, region, found, thread)], dtype=np.uint64)
+    fields = [trace.field(word, shift, bits)[0] for shift, bits in ((0, 34), (34, 6), (40, 2), (42, 22))]
+    assert fields == [page, region, found, thread]
