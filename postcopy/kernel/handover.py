@@ -23,6 +23,12 @@ F_SEAL_FUTURE_WRITE = 0x10  # Linux 5.1; not in Python's fcntl before 3.13
 FIXED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
+class FilesError(ProtocolError):
+    """Something else than the files came that should have."""
+
+    code = "protocol"
+
+
 def send_files(connection: socket.socket, word: bytes, files: Sequence[int]) -> None:
     """Send a word over a Unix socket, and the files with it; they stay open here. OSError where it cannot be sent."""
     socket.send_fds(connection, [word], files)
@@ -31,7 +37,7 @@ def send_files(connection: socket.socket, word: bytes, files: Sequence[int]) -> 
 def receive_files(connection: socket.socket, word: bytes, count: int) -> list[int]:
     """Take the `count` files that send_files() sent with a word; they are the caller's.
 
-    Raises ProtocolError where something else came, and keeps nothing of it; BlockingIOError where nothing has come yet.
+    Raises FilesError where something else came, and keeps nothing of it; BlockingIOError where nothing has come yet.
     """
     # One file more than is wanted has room: so too many are told from just enough.
     space = socket.CMSG_SPACE((count + 1) * array.array("i").itemsize)
@@ -44,11 +50,11 @@ def receive_files(connection: socket.socket, word: bytes, count: int) -> list[in
         return files.tolist()
     close_files(files)
     if not content:
-        raise ProtocolError("the memory connection ended before the files came")
+        raise FilesError("the memory connection ended before the files came")
     if content != word:
-        raise ProtocolError(f"the memory connection carries the byte {content.hex()}, not {word.hex()} and files")
+        raise FilesError(f"the memory connection carries the byte {content.hex()}, not {word.hex()} and files")
     came = f"{len(files)}" if len(files) <= count else f"more than {count}"
-    raise ProtocolError(f"{came} files came for {count} regions")
+    raise FilesError(f"{came} files came for {count} regions")
 
 
 def close_files(files: Sequence[int]) -> None:

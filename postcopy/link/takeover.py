@@ -24,7 +24,7 @@ from postcopy.wire.preamble import ACCEPTED, FILES
 
 
 async def take_files(connection: socket.socket, count: int) -> list[int]:
-    """Accept the memory connection and wait for the files of `count` regions; ProtocolError where others came."""
+    """Accept the memory connection and wait for the files of `count` regions; FilesError where others came."""
     readable = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_reader(connection.fileno(), readable.set)
