@@ -37,6 +37,8 @@ class ProductSetup:
     `folder` is where memory of tmpfs or hugetlbfs lies, at both ends; `thp` asks for transparent huge pages.
     Without `push` the guest fetches every page by touching it, so the migration ends by itself where `blank` is 0.
     `scrapes_per_second`: how often both daemons' metrics are read meanwhile. `tls`: with certificates made for it.
+    With `handover` no page is sent: the memory goes with its files. In mode minor each first touch is trapped then, and
+    the run goes on until the guest has touched every page.
     """
 
     memory: str = "shmem"
@@ -54,6 +56,7 @@ class ProductSetup:
     thp: bool = False
     folder: str | None = None
     tls: bool = False
+    handover: bool = False
     deadline: float = 60.0
 
 
@@ -87,7 +90,10 @@ class Placement:
 
 @dataclass(slots=True)
 class ProductRun:
-    """What one migration came to. `own_bytes` is the most that either daemon held beside the guest's memory."""
+    """What one migration came to. `own_bytes` is the most that either daemon held beside the guest's memory.
+
+    `touches` is how long first touches took that were trapped after all was handed over.
+    """
 
     report: dict[str, Any]
     stall_p99_per_vcpu: list[float] = field(default_factory=list)
@@ -95,6 +101,7 @@ class ProductRun:
     metrics: dict[str, float] = field(default_factory=dict)
     resident_before_push: int | None = None
     touched_before_push: int | None = None
+    touches: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +138,13 @@ async def run_product(setup: ProductSetup, placement: Placement) -> ProductRun:
         try:
             async with asyncio.timeout(setup.deadline):
                 await pair.until("source", lambda status: min(status["guest"]["steps"]) >= SOURCE_STEPS, setup.deadline)
-                if not setup.memory.startswith("huge"):  # huge pages are set aside already
+                if not setup.handover and not setup.memory.startswith("huge"):  # huge pages are set aside already
                     await asyncio.to_thread(warm, int(setup.size * (1 - setup.blank)))
                 async with own_memory(pair) if setup.watch_memory else nothing() as own_bytes:
                     run = await _migrate(setup, pair)
                 run.own_bytes = own_bytes
+                if setup.handover and setup.mode == "minor":
+                    run.touches = await _touched(setup, pair)
                 run.metrics = await scrape(metrics_address(pair.log("destination"))) if placement.reachable else {}
                 return await _checked(setup, pair, run, placement.pinning)
         except TimeoutError:
@@ -154,7 +163,7 @@ async def daemons(setup: ProductSetup, placement: Placement) -> AsyncIterator[Pa
         poll = [] if setup.poll_max_ns is None else ["--poll-max-ns", str(setup.poll_max_ns)]
         started = {}
         for role, arguments, prefix in (
-            ("destination", _destination_arguments(setup, placement), placement.destination),
+            ("destination", _destination_arguments(setup, placement, folder), placement.destination),
             ("source", _source_arguments(setup), placement.source),
         ):
             told = [*arguments, *_security(setup, placement, role, folder), "--admin", str(sockets[role]), *poll]
@@ -163,8 +172,9 @@ async def daemons(setup: ProductSetup, placement: Placement) -> AsyncIterator[Pa
         yield Pair(started["source"], started["destination"], sockets, folder)
 
 
-def _destination_arguments(setup: ProductSetup, placement: Placement) -> list[str]:
-    arguments = ["--listen", f"tcp:{placement.host}:0", "--mode", setup.mode, "--metrics", "127.0.0.1:0"]
+def _destination_arguments(setup: ProductSetup, placement: Placement, folder: Path) -> list[str]:
+    listen = f"unix:{folder}/memory.sock" if setup.handover else f"tcp:{placement.host}:0"
+    arguments = ["--listen", listen, "--mode", setup.mode, "--metrics", "127.0.0.1:0"]
     if setup.folder is not None:
         arguments += ["--memory-dir", setup.folder]
     return arguments
@@ -213,6 +223,17 @@ async def _migrate(setup: ProductSetup, pair: Pair) -> ProductRun:
             await migration
     await pair.until("destination", lambda status: bool(status["state"] == "completed"), setup.deadline)
     return ProductRun(report, **found)  # type: ignore[arg-type]
+
+
+async def _touched(setup: ProductSetup, pair: Pair) -> dict[str, float]:
+    """Wait until the guest has touched every page of trapped memory; return how long its touches took."""
+
+    def all_touched(status: dict[str, Any]) -> bool:
+        return bool(status["fault_latency_seconds"]["count"] >= status["pages"]["total"])
+
+    status = await pair.until("destination", all_touched, setup.deadline)
+    found: dict[str, float] = status["fault_latency_seconds"]
+    return found
 
 
 async def _rest(setup: ProductSetup, pair: Pair, migration: asyncio.Task[dict[str, Any]]) -> dict[str, int | None]:

@@ -181,6 +181,8 @@ def product_figures(run: ProductRun, setup: ProductSetup, *, on_link: bool) -> d
     figures = figures_of(run.report)
     if setup.vcpus > 1 and len(run.stall_p99_per_vcpu) == setup.vcpus:
         figures["starvation"] = starvation(run.stall_p99_per_vcpu)
+    if run.touches is not None:
+        figures["fault_p50"], figures["fault_p99"] = run.touches["p50"], run.touches["p99"]
     if run.own_bytes:
         figures["own_bytes"] = float(max(run.own_bytes.values()))
     if on_link:

@@ -26,6 +26,7 @@ MODES = ("auto", "minor", "missing")
 VCPUS = (1, 2, 4, 8, 16)
 SCRAPES = (0, 10)
 SIZES = (64 * MIB, 256 * MIB, GIB, 4 * GIB, 8 * GIB)
+HANDOVER_SIZES = (64 * MIB, GIB, 8 * GIB)
 # Of the huge pages that are free: both ends need theirs, and others may need some.
 HUGE_SHARE = 0.36
 HUGE_PAGES_MIN = 8
@@ -44,6 +45,7 @@ STREAM = ("throughput", "cpu", "total")
 VCPUS_FIGURES = (*FAULTS, "faults_per_second", "starvation")
 LINK = ("link_share", *LATENCY, "stall_p50", "stall_p99", "throughput", "cpu", "total")
 SIZE = ("downtime", "total", "throughput")
+HANDOVER = ("downtime", "total", "stall_p50", "stall_p99")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ def catalogue(machine: Machine) -> list[Scenario]:
         *_vcpus(),
         _link(machine),
         *_sizes(machine),
+        *_handover(machine),
         _sparse(),
         *_memory(),
         *_scraped(),
@@ -124,9 +127,12 @@ def _judged(scenario: Scenario, machine: Machine) -> Scenario:
         if machine.huge_pages < 2 * HUGE_PAGES_MIN:
             free = f"{machine.huge_pages} huge pages of 2 MiB are free"
             return replace(scenario, lacking=f"{free}, {2 * HUGE_PAGES_MIN} are needed (vm.nr_hugepages)")
-    elif 2 * data + data // 4 > machine.available:
-        free = f"{format_size(machine.available)} of memory are available"
-        return replace(scenario, lacking=f"{free}, {format_size(2 * data + data // 4)} are needed")
+    else:
+        copies = 1 if product.handover else 2
+        needed = copies * data + data // 4
+        if needed > machine.available:
+            free = f"{format_size(machine.available)} of memory are available"
+            return replace(scenario, lacking=f"{free}, {format_size(needed)} are needed")
     return scenario
 
 
@@ -240,6 +246,23 @@ def _sizes(machine: Machine) -> Iterator[Scenario]:
         quick = size == SIZES[0] or (machine.quick and size == SIZES[1])
         name = f"size/{format_size(size).replace(' ', '')}"
         yield Scenario(name, product, {}, (Target("downtime", "<=", plus=2e-3),), ("downtime",), SIZE, quick=quick)
+
+
+def _handover(machine: Machine) -> Iterator[Scenario]:
+    """Memory handed over: small and large, of huge pages, trapped; and what cannot be handed over beside it, sent."""
+    soon = (Target("downtime", "<=", plus=2e-3),)
+    for size in HANDOVER_SIZES:
+        product = ProductSetup(
+            size=size, vcpus=2, steps_per_second=SIZE_STEPS_PER_SECOND, handover=True, deadline=30.0 + size / SLOWEST
+        )
+        name = f"handover/{format_size(size).replace(' ', '')}"
+        yield Scenario(name, product, {}, soon, ("downtime",), HANDOVER, quick=size == HANDOVER_SIZES[0])
+    huge = replace(product, memory="hugetlb-2M", size=_size("hugetlb-2M", machine, 0))
+    yield Scenario("handover/hugetlb-2M", huge, {}, soon, ("downtime",), HANDOVER)
+    trapped = ProductSetup(size=GIB, mode="minor", vcpus=1, handover=True)
+    yield Scenario("handover/trapped", trapped, {}, soon, ("downtime",), (*HANDOVER, *LATENCY))
+    sent = ProductSetup(memory="anonymous", size=GIB, vcpus=2, steps_per_second=SIZE_STEPS_PER_SECOND)
+    yield Scenario("handover/anonymous-sent", sent, {}, (), ("downtime",), (*HANDOVER, *LATENCY))
 
 
 def _sparse() -> Scenario:
