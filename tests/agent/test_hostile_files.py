@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from postcopy.wire.control import Cancel, Hello, Ready, Refuse, RegionOffer, Welcome, encode
 from postcopy.wire.messages import HANDED_OVER
 from postcopy.wire.preamble import ACCEPTED, FILES, Preamble, Role, pack
+from tests.lacking import lacking
 
 from .agents import NOBODY, Command, destination, run, source
 from .fakes import OFFER, SECONDS, Channel, FakeSource, ends
@@ -217,15 +219,13 @@ with socket.socket(socket.AF_UNIX) as listening:
 
 
 @pytest.fixture
-def open_folder(tmp_path):
-    """A folder in which every user may make a socket."""
+def open_folder():
+    """A folder in which every user may make a socket; not pytest's own, which it closes again at any time."""
     if os.geteuid():
-        pytest.skip("only root can become another user")
-    for parent in [tmp_path, *tmp_path.parents]:
-        if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
-            parent.chmod(0o755)
-    tmp_path.chmod(0o777)
-    return tmp_path
+        lacking("only root can become another user")
+    with tempfile.TemporaryDirectory(prefix="postcopy-test-") as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder)
 
 
 def test_another_user_is_not_let_in(open_folder):
