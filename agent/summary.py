@@ -92,6 +92,8 @@ def status_rows(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if guest is not None:
         workload = f", {guest['workload']}" if "workload" in guest else ""
         yield "guest", f"{guest['kind']}{workload}, {guest['vcpus']} vCPUs, steps {', '.join(map(str, guest['steps']))}"
+        if guest.get("trouble"):
+            yield "guest's trouble", guest["trouble"]
     for region in status["memory"]:
         yield "memory", f"{format_size(region['size_bytes'])} {region['type']}"
     if status["pages"]["placed"]:

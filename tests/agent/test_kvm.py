@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.summary import status_rows
 from postcopy.errors import HostError
 from postcopy.guest.kvm.machine import check_host
 from tests.lacking import lacking
@@ -105,6 +106,14 @@ def test_memory_is_handed_over_under_a_real_guest(tmp_path):
         checked = there.ask("check")
         assert (checked["pages_checked"], checked["pages_mismatched"]) == (4096, 0)
         assert all(now > then for then, now in zip(before, checked["steps"], strict=True))
+
+
+def test_people_are_told_of_a_guest_that_cannot_go_on(tmp_path):
+    with source(tmp_path, "--guest", "kvm", "--vcpus", "1", size="8MiB") as here:
+        status = here.status()
+    assert "guest's trouble" not in dict(status_rows(status))
+    status["guest"]["trouble"] = "vCPU 0: KVM_EXIT_SHUTDOWN"
+    assert dict(status_rows(status))["guest's trouble"] == "vCPU 0: KVM_EXIT_SHUTDOWN"
 
 
 def test_a_host_without_kvm_has_no_such_guest():

@@ -234,7 +234,7 @@ def _as_seen(entry: Sequence[int], vcpu: int) -> CpuidEntry:
     elif function == 0x80000001:
         ecx &= ~(1 << 2)
     elif function == 0x8000001E:
-        eax = vcpu
+        eax, ebx, ecx = vcpu, ebx & ~0xFF, ecx & ~0xFF  # without the core and the node that answered
     elif function == _SVM_LEAF:
         eax = ebx = ecx = edx = 0
     return function, index, flags, eax, ebx, ecx, edx

@@ -365,6 +365,23 @@ def test_the_smallest_and_the_widest():
         assert guest.check() == CheckResult(256, 0, None)
 
 
+def test_every_processor_of_this_host_is_the_same_to_a_guest():
+    """Asked on one after the other: what tells them apart is left out, or no guest could come to its own host."""
+    allowed = os.sched_getaffinity(0)
+    with Memory(PAGES) as memory:
+        seen = []
+        try:
+            for cpu in sorted(allowed):
+                os.sched_setaffinity(0, {cpu})
+                one = machine.Machine([memory], 1)
+                seen.append((one.cpuid, one.tsc_khz, set(one.msrs), one.fixed_msrs))
+                one.close()
+        finally:
+            os.sched_setaffinity(0, allowed)
+    assert all(one == seen[0] for one in seen)
+    assert not any(entry[0] in range(0x40000000, 0x50000000) for entry in seen[0][0]), "no hypervisor"
+
+
 def test_a_host_without_kvm_says_why(monkeypatch):
     from postcopy.kernel import kvm
 
