@@ -21,6 +21,7 @@ from agent.parameters import (
     Memory,
 )
 from agent.security.options import allow_option, credentials, insecure_option, tls_option
+from postcopy.errors import UsageError
 
 if TYPE_CHECKING:
     from postcopy.link.address import Address
@@ -122,9 +123,23 @@ def daemon_options(command: Any) -> Any:
 )
 @click.option("--holes", is_flag=True, help="Leave all of the blank part holes: write no zeros.")
 @tls_option
+@allow_option
+@insecure_option
+@click.option("--listen", type=ADDRESS, help="With --memory file:/PATH: where destinations fetch it. [tcp:127.0.0.1:0]")
+@click.option(
+    "--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help="With --memory file:/PATH: limit each push."
+)
 def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, seed: int, **rest: Any) -> None:
-    """Run a guest, and send it away when `migrate` asks for it."""
-    from agent.admin import admin_address  # noqa: PLC0415 - see the module's docstring, here and below
+    """Run a guest, and send it away when `migrate` asks for it; or serve a snapshot's memory, file:/PATH, read-only."""
+    from agent.outside.command import FILE, run_snapshot  # noqa: PLC0415 - see the module's docstring, here and below
+
+    if FILE in {one.type for one in memory}:
+        run_snapshot(memory, rest)
+    if rest["listen"] is not None or rest["rate"] is not None or rest["insecure"] or rest["allow"]:
+        raise UsageError(
+            "--listen, --allow, --insecure and --max-postcopy-bandwidth are for a snapshot, --memory file:/PATH"
+        )
+    from agent.admin import admin_address  # noqa: PLC0415
     from agent.daemon import Parent, run  # noqa: PLC0415
     from agent.source_daemon import SourceOptions, serve_source  # noqa: PLC0415
 
@@ -173,12 +188,23 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
 @allow_option
 @insecure_option
 @daemon_options
+@click.option(
+    "--handover", type=ADDRESS, metavar="unix:PATH", help="Serve outside VMMs that hand their memory over there."
+)
+@click.option("--from", "fetch", type=ADDRESS, help="With --handover: fetch their pages from that source.")
+@click.option("--no-push", is_flag=True, help="With --from: fetch no page that is not touched.")
 def destination(listen: Address, mode: str, once: bool, **rest: Any) -> None:
-    """Wait for a guest, run it while its memory arrives, and keep it."""
+    """Wait for a guest, run it while its memory arrives, and keep it; or serve outside VMMs."""
     from agent.admin import admin_address  # noqa: PLC0415
     from agent.daemon import Parent, run  # noqa: PLC0415
     from agent.destination_daemon import DestinationOptions, serve_destination  # noqa: PLC0415
 
+    if rest["handover"] is not None:
+        from agent.outside.command import run_outside  # noqa: PLC0415
+
+        run_outside(rest["handover"], listen, rest["fetch"], rest)
+    if rest["fetch"] is not None or rest["no_push"]:
+        raise UsageError("--from and --no-push are for outside VMMs, --handover")
     options = DestinationOptions(
         listen=listen,
         tls=credentials(listen, rest["tls_dir"], insecure=rest["insecure"], allow=rest["allow"]),
@@ -292,7 +318,6 @@ def set_(admin: str, rate: int | None, push: bool, as_json: bool) -> None:
     """Change the running migration of a source agent."""
     from agent.client import ask_now  # noqa: PLC0415
     from agent.output import print_json, print_rows  # noqa: PLC0415
-    from postcopy.errors import UsageError  # noqa: PLC0415
 
     arguments: dict[str, Any] = {"push": True} if push else {}
     if rate is not None:

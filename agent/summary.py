@@ -37,7 +37,8 @@ def _paths(pages: dict[str, Any]) -> str:
     if pages.get("handed_over"):
         return "all handed over with their files, none was sent"
     by_path = ", ".join(f"{pages[path]} {path}" for path in ("demand", "push", "zero"))
-    return f"{by_path}; {pages['duplicate']} came twice and were dropped"
+    left = f", {pages['left']} never touched" if pages.get("left") else ""
+    return f"{by_path}{left}; {pages['duplicate']} came twice and were dropped"
 
 
 def failure(error: PostcopyError) -> dict[str, Any]:
@@ -81,11 +82,15 @@ def _times(times: dict[str, Any], what: str) -> str:
     return f"{words} ({times['count']} {what})"
 
 
+def _placed(one: dict[str, Any]) -> str:
+    return f"{one['state']}, {one['pages']['placed']} of {one['pages']['total']} pages"
+
+
 def status_rows(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what an agent answered to `status`, as pairs of name and value."""
     yield "agent", f"{status['role']}, pid {status['pid']}, version {status['version']}"
     if "address" in status:
-        yield "listens on", f"{status['address']}, mode {status['mode']}"
+        yield "listens on", status["address"] + (f", mode {status['mode']}" if "mode" in status else "")
     yield "state", status["state"]
     yield "guest's owner", status["owner"] or "no guest is here"
     guest = status["guest"]
@@ -98,6 +103,10 @@ def status_rows(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "memory", f"{format_size(region['size_bytes'])} {region['type']}"
     if status["pages"]["placed"]:
         yield "pages", f"{status['pages']['placed']} of {status['pages']['total']} are at the destination"
+    for one in status.get("processes", ()):
+        yield f"process {one['pid']}", f"{_placed(one)}, {one['faults']} faults, {one['removed']} given back"
+    for one in status.get("destinations", ()):
+        yield one["name"], _placed(one)
     latency = status.get("fault_latency_seconds")
     if latency is not None and latency["count"]:
         yield "fault latency", _times(latency, "faults")

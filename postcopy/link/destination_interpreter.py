@@ -274,8 +274,12 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
             tls = self.channel is not None and self.channel.encrypted
             course = self._course.columns(stats.pages_total)
             whole = (self.mode, self.memory.layout, stats, self.guest, self.timing())
-            self.report = arrived(*whole, course=course, tls=tls)
+            self.report = arrived(*whole, course=course, tls=tls, left=self.left(stats))
             self.post(AllResident(self.now(), self.report))
+
+    def left(self, _stats: DestinationStats) -> int:
+        """Return how many pages never came, and are not missed by anybody."""
+        return 0
 
     def timing(self) -> dict[str, float]:
         """Return what this side's clock says: downtime where both ends share a clock, time to full residency."""

@@ -1,6 +1,6 @@
-"""The source's way to the destination: every connection is dialled from here.
+"""The way to the other agent, for whoever dials: the source, or a destination that fetches.
 
-An address enters; a connected control channel leaves, or a data connection that the destination accepted.
+An address enters; a connected control channel leaves, or a data connection that the other agent accepted.
 """
 
 from __future__ import annotations
@@ -18,15 +18,24 @@ from postcopy.link.sockets import check_peer, tune
 from postcopy.link.tls import Credentials, Tunnel, dialled_name, greet
 from postcopy.pump.tls import TlsSession
 from postcopy.wire.preamble import ACCEPTED, Preamble, Role, Security, pack
-from postcopy.wire.version import TLS_SINCE, VERSION_MIN
+from postcopy.wire.version import FETCH_SINCE, TLS_SINCE, VERSION_MIN
 
 
 async def dial_control(address: Address, tls: Credentials | None = None) -> ControlChannel:
     """Connect and say that this is a control connection, encrypted where there is `tls`; LinkError says why not."""
+    return await _dial_opening(address, Role.CONTROL, VERSION_MIN, tls)
+
+
+async def dial_fetch(address: Address, tls: Credentials | None = None) -> ControlChannel:
+    """Connect and say that memory is to be fetched, encrypted where there is `tls`; LinkError says why not."""
+    return await _dial_opening(address, Role.FETCH, FETCH_SINCE, tls)
+
+
+async def _dial_opening(address: Address, role: Role, version: int, tls: Credentials | None) -> ControlChannel:
     if tls is None:
-        return await ControlChannel.over(await _dial(address, Preamble(Role.CONTROL)), str(address))
+        return await ControlChannel.over(await _dial(address, Preamble(role, version)), str(address))
     tunnel = Tunnel(tls.for_dialling(), dialled_name(address))
-    connection = await _dial(address, Preamble(Role.CONTROL, max(VERSION_MIN, TLS_SINCE), security=Security.TLS))
+    connection = await _dial(address, Preamble(role, max(version, TLS_SINCE), security=Security.TLS))
     try:
         await greet(connection, tunnel)
     except (LinkError, OSError) as error:
@@ -44,6 +53,12 @@ class DataConnection(NamedTuple):
 
     fd: int
     tls: TlsSession | None = None
+
+    def close(self) -> None:
+        """Close both."""
+        if self.tls is not None:
+            self.tls.close()
+        os.close(self.fd)
 
 
 async def dial_data(address: Address, preamble: Preamble, *, tls: bool = False) -> DataConnection:

@@ -1,4 +1,4 @@
-"""The destination's one port: who may come in.
+"""An agent's one port: who may come in.
 
 Connections of anybody enter; control channels and proven data connections leave to the two callbacks. Everything
 else is closed with one log line that names who it was and why, and nothing is allocated for it but its 64 bytes and,
@@ -35,9 +35,15 @@ from postcopy.link.limits import (
 from postcopy.link.sockets import check_peer, name_of, tune
 from postcopy.link.tls import Credentials, Tunnel, farewell, greet
 from postcopy.wire.control import Message, Refuse
-from postcopy.wire.preamble import NO_TLS, PREAMBLE_BYTES, Preamble, Role, Security, check_start, unpack
+from postcopy.wire.preamble import NO_TLS, OPENING, PREAMBLE_BYTES, Preamble, Role, Security, check_start, unpack
 
 log = logging.getLogger("postcopy.listen")
+
+# What whoever dials with the other opening role has got wrong.
+_MISTAKEN = {
+    Role.CONTROL: "nothing can migrate to this agent, it is a source",
+    Role.FETCH: "nothing can be fetched from this agent, it is a destination",
+}
 
 OnControl = Callable[[ControlChannel], Awaitable[None]]
 OnData = Callable[[Preamble, socket.socket], Awaitable[None]]
@@ -47,13 +53,21 @@ class Listener:
     """One listening socket. `on_control` and `on_data` own what they get when they return, and raise to refuse it.
 
     With `tls` a plain connection comes in only to be told so, without it one that announces TLS. A data connection
-    goes to `on_data` as it is behind its preamble: the key of its handshake is its migration's.
+    goes to `on_data` as it is behind its preamble: the key of its handshake is its migration's. `opening` is the role
+    with which messages begin here: CONTROL at a destination, FETCH at a source.
     """
 
     def __init__(
-        self, address: Address, on_control: OnControl, on_data: OnData, tls: Credentials | None = None
+        self,
+        address: Address,
+        on_control: OnControl,
+        on_data: OnData,
+        tls: Credentials | None = None,
+        *,
+        opening: Role = Role.CONTROL,
     ) -> None:
         self.address = address
+        self._opening = opening
         self._on_control = on_control
         self._on_data = on_data
         self._tls = tls
@@ -114,11 +128,11 @@ class Listener:
             if connection.family == socket.AF_UNIX:
                 check_peer(connection)
             async with asyncio.timeout(PREAMBLE_SECONDS):
-                preamble = unpack(await self._read_preamble(connection))
+                preamble = self._judge(unpack(await self._read_preamble(connection)))
             tune(connection, preamble.role)
             if (preamble.security is Security.TLS) != (self._tls is not None):
                 await self._refuse_security(preamble, connection, name)
-            elif preamble.role is not Role.CONTROL:
+            elif preamble.role is not self._opening:
                 await self._on_data(preamble, connection)
             else:
                 tunnel = None if self._tls is None else await self._greet(self._tls, connection)
@@ -142,6 +156,12 @@ class Listener:
     def _close(self, close: Callable[[], None], name: str, why: str) -> None:
         self._lines.write(name, why)
         close()
+
+    def _judge(self, preamble: Preamble) -> Preamble:
+        """Return a preamble of a role that has a use here; ProtocolError for whoever took this agent for another."""
+        if preamble.role in OPENING and preamble.role is not self._opening:
+            raise ProtocolError(f"a {preamble.role.name.lower()} connection: {_MISTAKEN[preamble.role]}")
+        return preamble
 
     @staticmethod
     async def _read_preamble(connection: socket.socket) -> bytes:

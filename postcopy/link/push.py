@@ -12,10 +12,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
-from postcopy.kernel import Mapping
-from postcopy.pages.regions import Layout
+from postcopy.pages.regions import Layout, Region
 from postcopy.plan.push import PushExtent, PushPlan
 from postcopy.pump.source import RING_EXTENTS, SourcePump
 
@@ -23,6 +23,17 @@ from postcopy.pump.source import RING_EXTENTS, SourcePump
 BURST_SECONDS = 0.05
 # How often is looked whether the pump has sent what it was given.
 LOOK_SECONDS = 0.002
+
+
+class Surveyed(Protocol):
+    """What the push needs of a region's memory; postcopy.kernel has some."""
+
+    @property
+    def region(self) -> Region:
+        """The region."""
+
+    def data_extents(self) -> Iterator[tuple[int, int]]:
+        """Yield (offset, length) of what may hold data, ascending, in whole pages."""
 
 
 class Pace:
@@ -65,7 +76,7 @@ class Pace:
 class Push:
     """Feeds one pump until everything is ordered, at the pace that is set."""
 
-    def __init__(self, layout: Layout, mappings: Sequence[Mapping], pump: SourcePump, pace: Pace) -> None:
+    def __init__(self, layout: Layout, mappings: Sequence[Surveyed], pump: SourcePump, pace: Pace) -> None:
         self._plan = PushPlan(layout)
         self._mappings = mappings
         self._pump = pump
@@ -87,7 +98,7 @@ class Push:
         finally:
             loop.remove_reader(low_fd)
 
-    async def _survey(self, mapping: Mapping) -> None:
+    async def _survey(self, mapping: Surveyed) -> None:
         """Look at one region in a thread; whoever cancels this may close the region's file when it has returned."""
         looking = asyncio.create_task(asyncio.to_thread(survey, self._plan, mapping, self._ending))
         try:
@@ -129,7 +140,7 @@ class Push:
                 await self._room.wait()
 
 
-def survey(plan: PushPlan, mapping: Mapping, ending: threading.Event) -> None:
+def survey(plan: PushPlan, mapping: Surveyed, ending: threading.Event) -> None:
     """Tell the plan where one region holds data and where it has holes; leave it at that once `ending` is set."""
     index, stop = mapping.region.index, 0
     for offset, length in mapping.data_extents():

@@ -45,8 +45,12 @@ def arrived(
     *,
     course: dict[str, list[float]],
     tls: bool,
+    left: int = 0,
 ) -> Report:
-    """Build what the destination knows: everything but the source's clock and CPU time."""
+    """Build what the destination knows: everything but the source's clock and CPU time.
+
+    `left` pages never came because nobody needs them any more: an outside VMM's process has ended.
+    """
     latency = stats.fault_latency.summary()
     pages = {
         "total": stats.pages_total,
@@ -55,6 +59,7 @@ def arrived(
         "zero": stats.pages_zero,
         "handed_over": stats.pages_handed_over,
         "duplicate": stats.pages_duplicate,
+        **({"left": left} if left else {}),
     }
     report: Report = {
         "schema_version": SCHEMA_VERSION,
@@ -115,8 +120,9 @@ def checked(report: Report) -> Report:
         for key in NEEDED:
             _ = report[key]
         pages = report["pages"]
-        # an agent that takes no memory over says nothing of it
-        parts = pages["demand"] + pages["push"] + pages["zero"] + pages.get("handed_over", 0)
+        # an agent that takes no memory over says nothing of it, nor one whose pages all came of what is left
+        optional = pages.get("handed_over", 0) + pages.get("left", 0)
+        parts = pages["demand"] + pages["push"] + pages["zero"] + optional
         if parts != pages["total"]:
             raise PostcopyError(f"the report does not add up: {parts} pages of {pages['total']}")
     except (KeyError, TypeError) as error:

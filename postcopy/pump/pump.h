@@ -63,7 +63,7 @@ struct pump_region {
     uint32_t demand;     /* enum pump_placement of a demand page */
     uint32_t push;       /* enum pump_placement of a pushed page */
     int32_t fd;          /* the file behind it, -1 if none: the source looks for holes there */
-    uint64_t fd_offset;  /* where in the file the region begins, for a source that reads it */
+    uint64_t fd_offset;  /* where in the file the region begins; 0 at a source unless it reads the file */
     uint32_t zeropage;   /* whether UFFDIO_ZEROPAGE works on this memory (not on hugetlb) */
     uint32_t removal;    /* enum pump_removal; all of a pump's regions are told of, or none */
     uint32_t foreign;    /* 1: `guest` is an address of another process; all of a pump's regions are, or none */

@@ -78,7 +78,8 @@ int finish_dropped(struct destination *pump, struct receiver *receiver, uint32_t
     uint64_t size = memory->region.page_size;
     /* What came into the alias meanwhile is nobody's: the page reads as zeros. */
     if (memory->region.alias && memory->region.fd >= 0 &&
-        fallocate(memory->region.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(page * size), (off_t)size))
+        fallocate(memory->region.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                  (off_t)(memory->region.fd_offset + page * size), (off_t)size))
         return fail_call(pump, UFFD_EVENT_REMOVE, errno, region, page);
     atomic_store_explicit(&memory->map[page], PAGE_ZERO, memory_order_release);
     hist_add(&receiver->placer.counters->duplicate, 1); /* its copy came and was not wanted */

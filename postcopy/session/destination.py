@@ -20,7 +20,7 @@ from postcopy.session.destination_steps import PATIENCE, STATES, Step
 from postcopy.session.events import DataAttached, Event, Prepared, Progressed, Received, WorkFailed
 from postcopy.session.limits import ANSWER_SECONDS, PROGRESS_SECONDS, SILENCE_SECONDS
 from postcopy.session.machine import Machine
-from postcopy.wire.messages import Hello, LayoutOffer, Run
+from postcopy.wire.messages import ALL, Hello, LayoutOffer, Piece, Run
 
 ROLES = frozenset({"urgent", "push"})
 
@@ -29,7 +29,7 @@ class DestinationMachine(Machine[Step]):
     """One migration as its destination sees it.
 
     `identity` is (migration id, token), fresh random bytes for every migration; `versions` are the lowest
-    and the highest spoken.
+    and the highest spoken. `pieces` and `pages` are what it asks for where it fetches.
     """
 
     states: ClassVar = STATES
@@ -37,9 +37,18 @@ class DestinationMachine(Machine[Step]):
     lingering: ClassVar = frozenset({Step.SETTLING, Step.RELEASING})
 
     def __init__(
-        self, versions: tuple[int, int], identity: tuple[bytes, bytes], software: str, boot_id: str, now: float
+        self,
+        versions: tuple[int, int],
+        identity: tuple[bytes, bytes],
+        software: str,
+        boot_id: str,
+        now: float,
+        *,
+        pieces: tuple[Piece, ...] = (),
+        pages: str = ALL,
     ) -> None:
         super().__init__(Step.IDLE)
+        self.pieces, self.pages = pieces, pages
         self.deadline = now + ANSWER_SECONDS
         self.versions = versions
         self.migration_id, self.token = identity

@@ -66,7 +66,8 @@ if TYPE_CHECKING:
 def welcome(machine: DestinationMachine, message: Hello) -> list[Command]:
     """Answer a Hello with the version, the migration's id and its token."""
     machine.version = machine.common(*message.versions)
-    return [Send(Welcome(machine.version, machine.migration_id, machine.token, machine.software))]
+    wanted = (machine.pieces, machine.pages)
+    return [Send(Welcome(machine.version, machine.migration_id, machine.token, machine.software, *wanted))]
 
 
 def refuse_version(machine: DestinationMachine, message: Hello) -> list[Command]:

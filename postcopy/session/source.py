@@ -182,7 +182,8 @@ def _greet(machine: SourceMachine, _event: Event) -> list[Command]:
     return [Send(machine.hello)]
 
 
-def _offer(machine: SourceMachine, welcome: Welcome) -> list[Command]:
+def accept(machine: SourceMachine, welcome: Welcome) -> list[Command]:
+    """Go on in the version that the destination chose, with the offer as it is."""
     low, high = machine.hello.versions
     if not low <= welcome.version <= high:
         spoken = f"this agent speaks {low} to {high}"
@@ -190,6 +191,12 @@ def _offer(machine: SourceMachine, welcome: Welcome) -> list[Command]:
     machine.version = welcome.version
     machine.migration_id, machine.token = welcome.migration_id, welcome.token
     return [Send(machine.offer)]
+
+
+def _offer(machine: SourceMachine, welcome: Welcome) -> list[Command]:
+    if welcome.pieces:
+        raise ProtocolError("the destination asks for pieces of memory, and did not dial for them")
+    return accept(machine, welcome)
 
 
 def _hand_over(machine: SourceMachine, welcome: Welcome) -> list[Command]:

@@ -53,6 +53,10 @@ SENT = "sent"
 HANDED_OVER = "handed-over"
 MemoryWay = Annotated[str, OneOf((SENT, HANDED_OVER)), Since(HANDED_OVER_SINCE)]
 
+# Which pages a destination that fetches wants.
+ALL = "all"
+ASKED_FOR = "asked-for"
+
 # What the other fields of STATE take is less than this.
 _STATE_REST = 1024
 
@@ -66,13 +70,28 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a snapshot's file that a destination wants as a region with pages of that size. In bytes."""
+
+    offset: Annotated[int, Whole(0, (1 << 63) - 1)]
+    size: Annotated[int, Whole(PAGE_SIZE_MIN, (1 << 63) - 1)]
+    page_size: Annotated[int, Whole(PAGE_SIZE_MIN, PAGE_SIZE_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome:
-    """Destination to source: the version agreed on, and what data connections have to present."""
+    """Destination to source: the version agreed on, and what data connections have to present.
+
+    A destination that fetches says which `pieces` it wants, and whether ALL of their pages or those ASKED_FOR. Since
+    version 3.
+    """
 
     version: Version
     migration_id: MigrationId
     token: Token = field(repr=False)  # a secret: never in a log
     software: NameText
+    pieces: Annotated[tuple[Piece, ...], Records(Record(Piece), REGIONS_MAX, 0), Since(3)] = ()
+    pages: Annotated[str, OneOf((ALL, ASKED_FOR)), Since(3)] = ALL
 
 
 @dataclass(frozen=True, slots=True)

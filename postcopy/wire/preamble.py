@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from postcopy.errors import ProtocolError
 from postcopy.wire.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
-from postcopy.wire.version import TLS_SINCE, VERSION, VERSION_MIN, check_version
+from postcopy.wire.version import FETCH_SINCE, TLS_SINCE, VERSION, VERSION_MIN, check_version
 
 PREAMBLE_MAGIC = b"POSTCOPY"
 _LAYOUT = struct.Struct(f"<8sHHI{MIGRATION_ID_BYTES}s{TOKEN_BYTES}s")
@@ -40,6 +40,11 @@ class Role(IntEnum):
     URGENT = 2
     PUSH = 3
     MEMORY = 4
+    FETCH = 5
+
+
+# Those over which messages go, which come before there is a migration.
+OPENING = frozenset({Role.CONTROL, Role.FETCH})
 
 
 class Security(IntEnum):
@@ -52,9 +57,9 @@ class Security(IntEnum):
 class Preamble(NamedTuple):
     """What a preamble says.
 
-    `version` is the version agreed on; on the control connection, where none is yet, the lowest that the
-    source speaks. `migration_id` (16 bytes) and `token` (32 bytes) are the ones of WELCOME, and all zero on
-    control. With TLS the token does not travel here: it is the key of the handshake that follows.
+    `version` is the version agreed on; on a control or fetch connection, where none is yet, the lowest that whoever
+    dials speaks. `migration_id` (16 bytes) and `token` (32 bytes) are the ones of WELCOME, and all zero on these
+    two. With TLS the token does not travel here: it is the key of the handshake that follows.
     """
 
     role: Role
@@ -121,9 +126,12 @@ def _check_proof(preamble: Preamble) -> None:
     tls = preamble.security is Security.TLS
     if tls and preamble.version < TLS_SINCE:
         raise ProtocolError(f"preamble refused: version {preamble.version} has no TLS")
-    if preamble.role is Role.CONTROL:
+    if preamble.role is Role.FETCH and preamble.version < FETCH_SINCE:
+        raise ProtocolError(f"preamble refused: in version {preamble.version} nothing is fetched")
+    if preamble.role in OPENING:
         if named or token:
-            raise ProtocolError("preamble refused: a control connection has no migration id and no token")
+            what = preamble.role.name.lower()
+            raise ProtocolError(f"preamble refused: a {what} connection has no migration id and no token")
         return
     check_version(preamble.version)
     if tls and token:

@@ -77,15 +77,16 @@ class Record(Generic[Shape]):
 
 @dataclass(frozen=True)
 class Records(Generic[Shape]):
-    """From one to `longest` instances of a record, as an array."""
+    """From `shortest` to `longest` instances of a record, as an array."""
 
     record: Record[Shape]
     longest: int
+    shortest: int = 1
 
     def take(self, value: object) -> tuple[Shape, ...]:
         """Return the instances that an array of maps says."""
-        if type(value) is not list or not 0 < len(value) <= self.longest:
-            raise IllTypedError(f"wanted an array of 1 to {self.longest}")
+        if type(value) is not list or not self.shortest <= len(value) <= self.longest:
+            raise IllTypedError(f"wanted an array of {self.shortest} to {self.longest}")
         return tuple(self._numbered(number, part) for number, part in enumerate(value))
 
     def _numbered(self, number: int, part: object) -> Shape:
@@ -96,6 +97,6 @@ class Records(Generic[Shape]):
 
     def give(self, value: tuple[Shape, ...]) -> list[dict[str, Any]]:
         """Return the array of maps that says the instances."""
-        if not 0 < len(value) <= self.longest:
-            raise IllTypedError(f"wanted 1 to {self.longest}")
+        if not self.shortest <= len(value) <= self.longest:
+            raise IllTypedError(f"wanted {self.shortest} to {self.longest}")
         return [self.record.give(part) for part in value]

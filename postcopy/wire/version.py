@@ -4,7 +4,7 @@ What enters: the range of versions that the other agent speaks. What leaves: the
 ProtocolError that names both ranges. Each agent speaks the current version and the one before.
 
     3  memory that is handed over: LAYOUT_OFFER says so, its files come on a connection of their own;
-       TLS: a preamble says whether it follows
+       TLS: a preamble says whether it follows; the fetch connection, and what WELCOME asks for over it
     2  PROGRESS, PROBE and PROBED messages; how much data there is, in LAYOUT_OFFER
     1  the first
 """
@@ -18,6 +18,9 @@ VERSION_MIN = 2
 
 # From here on a connection may be encrypted; on such a one nothing older is spoken.
 TLS_SINCE = 3
+
+# From here on a destination may fetch.
+FETCH_SINCE = 3
 
 # From here on an offer may say that the memory itself comes.
 HANDED_OVER_SINCE = 3

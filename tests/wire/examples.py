@@ -11,7 +11,9 @@ from postcopy.wire.messages import PROBE_ANSWERS, REFUSE_CODES
 
 EXAMPLES: list[Message] = [
     control.Hello((2, 3), "postcopy 0.1.0"),
-    control.Welcome(3, bytes(range(16)), bytes(range(32)), "postcopy 0.1.0"),
+    control.Welcome(
+        3, bytes(range(16)), bytes(range(32)), "postcopy 0.1.0", (control.Piece(0, 8192, 4096),), "asked-for"
+    ),
     control.Refuse("memory", "the pool of 2 MiB pages has 3, 128 are needed"),
     control.LayoutOffer(
         (control.RegionOffer("shmem", 4096, 8192), control.RegionOffer("hugetlb-2M", 2 << 20, 4 << 20)),
@@ -48,6 +50,12 @@ _REGION = st.builds(
     st.integers(limits.PAGE_SIZE_MIN, limits.PAGE_SIZE_MAX),
     st.integers(limits.PAGE_SIZE_MIN, (1 << 63) - 1),
 )
+_PIECE = st.builds(
+    control.Piece,
+    st.integers(0, (1 << 63) - 1),
+    st.integers(limits.PAGE_SIZE_MIN, (1 << 63) - 1),
+    st.integers(limits.PAGE_SIZE_MIN, limits.PAGE_SIZE_MAX),
+)
 
 MESSAGES = st.one_of(
     st.builds(
@@ -61,6 +69,8 @@ MESSAGES = st.one_of(
         st.binary(min_size=16, max_size=16),
         st.binary(min_size=32, max_size=32),
         _NAME,
+        st.lists(_PIECE, max_size=4).map(tuple),
+        st.sampled_from(["all", "asked-for"]),
     ),
     st.builds(control.Refuse, st.sampled_from(REFUSE_CODES), _LINE),
     st.builds(

@@ -53,7 +53,7 @@ def test_a_control_connection_of_any_version_that_has_something_in_common(versio
         (patched(8, 9, 0), r"version 9 is not supported: this agent speaks 2 to 3"),
         (patched(8, 0, 0), r"version 0 is not supported"),
         (patched(10, 0, 0), r"unknown role 0"),
-        (patched(10, 5, 0), r"unknown role 5"),
+        (patched(10, 6, 0), r"unknown role 6"),
         (patched(12, 2), r"reserved bits"),
         (patched(13, 1), r"reserved bits"),
         (patched(15, 1), r"reserved bits"),

@@ -199,6 +199,7 @@ def test_texts_of_refusals() -> None:
         preamble_reason(patched(12, 2)),
         preamble_reason(preamble.pack(Preamble(Role.CONTROL, 2, security=preamble.Security.TLS))),
         preamble_reason(patched(10, 1)),
+        preamble_reason(preamble.pack(Preamble(Role.FETCH, 2))),
         preamble_reason(patched(12, 1)),
         preamble_reason(preamble.pack(Preamble(Role.PUSH, version.VERSION))),
         reason_of(bytes(4)),

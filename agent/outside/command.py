@@ -1,0 +1,77 @@
+"""What the commands `source` and `destination` do where memory is a snapshot's or an outside VMM's."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import click
+
+from agent.admin import admin_address
+from agent.daemon import Parent, run
+from agent.outside.outside_daemon import OutsideOptions, serve_outside
+from agent.outside.snapshot_daemon import SnapshotOptions, serve_snapshot
+from agent.parameters import Memory
+from agent.security.options import credentials
+from postcopy.errors import UsageError
+from postcopy.link.address import Address, TcpAddress, UnixAddress
+
+FILE = "file"
+SNAPSHOT_LISTEN = TcpAddress("127.0.0.1", 0)
+
+
+def run_snapshot(memory: tuple[Memory, ...], rest: dict[str, Any]) -> NoReturn:
+    """Serve the one file that the memory is."""
+    if len(memory) != 1 or memory[0].place is None:
+        raise UsageError(
+            "a snapshot is one file, as an absolute path: --memory file:/PATH, and no other memory beside it"
+        )
+    options = SnapshotOptions(
+        path=memory[0].place,
+        listen=rest["listen"] or SNAPSHOT_LISTEN,
+        rate=rest["rate"],
+        tls=credentials(
+            rest["listen"] or SNAPSHOT_LISTEN, rest["tls_dir"], insecure=rest["insecure"], allow=rest["allow"]
+        ),
+        **common(rest),
+    )
+    run("source", serve_snapshot(options))
+
+
+def run_outside(handover: Address, listen: Address, fetch: Address | None, rest: dict[str, Any]) -> NoReturn:
+    """Serve processes that hand their memory over."""
+    if not isinstance(handover, UnixAddress):
+        raise UsageError(f"--handover {handover}: descriptors travel over a Unix socket: write unix:PATH")
+    if fetch is None and rest["no_push"]:
+        raise UsageError(
+            "--no-push is for a source that is fetched from (--from); one that dials has it with `migrate`"
+        )
+    if fetch is not None and given("listen"):
+        raise UsageError("--from and --listen: with --from this agent dials, and no source dials it")
+    options = OutsideOptions(
+        handover=handover,
+        fetch=fetch,
+        listen=listen if fetch is None else None,
+        push=not rest["no_push"],
+        tls=credentials(
+            listen if fetch is None else fetch, rest["tls_dir"], insecure=rest["insecure"], allow=rest["allow"]
+        ),
+        **common(rest),
+    )
+    run("destination", serve_outside(options))
+
+
+def common(rest: dict[str, Any]) -> dict[str, Any]:
+    """Return what all daemons have."""
+    return {
+        "admin": admin_address(rest["admin"]) if rest["admin"] else None,
+        "metrics": rest["metrics"],
+        "ready_fd": rest["ready_fd"],
+        "poll_max_ns": rest["poll_max_ns"],
+        "parent": Parent(rest["end_with_fd"], rest["scratch"]),
+    }
+
+
+def given(name: str) -> bool:
+    """Say whether somebody asked for this option, in whatever way."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in {None, click.core.ParameterSource.DEFAULT}

@@ -1,0 +1,173 @@
+"""`postcopy destination --handover unix:PATH`: serves the memory of processes that hand their userfaultfd over.
+
+Options enter; processes come through the Unix socket. The daemon outlives them all, and goes with none of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from agent import metrics
+from agent.admin import AdminServer, Tell
+from agent.daemon import Parent, Stop, first_of, tell_ready
+from agent.outside.sums import add, busiest, no_less, of_destination
+from agent.running_guest import describe_end, describe_memory
+from postcopy import __version__
+from postcopy.errors import UsageError
+from postcopy.guest.outside.serving import OutsideDestination
+from postcopy.guest.outside.session import OutsideInterpreter
+from postcopy.link.address import Address, TcpAddress, UnixAddress
+from postcopy.link.tls import Credentials
+from postcopy.session.commands import Finish
+
+log = logging.getLogger("postcopy.agent")
+
+
+@dataclass(frozen=True)
+class OutsideOptions:
+    """What the command line of `postcopy destination --handover` says. `fetch` or `listen` is None."""
+
+    handover: UnixAddress
+    fetch: Address | None
+    listen: Address | None
+    push: bool
+    tls: Credentials | None
+    admin: UnixAddress | None
+    metrics: TcpAddress | None
+    ready_fd: int | None
+    poll_max_ns: int
+    parent: Parent
+
+
+async def serve_outside(options: OutsideOptions) -> int:
+    """Run the daemon; return its exit status."""
+    stop = Stop(options.parent)
+    daemon = OutsideDaemon(options)
+    async with AsyncExitStack() as stack:
+        if options.metrics is not None:
+            log.info("metrics: %s", metrics.serve(options.metrics, daemon.figures))
+        destination = await stack.enter_async_context(daemon.destination)
+        if options.admin is not None:
+            admin = AdminServer(options.admin, daemon.commands())
+            await admin.open()
+            stack.push_async_callback(admin.close)
+        pages = (
+            f"pages come from {options.fetch}" if options.fetch is not None else f"sources dial {destination.address}"
+        )
+        log.info("destination: processes hand their memory over at %s, %s", options.handover, pages)
+        tell_ready(options.ready_fd, str(destination.address))
+        await first_of(stop.asked)
+        return daemon.verdict(await destination.close())
+
+
+class OutsideDaemon:
+    """The processes that are served, and the commands of the admin socket."""
+
+    def __init__(self, options: OutsideOptions) -> None:
+        self.options = options
+        self.destination = OutsideDestination(
+            options.handover,
+            fetch=options.fetch,
+            listen=options.listen,
+            push=options.push,
+            poll_max_ns=options.poll_max_ns,
+            ended=self._note,
+            left=self._add_past,
+            tls=options.tls,
+        )
+        self._latest: Finish | None = None
+        self._report: dict[str, Any] | None = None
+        self._past = metrics.Figures("destination")
+        self._told: dict[Any, int] = {}
+        self._migrations: dict[tuple[str, str, str], int] = {}
+
+    def _note(self, one: OutsideInterpreter, finish: Finish) -> None:
+        """Take note of how a migration ended."""
+        self._latest = finish
+        self._report = one.report or self._report
+        key = ("destination", one.mode, finish.state.value)
+        self._migrations[key] = self._migrations.get(key, 0) + 1
+
+    def _add_past(self, one: OutsideInterpreter) -> None:
+        """Keep the counters of a process that is served no more."""
+        add(self._past, of_destination(one.stats, one.control_bytes))
+        self._past.queue_depth = 0
+
+    @staticmethod
+    def verdict(lacking: int) -> int:
+        """Say whom this daemon leaves without pages, and return the exit status that says the same."""
+        if lacking:
+            log.error("destination: %d processes are lost: pages that were still at the source are gone", lacking)
+            return 6
+        log.info("destination: ends; no process needs anything of it any more")
+        return 0
+
+    # --- the admin socket's commands ------------------------------------------------------------------------------
+
+    def commands(self) -> dict[str, Any]:
+        """Return the commands of the admin socket."""
+        return {"status": self.status, **dict.fromkeys(("cancel", "check"), self.refuse)}
+
+    async def refuse(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Refuse what needs a guest of this agent's own."""
+        raise UsageError("the guests here are other processes, which this agent can neither stop nor check")
+
+    async def status(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Say which processes are served and how far each is."""
+        current = self.destination.current
+        processes = [describe(one) for one in current]
+        return {
+            "schema_version": 1,
+            "role": "destination",
+            "version": __version__,
+            "pid": os.getpid(),
+            "state": busiest(one.machine.state for one in current).value,
+            "owner": None,
+            "in_use": None,
+            "address": str(self.destination.address),
+            "guest": None,
+            "memory": [],
+            "pages": {key: sum(one["pages"][key] for one in processes) for key in ("total", "placed")},
+            "processes": processes,
+            "waiting": len(self.destination.waiting),
+            "ended": describe_end(self._latest),
+            "report": self._report,
+        }
+
+    # --- metrics --------------------------------------------------------------------------------------------------
+
+    def figures(self) -> metrics.Figures:
+        """Return what a scrape shows: all processes together."""
+        current = self.destination.current
+        figures = metrics.Figures(
+            "destination", busiest(one.machine.state for one in current), migrations=dict(self._migrations)
+        )
+        add(figures, self._past)
+        for one in current:
+            stats = one.snapshot()
+            add(figures, of_destination(stats, one.control_bytes))
+            if stats is not None and one.memory is not None:
+                left = stats.pages_total - stats.pages_resident
+                figures.remaining_bytes += one.memory.layout.size * left // stats.pages_total
+        figures.faults = self._told = no_less(figures.faults, self._told)
+        return figures
+
+
+def describe(one: OutsideInterpreter) -> dict[str, Any]:
+    """Return what `status` shows of one process."""
+    stats = one.snapshot()
+    total = sum(given.size // given.page_size for given in one.handed.message.mappings)
+    return {
+        "pid": one.handed.process.pid,
+        "state": one.machine.state.value,
+        "mode": one.mode,
+        "memory": [] if one.memory is None else describe_memory(one.memory.layout),
+        "pages": {"total": total, "placed": 0 if stats is None else stats.pages_resident},
+        "faults": 0 if stats is None else stats.faults_missing + stats.faults_minor,
+        "removed": 0 if stats is None else stats.pages_removed,
+        "report": one.report,
+    }

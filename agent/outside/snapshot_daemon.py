@@ -1,0 +1,165 @@
+"""`postcopy source --memory file:PATH`: serves a snapshot's memory file to every destination that fetches it.
+
+Options enter; destinations come through the listening port. What becomes of one of them is no matter of this daemon's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent import metrics
+from agent.admin import AdminServer, Tell
+from agent.daemon import Parent, Stop, first_of, tell_ready
+from agent.outside.sums import add, busiest, of_source
+from agent.running_guest import describe_end
+from postcopy import __version__
+from postcopy.errors import UsageError
+from postcopy.link.address import Address, TcpAddress, UnixAddress
+from postcopy.link.fetched import FetchedInterpreter
+from postcopy.link.snapshot import Snapshot
+from postcopy.link.tls import Credentials
+from postcopy.pages.units import format_size
+from postcopy.session.commands import Finish
+from postcopy.session.states import State
+
+log = logging.getLogger("postcopy.agent")
+
+
+@dataclass(frozen=True)
+class SnapshotOptions:
+    """What the command line of `postcopy source --memory file:PATH` says."""
+
+    path: Path
+    listen: Address
+    rate: int | None
+    tls: Credentials | None
+    admin: UnixAddress | None
+    metrics: TcpAddress | None
+    ready_fd: int | None
+    poll_max_ns: int
+    parent: Parent
+
+
+async def serve_snapshot(options: SnapshotOptions) -> int:
+    """Run the daemon; return its exit status."""
+    stop = Stop(options.parent)
+    daemon = SnapshotDaemon(options)
+    async with AsyncExitStack() as stack:
+        if options.metrics is not None:
+            log.info("metrics: %s", metrics.serve(options.metrics, daemon.figures))
+        snapshot = await stack.enter_async_context(daemon.snapshot)
+        address = str(snapshot.address)
+        if options.admin is not None:
+            admin = AdminServer(options.admin, daemon.commands())
+            await admin.open()
+            stack.push_async_callback(admin.close)
+        log.info("source: %s (%s) is served at %s", options.path, format_size(snapshot.file.size), address)
+        tell_ready(options.ready_fd, address)
+        await first_of(stop.asked)
+        return daemon.verdict()
+
+
+class SnapshotDaemon:
+    """One file, the destinations that fetch it, and the commands of the admin socket."""
+
+    def __init__(self, options: SnapshotOptions) -> None:
+        self.options = options
+        self.snapshot = Snapshot(
+            options.path,
+            options.listen,
+            rate=options.rate,
+            poll_max_ns=options.poll_max_ns,
+            ended=self._note,
+            tls=options.tls,
+        )
+        self._latest: Finish | None = None
+        self._past = metrics.Figures("source")
+        self._migrations: dict[tuple[str, str, str], int] = {}
+
+    def _note(self, one: FetchedInterpreter) -> None:
+        """Take note of a destination's end."""
+        self._latest = one.finish
+        add(self._past, of_source(one.stats, one.machine.pages, one.control_bytes))
+        if one.finish is not None:
+            key = ("source", metrics.mode_of(one.machine.report), one.finish.state.value)
+            self._migrations[key] = self._migrations.get(key, 0) + 1
+
+    def verdict(self) -> int:
+        """Say who still needed this daemon, and return the exit status that says the same."""
+        unserved = self.snapshot.unserved
+        if unserved:
+            log.error("source: %d destinations still lack pages of this snapshot", unserved)
+            return 6
+        log.info("source: ends; every destination has what it needs")
+        return 0
+
+    # --- the admin socket's commands ------------------------------------------------------------------------------
+
+    def commands(self) -> dict[str, Any]:
+        """Return the commands of the admin socket."""
+        return {"status": self.status, "set": self.set, **dict.fromkeys(("migrate", "cancel", "check"), self.refuse)}
+
+    async def refuse(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Refuse what needs a guest."""
+        raise UsageError("this source serves a snapshot: it has no guest, destinations fetch from it (--from)")
+
+    async def status(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Say who fetches and how far each is."""
+        current = list(self.snapshot.current)
+        return {
+            "schema_version": 1,
+            "role": "source",
+            "version": __version__,
+            "pid": os.getpid(),
+            "state": busiest(one.machine.state for one in current).value,
+            "owner": None,
+            "in_use": None,
+            "address": str(self.snapshot.address),
+            "snapshot": str(self.options.path),
+            "guest": None,
+            "memory": [{"type": "file", "page_size": 4096, "size_bytes": self.snapshot.file.size}],
+            "pages": {
+                "total": sum(one.machine.pages for one in current),
+                "placed": sum(one.machine.placed_pages for one in current),
+            },
+            "destinations": [
+                {
+                    "name": one.name,
+                    "state": one.machine.state.value,
+                    "pages": {"total": one.machine.pages, "placed": one.machine.placed_pages},
+                }
+                for one in current
+            ],
+            "ended": describe_end(self._latest),
+            "ended_count": sum(self._migrations.values()),
+            "report": None,
+        }
+
+    async def set(self, arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Limit the push to each destination."""
+        if "rate" in arguments:
+            self.snapshot.set_rate(arguments["rate"])
+        if arguments.get("push"):
+            raise UsageError("whether pages are pushed is each destination's own choice (--no-push)")
+        return {"schema_version": 1, "state": busiest(one.machine.state for one in self.snapshot.current).value}
+
+    # --- metrics --------------------------------------------------------------------------------------------------
+
+    def figures(self) -> metrics.Figures:
+        """Return what a scrape shows: all destinations together."""
+        current = list(self.snapshot.current)
+        figures = metrics.Figures(
+            "source", busiest(one.machine.state for one in current), migrations=dict(self._migrations)
+        )
+        add(figures, self._past)
+        for one in current:
+            add(figures, of_source(one.snapshot(), one.machine.pages, one.control_bytes))
+            if one.machine.state is State.POSTCOPY_ACTIVE and one.layout is not None:
+                left = one.machine.pages - one.machine.placed_pages
+                figures.remaining_bytes += one.layout.size * left // one.machine.pages
+        return figures

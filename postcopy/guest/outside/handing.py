@@ -1,0 +1,216 @@
+"""One hand-over: what comes over the Unix socket of an outside VMM, and whether it is what it should be.
+
+A connection of anybody enters; a userfaultfd with mappings that the kernel serves through it leaves. Whatever is
+refused is closed again, every descriptor that came with it included.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import fcntl
+import mmap
+import os
+import socket
+from contextlib import ExitStack, suppress
+from errno import EFAULT, EINVAL
+from pathlib import Path
+
+from postcopy.errors import KernelError, PostcopyError, ProtocolError
+from postcopy.guest.outside.message import MEMORY, USERFAULTFD, Given, Message, complete, parse
+from postcopy.guest.outside.poison import poison_what_is_there
+from postcopy.guest.outside.process import Process
+from postcopy.kernel import Mode, Outcome, Userfaultfd, calls
+from postcopy.kernel.abi import Ioctl
+
+# Everything is sent at once by whoever means it.
+MESSAGE_SECONDS = 5.0
+
+# Room for more descriptors than anybody may send: those that came are to be closed, not left to the kernel.
+_DESCRIPTORS_ROOM = 16
+_READ_BYTES = 16 << 10
+_SMALL_PAGE = 4096
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+
+class HandedOver:
+    """A process's memory as it was handed over; `memory_fd` is its file, -1 where none came. close() it."""
+
+    def __init__(self, process: Process, message: Message, uffd: Userfaultfd, memory_fd: int) -> None:
+        self.process = process
+        self.message = message
+        self.uffd = uffd
+        self.memory_fd = memory_fd
+
+    def gone(self) -> bool:
+        """Say whether the address space has ended; it may outlive the process that handed it over."""
+        return all(probe(self.uffd, one.address, one.page_size) == "gone" for one in self.message.mappings)
+
+    def release(self) -> None:
+        """Leave the memory to the kernel: what is missing and not poisoned reads as zeros from now on."""
+        for one in self.message.mappings:
+            with suppress(KernelError):  # unmapped meanwhile, or all of it gone
+                self.uffd.unregister(one.address, one.size)
+
+    def close(self) -> None:
+        """Give everything back, at once: the faults of this memory are nobody's then."""
+        self.uffd.close()
+        self.process.close()
+        if self.memory_fd >= 0:
+            os.close(self.memory_fd)
+            self.memory_fd = -1
+
+
+async def take(connection: socket.socket) -> HandedOver:
+    """Hear one process out; PostcopyError says why it is not served. The connection stays the caller's."""
+    process = Process(connection)
+    with ExitStack() as undo:
+        undo.callback(process.close)
+        descriptors: list[int] = []
+        undo.callback(_close_all, descriptors)
+        try:
+            async with asyncio.timeout(MESSAGE_SECONDS):
+                data = await _receive(connection, descriptors)
+        except TimeoutError:
+            raise ProtocolError(f"{process}: no whole message within {MESSAGE_SECONDS:g} s") from None
+        except ProtocolError as error:
+            raise ProtocolError(f"{process}: {error}") from None
+        try:
+            handed = await asyncio.to_thread(_open, process, parse(data), descriptors)
+        except (ProtocolError, KernelError) as error:
+            raise ProtocolError(f"{process}: {error}") from error
+        undo.pop_all()
+        return handed
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for one in descriptors:
+        os.close(one)
+
+
+async def _receive(connection: socket.socket, descriptors: list[int]) -> bytes:
+    """Read until a message is whole. Descriptors are kept in the list, whatever happens."""
+    loop = asyncio.get_running_loop()
+    connection.setblocking(False)
+    data = b""
+    while not data or not complete(data):
+        ready = asyncio.Event()
+        loop.add_reader(connection, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_reader(connection)
+        try:
+            piece = _read(connection, descriptors)
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            raise ProtocolError(f"the connection broke: {error.strerror}") from error
+        if not piece:
+            said = f"after {len(data)} bytes of its message" if data else "before it said anything"
+            raise ProtocolError(f"it closed the connection {said}")
+        data += piece
+    return data
+
+
+def _read(connection: socket.socket, descriptors: list[int]) -> bytes:
+    integers = array.array("i")
+    space = socket.CMSG_SPACE(_DESCRIPTORS_ROOM * integers.itemsize)
+    piece, ancillary, flags, _ = connection.recvmsg(_READ_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, payload in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            integers.frombytes(payload[: len(payload) - len(payload) % integers.itemsize])
+    descriptors += integers
+    if flags & socket.MSG_CTRUNC:
+        raise ProtocolError(f"more than {_DESCRIPTORS_ROOM} descriptors came")
+    return piece
+
+
+def _open(process: Process, message: Message, descriptors: list[int]) -> HandedOver:
+    """Check the descriptors; those that are taken leave the list."""
+    if len(descriptors) != len(message.descriptors):
+        wanted = " and ".join(message.descriptors)
+        raise ProtocolError(f"{len(descriptors)} descriptors came, wanted {len(message.descriptors)}: {wanted}")
+    named = dict(zip(message.descriptors, descriptors, strict=True))
+    if "[userfaultfd]" not in str(Path(f"/proc/self/fd/{named[USERFAULTFD]}").readlink()):
+        raise ProtocolError("the descriptor is no userfaultfd")
+    os.set_blocking(named[USERFAULTFD], False)
+    uffd = Userfaultfd.from_fd(named[USERFAULTFD])
+    memory_fd = named.get(MEMORY, -1)
+    try:
+        for number, mapping in enumerate(message.mappings):
+            _check_trapped(uffd, number, mapping)
+        if memory_fd >= 0:
+            _check_file(memory_fd, uffd, message)
+    except BaseException:
+        _poison(uffd, message)
+        raise
+    descriptors.clear()
+    return HandedOver(process, message, uffd, memory_fd)
+
+
+def _poison(uffd: Userfaultfd, message: Message) -> None:
+    """See that a process that is refused gets no zeros where its pages should be, as far as it has told where."""
+    for one in message.mappings:
+        with suppress(PostcopyError):
+            poison_what_is_there(uffd, one.address, one.size, one.page_size)
+
+
+def probe(uffd: Userfaultfd, address: int, length: int) -> str:
+    """Ask the kernel what it would place there, without placing it: "trapped", "gone", or "wrong" for the page size.
+
+    It is asked to copy bytes that cannot be read, and tells what comes before it finds that out.
+    """
+    try:
+        with (
+            mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 0) as unreadable,
+            memoryview(unreadable) as view,
+            calls.pinned(view) as nothing,
+        ):
+            outcome = uffd.copy(address, nothing, length).outcome
+    except KernelError as refused:
+        return {EFAULT: "trapped", EINVAL: "wrong"}.get(refused.number, str(refused))
+    return "gone" if outcome is Outcome.GONE else "trapped"
+
+
+def _check_trapped(uffd: Userfaultfd, number: int, mapping: Given) -> None:
+    last = mapping.address + mapping.size - mapping.page_size
+    for address in dict.fromkeys((mapping.address, last)):
+        found = probe(uffd, address, mapping.page_size)
+        if found == "trapped" and mapping.page_size > _SMALL_PAGE and probe(uffd, address, _SMALL_PAGE) == "trapped":
+            found = "wrong"
+        if found == "gone":
+            raise ProtocolError(f"mapping {number}: its userfaultfd traps nothing at {address:#x}")
+        if found == "wrong":
+            raise ProtocolError(
+                f"mapping {number}: the memory at {address:#x} has no pages of {mapping.page_size} bytes"
+            )
+        if found != "trapped":
+            raise ProtocolError(f"mapping {number}: {found}")
+
+
+def _check_file(memory_fd: int, uffd: Userfaultfd, message: Message) -> None:
+    """See that the file can be filled and never cut short, and that its pages are trapped where it has them, too."""
+    if fcntl.fcntl(memory_fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+        raise ProtocolError("the memory's file is not open for reading and writing")
+    with suppress(OSError):
+        fcntl.fcntl(memory_fd, fcntl.F_ADD_SEALS, _SEALS)
+    try:
+        sealed = fcntl.fcntl(memory_fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+    except OSError:
+        sealed = False
+    if not sealed:
+        raise ProtocolError(
+            "the memory's file cannot be sealed against a change of size: make it with MFD_ALLOW_SEALING"
+        )
+    size = os.fstat(memory_fd).st_size
+    for number, one in enumerate(message.mappings):
+        if one.offset + one.size > size:
+            raise ProtocolError(f"mapping {number} is beyond the memory's file, which has {size} bytes")
+        if os.fstatvfs(memory_fd).f_bsize != one.page_size:
+            raise ProtocolError(f"mapping {number}: the memory's file has no pages of {one.page_size} bytes")
+        granted = uffd.register(one.address, one.size, Mode.MISSING | Mode.MINOR)
+        if not granted & Ioctl.CONTINUE:
+            raise ProtocolError(
+                f"mapping {number}: the kernel does not grant CONTINUE: is it a shared mapping of the file?"
+            )

@@ -1,0 +1,62 @@
+"""The process at the other end of a Unix socket: who it is, and when it ends.
+
+A connection enters; a process that can be waited for leaves, or the reason why it is not to be served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import struct
+
+from postcopy.errors import HostError, ProtocolError
+
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_SO_PEERPIDFD = 77  # Linux 6.5: no other process can have come to that number meanwhile
+
+
+class Process:
+    """A process of this host; `ended` is set once it has ended. close() it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Take the peer; ProtocolError unless it is root's or this user's, HostError where it cannot be watched."""
+        packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        self.pid, uid, _ = _CREDENTIALS.unpack(packed)
+        if uid not in {0, os.geteuid()}:
+            raise ProtocolError(f"process {self.pid} of user {uid} may not hand memory to this agent")
+        self._pidfd = _open(connection, self.pid)
+        self.ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(self._pidfd, self._end)
+
+    def __str__(self) -> str:
+        return f"process {self.pid}"
+
+    def _end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        self.ended.set()
+
+    @property
+    def lives(self) -> bool:
+        """Whether it has not ended, also where the loop had no time yet to learn of it."""
+        return not (self.ended.is_set() or select.select([self._pidfd], [], [], 0)[0])
+
+    def close(self) -> None:
+        """Watch it no more."""
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+def _open(connection: socket.socket, pid: int) -> int:
+    try:
+        packed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, struct.calcsize("i"))
+        return int(struct.unpack("i", packed)[0])
+    except OSError:
+        pass  # before 6.5, or it has been reaped
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, ValueError) as error:
+        raise HostError(f"process {pid} cannot be watched: {error}") from error

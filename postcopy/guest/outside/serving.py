@@ -1,0 +1,307 @@
+"""Outside VMMs as a library: `async with OutsideDestination("unix:PATH", fetch="tcp:HOST:PORT") as destination: ...`.
+
+Processes hand their memory over at a Unix socket; each is served by a migration of its own, from a source that is
+dialled for it or from one that dials. What goes wrong with one of them is said in one line and ends that one alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Self
+
+from postcopy.errors import HostError, PostcopyError
+from postcopy.guest.outside.handing import HandedOver, take
+from postcopy.guest.outside.poison import Poisoner
+from postcopy.guest.outside.session import ROLES, OutsideInterpreter
+from postcopy.link.address import Address, UnixAddress
+from postcopy.link.control import ControlChannel
+from postcopy.link.data import shake_hands
+from postcopy.link.dial import dial_fetch, reason
+from postcopy.link.interpreter import boot_id
+from postcopy.link.limits import ACCEPT_PAUSE_SECONDS
+from postcopy.link.listen import Listener, bind, first_message
+from postcopy.link.snapshot import find
+from postcopy.link.source import POLL_MAX_NS, SOFTWARE
+from postcopy.link.tls import Credentials, versions_over
+from postcopy.session.commands import Finish
+from postcopy.session.destination import DestinationMachine
+from postcopy.session.events import Received
+from postcopy.session.states import State
+from postcopy.wire.control import Refuse
+from postcopy.wire.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
+from postcopy.wire.messages import ALL, ASKED_FOR
+from postcopy.wire.preamble import Preamble, Security
+from postcopy.wire.version import FETCH_SINCE, VERSION, VERSION_MIN
+
+# Processes at one time, those that have not said anything yet among them: each that is served has two threads.
+PROCESSES_MAX = 256
+
+# An address space may outlive the process that handed it over: how often is looked whether it has ended.
+GONE_LOOK_SECONDS = 1.0
+
+log = logging.getLogger("postcopy.destination")
+
+
+class OutsideDestination:
+    """Serves processes that hand their memory over at `handover`.
+
+    With `fetch` their pages come from the source there, all of them (`push`) or those that are touched; without it
+    sources dial `listen`, and each gets the process that has waited longest. `ended` is told of each migration's end,
+    `left` once its process is served no more.
+    """
+
+    def __init__(
+        self,
+        handover: UnixAddress,
+        *,
+        fetch: Address | None = None,
+        listen: Address | None = None,
+        push: bool = True,
+        poll_max_ns: int = POLL_MAX_NS,
+        ended: Callable[[OutsideInterpreter, Finish], None] = lambda _one, _finish: None,
+        left: Callable[[OutsideInterpreter], None] = lambda _one: None,
+        tls: Credentials | None = None,
+    ) -> None:
+        self.handover = handover
+        self.current: list[OutsideInterpreter] = []
+        self.waiting: deque[HandedOver] = deque()
+        self._fetch = fetch
+        self._tls = tls
+        self._pages = ALL if push else ASKED_FOR
+        self._poll_max_ns = poll_max_ns
+        self._ended = ended
+        self._left = left
+        self._listener = None if listen is None else Listener(listen, self._on_control, self._on_data, tls)
+        self._socket: socket.socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def address(self) -> Address:
+        """Where sources dial, or else where processes hand over."""
+        return self.handover if self._listener is None else self._listener.address
+
+    async def __aenter__(self) -> Self:
+        before = os.umask(0o177)
+        try:
+            self._socket = bind(self.handover)
+        finally:
+            os.umask(before)
+        if self._listener is not None:
+            await self._listener.open()
+        self._spawn(self._accept(self._socket))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- processes come in ----------------------------------------------------------------------------------------
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listening)
+            except OSError as error:
+                log.warning("cannot accept a connection: %s", reason(error))
+                await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
+                continue
+            if len(self._tasks) > PROCESSES_MAX:
+                log.warning("closed a process that would hand its memory over: %d are served", PROCESSES_MAX)
+                connection.close()
+                continue
+            self._spawn(self._hear(connection))
+
+    async def _hear(self, connection: socket.socket) -> None:
+        """Serve one process from its first word to its end."""
+        with connection:
+            try:
+                handed = await take(connection)
+            except (PostcopyError, OSError) as error:
+                log.warning("refused memory that was handed over: %s", error)
+                return
+            log.info("destination: %s handed %s over", handed.process, handed.message.describe())
+            if self._fetch is None:
+                self.waiting.append(handed)
+                await self._wait(handed)
+            else:
+                await self._serve(handed, self._fetch)
+
+    async def _wait(self, handed: HandedOver) -> None:
+        """Keep a process for a source that dials; its end may come before."""
+        await handed.process.ended.wait()
+        if handed in self.waiting:  # and not with a migration, which then is told
+            self.waiting.remove(handed)
+            log.info("destination: %s has ended, and no source had come", handed.process)
+            handed.close()
+
+    async def _serve(self, handed: HandedOver, address: Address) -> None:
+        interpreter = self._begin(handed, address)
+        try:
+            channel = await dial_fetch(address, self._tls)
+        except PostcopyError as error:
+            await self._abandon(interpreter, str(error))
+            return
+        await self._drive(interpreter, channel)
+
+    def _begin(self, handed: HandedOver, address: Address | None) -> OutsideInterpreter:
+        identity = (secrets.token_bytes(MIGRATION_ID_BYTES), secrets.token_bytes(TOKEN_BYTES))
+        machine = DestinationMachine(
+            versions_over(self._tls, (VERSION_MIN if address is None else FETCH_SINCE, VERSION)),
+            identity,
+            SOFTWARE,
+            boot_id(),
+            OutsideInterpreter.now(),
+            pieces=() if address is None else tuple(one.piece for one in handed.message.mappings),
+            pages=self._pages if address is not None else ALL,
+        )
+        interpreter = OutsideInterpreter(
+            machine, handed, dial=address, poll_max_ns=self._poll_max_ns, tls=self._tls is not None
+        )
+        self.current.append(interpreter)
+        return interpreter
+
+    # --- a migration, and what follows ----------------------------------------------------------------------------
+
+    async def _drive(self, interpreter: OutsideInterpreter, channel: ControlChannel) -> None:
+        interpreter.listen(channel)
+        watching = asyncio.create_task(self._watch(interpreter))
+        try:
+            finish = await interpreter.run()
+        finally:
+            watching.cancel()
+        await self._follow(interpreter, finish)
+
+    async def _watch(self, interpreter: OutsideInterpreter) -> None:
+        await self._gone(interpreter.handed)
+        await interpreter.process_ended()
+
+    async def _gone(self, handed: HandedOver) -> None:
+        """Return when the memory's process has ended, and whoever else may share its address space."""
+        await handed.process.ended.wait()
+        while not handed.gone():
+            await asyncio.sleep(GONE_LOOK_SECONDS)
+
+    async def _follow(self, interpreter: OutsideInterpreter, finish: Finish) -> None:
+        handed = interpreter.handed
+        if finish.state is State.COMPLETED:
+            log.info("destination: %s: %s", handed.process, finish.text if handed.process.lives else "it has ended")
+            self._ended(interpreter, finish)
+            await self._gone(handed)
+            await self._forget(interpreter)
+        elif finish.state is State.LOST or self._fetch is not None or not handed.process.lives:
+            await self._abandon(interpreter, finish.text)
+            self._ended(interpreter, finish)
+        else:
+            await self._remove(interpreter)
+            self._ended(interpreter, finish)
+            self.waiting.append(handed)  # nothing was served: another source may come
+            await self._wait(handed)
+
+    async def _abandon(self, interpreter: OutsideInterpreter, text: str) -> None:
+        """End a process's memory that never comes: poisoned, so that nobody waits for it and nobody sees zeros."""
+        handed = interpreter.handed
+        if not handed.process.lives:
+            log.info("destination: %s has ended: %s", handed.process, text)
+            await self._forget(interpreter)
+            return
+        try:
+            poisoned = await self._poison(interpreter)
+        except PostcopyError as error:
+            log.error("destination: %s: %s; it waits for its pages for ever: %s", handed.process, text, error)  # noqa: TRY400
+            await self._gone(handed)
+        else:
+            log.warning("destination: %s: %s; %d pages are poisoned", handed.process, text, poisoned)
+        await self._forget(interpreter)
+
+    async def _poison(self, interpreter: OutsideInterpreter) -> int:
+        maps = await interpreter.stop()
+        handed = interpreter.handed
+        regions = [(one.address, one.page_size) for one in handed.message.mappings]
+        poisoned = await asyncio.to_thread(Poisoner(handed.uffd, regions, maps).run)
+        handed.release()
+        return poisoned
+
+    async def _forget(self, interpreter: OutsideInterpreter) -> None:
+        await self._remove(interpreter)
+        interpreter.handed.close()
+
+    async def _remove(self, interpreter: OutsideInterpreter) -> None:
+        await interpreter.end()
+        if interpreter in self.current:
+            self.current.remove(interpreter)
+            self._left(interpreter)
+
+    # --- sources that dial ----------------------------------------------------------------------------------------
+
+    async def _on_control(self, channel: ControlChannel) -> None:
+        first = await first_message(channel)
+        while self.waiting and not self.waiting[0].process.lives:
+            self.waiting.popleft().close()
+        if not self.waiting:
+            text = "no process waits here that has handed its memory over"
+            channel.send(Refuse("busy", text))
+            await channel.close()
+            raise HostError(text)
+        interpreter = self._begin(self.waiting.popleft(), None)
+        interpreter.post(Received(interpreter.now(), first))
+        self._spawn(self._drive(interpreter, channel))
+
+    async def _on_data(self, preamble: Preamble, connection: socket.socket) -> None:
+        """Attach a data connection to the migration that it proves to be of; ProtocolError or LinkError otherwise."""
+        interpreter = find(preamble, self.current)
+        role = ROLES[preamble.role]
+        if preamble.security is Security.PLAIN:
+            interpreter.attach(role, connection, None)
+            return
+        with await shake_hands(connection, preamble, interpreter.machine.token, listens=True) as session:
+            interpreter.attach(role, connection, session)
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    async def close(self) -> int:
+        """Listen no more and leave every process to itself; return how many lack pages.
+
+        What is missing for good is poisoned, what is zeros the kernel gives from now on.
+        """
+        if self._listener is not None:
+            await self._listener.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        lacking = 0
+        for interpreter in list(self.current):
+            lacking += await self._leave(interpreter)
+        for handed in self.waiting:
+            handed.close()
+        self.waiting.clear()
+        return lacking
+
+    async def _leave(self, interpreter: OutsideInterpreter) -> bool:
+        process = interpreter.handed.process
+        poisoned = 0
+        if interpreter.channel is not None:
+            interpreter.channel.abort()
+        if process.lives:
+            try:
+                poisoned = await self._poison(interpreter)
+            except HostError as error:
+                log.error("destination: %s waits for its pages for ever: %s", process, error)  # noqa: TRY400
+                return True
+            if poisoned:
+                log.error("destination: %s loses %d pages that were still at the source", process, poisoned)
+        await self._forget(interpreter)
+        return poisoned > 0

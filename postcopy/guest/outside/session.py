@@ -1,0 +1,123 @@
+"""One migration into an outside VMM's memory: how its destination's commands are performed there.
+
+A hand-over and a control channel enter. The process runs already and its faults wait, so the pump begins with RUN and
+not before; when all is here it goes on, for pages that the process gives back and for zeros that it never touched,
+until the process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal
+
+from postcopy.guest.outside.handing import HandedOver
+from postcopy.guest.outside.memory import OutsideMemory
+from postcopy.link.address import Address
+from postcopy.link.destination_interpreter import DestinationInterpreter
+from postcopy.link.dial import DataConnection, dial_data
+from postcopy.pump.destination import DestinationStats
+from postcopy.session.commands import Discard, Prepare, Settle, StartGuest, StartPump, StopPump
+from postcopy.session.destination import DestinationMachine
+from postcopy.session.events import CancelAsked, DataAttached, Prepared
+from postcopy.session.states import ENDED, State
+from postcopy.wire.preamble import Preamble, Role
+
+DataRole = Literal["urgent", "push"]
+ROLES: dict[Role, DataRole] = {Role.URGENT: "urgent", Role.PUSH: "push"}
+
+
+class OutsideInterpreter(DestinationInterpreter):
+    """One migration. `dial` is where the data connections are dialled, None: the source does that.
+
+    After the end `finish` says what came of it; end() it once nothing of it is needed any more.
+    """
+
+    def __init__(
+        self,
+        machine: DestinationMachine,
+        handed: HandedOver,
+        *,
+        dial: Address | None,
+        poll_max_ns: int,
+        tls: bool = False,
+    ) -> None:
+        mode = "minor" if handed.memory_fd >= 0 else "missing"
+        super().__init__(machine, {}, {}, claim=self._claimed, mode=mode, poll_max_ns=poll_max_ns)
+        self.handed = handed
+        self._dial = dial
+        self._encrypts = tls
+
+    async def _claimed(self, _interpreter: DestinationInterpreter) -> None:
+        """Wait for nothing: the memory is this migration's already."""
+
+    async def _make_room(self, command: Prepare) -> None:
+        self.memory = await asyncio.to_thread(OutsideMemory.of, self.handed, command.offer)
+        self._pump = self.memory.pump(self._poll_max_ns)
+        dialled = [] if self._dial is None else await self._dial_roles(self._dial)
+        self.post(Prepared(self.now()))
+        for role, connection in dialled:
+            if self._pump is not None:
+                self._pump.attach(role, *connection)
+            self.post(DataAttached(self.now(), role))
+
+    async def _dial_roles(self, address: Address) -> list[tuple[DataRole, DataConnection]]:
+        machine, dialled = self.machine, []
+        try:
+            for role, name in ROLES.items():
+                preamble = Preamble(role, machine.version, machine.migration_id, machine.token)
+                dialled.append((name, await dial_data(address, preamble, tls=self._encrypts)))
+        except BaseException:
+            for _, connection in dialled:
+                connection.close()
+            raise
+        return dialled
+
+    async def _start_pump(self, command: StartPump) -> None:
+        """Do nothing yet: faults wait already, and the source may not be asked before RUN."""
+
+    async def _start_guest(self, command: StartGuest) -> None:
+        await super()._start_pump(StartPump())
+        await super()._start_guest(command)
+        if not self.handed.process.lives:
+            await self.process_ended()
+
+    async def process_ended(self) -> None:
+        """Bring the migration to its end: nobody needs anything of it any more."""
+        state = self.machine.state
+        if state is State.POSTCOPY_ACTIVE and self._pump is not None:
+            self._unwatch()
+            await asyncio.to_thread(self._pump.stop)
+            self.post_first(self._resident())
+        elif state not in ENDED:
+            self.post(CancelAsked(self.now(), f"{self.handed.process} has ended"))
+
+    def left(self, stats: DestinationStats) -> int:
+        """Return what a process that has ended never touched."""
+        return stats.pages_total - stats.pages_resident
+
+    async def _settle(self, _command: Settle) -> None:
+        self._sum_up()  # the source may have gone before it was made
+
+    async def _stop_pump(self, _command: StopPump) -> None:
+        """Leave the pump running: see the module's docstring."""
+
+    async def _discard(self, _command: Discard) -> None:
+        if self._working is not None:
+            await asyncio.wait({self._working})  # the thread in it cannot be called back
+
+    # --- after the end ------------------------------------------------------------------------------------
+
+    async def stop(self) -> list[bytes]:
+        """End the pump; return what it knew of each region's pages, all absent where there was none."""
+        pump = self._pump
+        if pump is None:
+            return [bytes(one.size // one.page_size) for one in self.handed.message.mappings]
+        self._unwatch()
+        await asyncio.to_thread(pump.stop)
+        return [bytes(pump.page_map(number)) for number in range(len(self.handed.message.mappings))]
+
+    async def end(self) -> None:
+        """Give back what this process has of it; the hand-over stays."""
+        await super()._stop_pump(StopPump())
+        if self.memory is not None:
+            self.memory.close()

@@ -1,0 +1,159 @@
+"""A snapshot's memory as a library: `async with Snapshot(path, "tcp:HOST:PORT") as snapshot: ...`.
+
+A file and a port enter; any number of destinations fetch from it at once, each a migration of its own. None of them can
+harm the file, the others or this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import socket
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
+
+from postcopy.errors import HostError, ProtocolError
+from postcopy.kernel.snapshot import SnapshotFile
+from postcopy.link.address import Address, parse_address
+from postcopy.link.control import ControlChannel
+from postcopy.link.data import shake_hands
+from postcopy.link.fetched import FetchedInterpreter
+from postcopy.link.fetched import Role as DataRole
+from postcopy.link.listen import Listener
+from postcopy.link.source import POLL_MAX_NS, SOFTWARE
+from postcopy.link.tls import Credentials
+from postcopy.session.events import CancelAsked, Started
+from postcopy.session.fetched import FetchedMachine
+from postcopy.session.states import State
+from postcopy.wire.control import Hello, Refuse
+from postcopy.wire.preamble import Preamble, Role, Security
+from postcopy.wire.version import FETCH_SINCE, VERSION
+
+# Destinations at one time: each has two threads and some megabytes of buffers.
+DESTINATIONS_MAX = 256
+
+# When this side ends: how long destinations may take to notice.
+CLOSE_SECONDS = 5.0
+
+log = logging.getLogger("postcopy.source")
+
+
+class Migrating(Protocol):
+    """One of the migrations that a port serves at a time."""
+
+    @property
+    def machine(self) -> Any:
+        """Its side's machine, with `migration_id` and `token`."""
+
+
+MigratingT = TypeVar("MigratingT", bound=Migrating)
+
+
+def find(preamble: Preamble, migrations: Iterable[MigratingT]) -> MigratingT:
+    """Return the migration that a data connection belongs to; ProtocolError where it does not prove that.
+
+    With TLS what proves it is the handshake that follows.
+    """
+    if preamble.role in {Role.URGENT, Role.PUSH}:
+        for one in migrations:
+            known = hmac.compare_digest(preamble.migration_id, one.machine.migration_id)
+            if known and (preamble.security is Security.TLS or hmac.compare_digest(preamble.token, one.machine.token)):
+                return one
+    raise ProtocolError("a data connection that does not prove itself: unknown migration or wrong token")
+
+
+class Snapshot:
+    """A memory file that destinations fetch. `rate` limits the push to each of them, in bytes a second.
+
+    `ended` is called with each destination after its end. Raises UsageError for a file that cannot be read.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        listen: Address | str,
+        *,
+        rate: int | None = None,
+        poll_max_ns: int = POLL_MAX_NS,
+        ended: Callable[[FetchedInterpreter], None] = lambda _: None,
+        tls: Credentials | None = None,
+    ) -> None:
+        self.rate = rate
+        self.current: dict[FetchedInterpreter, asyncio.Task[None]] = {}
+        self.file = SnapshotFile(path)
+        self._poll_max_ns = poll_max_ns
+        self._ended = ended
+        address = parse_address(listen) if isinstance(listen, str) else listen
+        self._listener = Listener(address, self._on_fetch, self._on_data, tls, opening=Role.FETCH)
+
+    @property
+    def address(self) -> Address:
+        """Where it listens, with the real port."""
+        return self._listener.address
+
+    async def __aenter__(self) -> Self:
+        await self._listener.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _on_fetch(self, channel: ControlChannel) -> None:
+        if len(self.current) >= DESTINATIONS_MAX:
+            text = f"{DESTINATIONS_MAX} destinations fetch from this source already"
+            channel.send(Refuse("busy", text))
+            await channel.close()
+            raise HostError(text)
+        machine = FetchedMachine(Hello((FETCH_SINCE, VERSION), SOFTWARE), self.file.size)
+        interpreter = FetchedInterpreter(
+            machine, self.file, channel.name, poll_max_ns=self._poll_max_ns, rate=self.rate
+        )
+        interpreter.post(Started(interpreter.now()))
+        interpreter.listen(channel)
+        log.info("source: %s fetches", channel.name)
+        self.current[interpreter] = asyncio.create_task(self._drive(interpreter))
+
+    async def _drive(self, interpreter: FetchedInterpreter) -> None:
+        try:
+            finish = await interpreter.run()
+            log.info("source: %s: %s: %s", interpreter.name, finish.state, finish.text)
+        finally:
+            interpreter.close()
+            del self.current[interpreter]
+            self._ended(interpreter)
+
+    async def _on_data(self, preamble: Preamble, connection: socket.socket) -> None:
+        """Give a data connection to the destination that it proves to be of; ProtocolError or LinkError otherwise."""
+        interpreter = find(preamble, self.current)
+        role: DataRole = "urgent" if preamble.role is Role.URGENT else "push"
+        if preamble.security is Security.PLAIN:
+            interpreter.take(role, connection, None)
+            return
+        with await shake_hands(connection, preamble, interpreter.machine.token, listens=True) as session:
+            interpreter.take(role, connection, session)
+
+    def set_rate(self, rate: int | None) -> None:
+        """Limit the push to each destination, those that fetch now and those to come; 0 or None: not at all."""
+        self.rate = rate
+        for interpreter in self.current:
+            interpreter.pace.rate = rate
+
+    @property
+    def unserved(self) -> int:
+        """How many destinations still need this source."""
+        return sum(one.machine.state is State.POSTCOPY_ACTIVE for one in self.current)
+
+    async def close(self) -> None:
+        """Listen no more, end what has not begun, leave everyone else without the rest of their pages."""
+        await self._listener.close()
+        for interpreter in self.current:
+            interpreter.post(CancelAsked(interpreter.now(), "the source ends"))
+        active = [task for one, task in self.current.items() if one.machine.state is State.POSTCOPY_ACTIVE]
+        for interpreter in self.current:
+            if interpreter.machine.state is State.POSTCOPY_ACTIVE and interpreter.channel is not None:
+                interpreter.channel.abort()
+        if self.current:
+            await asyncio.wait({*self.current.values(), *active}, timeout=CLOSE_SECONDS)
+        self.file.close()
