@@ -49,6 +49,13 @@ OnControl = Callable[[ControlChannel], Awaitable[None]]
 OnData = Callable[[Preamble, socket.socket], Awaitable[None]]
 
 
+def why(error: PostcopyError | OSError) -> str:
+    """Say why a connection that did not prove itself is closed."""
+    if isinstance(error, TimeoutError):
+        return f"no preamble within {PREAMBLE_SECONDS:g} s"
+    return reason(error) if isinstance(error, OSError) else str(error)
+
+
 class Listener:
     """One listening socket. `on_control` and `on_data` own what they get when they return, and raise to refuse it.
 
@@ -141,17 +148,16 @@ class Listener:
                 if self._tls is not None and tunnel is not None:
                     await self._check_name(self._tls, tunnel, channel)
                 await self._on_control(channel)
-        except TimeoutError:
-            self._close(close, name, f"no preamble within {PREAMBLE_SECONDS:g} s")
-        except PostcopyError as error:
-            self._close(close, name, str(error))
-        except OSError as error:
-            self._close(close, name, reason(error))
+        except (PostcopyError, OSError) as error:
+            self._close(close, name, why(error))
         except asyncio.CancelledError:
             if asyncio.current_task() in self._unproven:
                 close()  # the listener itself is closed
                 raise
             self._close(close, name, f"{UNPROVEN_MAX} younger connections have not proved themselves either")
+        except Exception:  # a mistake of ours: whoever called hears of it at once, and all others are still served
+            log.exception("closed %s: internal error", name)
+            close()
 
     def _close(self, close: Callable[[], None], name: str, why: str) -> None:
         self._lines.write(name, why)

@@ -65,6 +65,25 @@ def test_a_control_connection_from_end_to_end(play, address):
     play(story)
 
 
+def test_a_mistake_of_ours_closes_the_connection_and_is_told(play, address, caplog):
+    async def story():
+        async def broken(_channel):
+            raise ZeroDivisionError
+
+        listener = Listener(address, broken, no_data)
+        await listener.open()
+        near = await dial_control(listener.address)
+        with pytest.raises(LinkError):
+            await near.receive()
+        await near.close()
+        await listener.close()
+
+    with caplog.at_level(logging.ERROR):
+        play(story)
+    assert "internal error" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_what_is_known_to_be_gone_is_not_sent(play):
     async def story():
         near, far = socket.socketpair()
