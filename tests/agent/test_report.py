@@ -12,7 +12,7 @@ from agent.report import page, plots, runs, trace
 from postcopy.errors import UsageError
 from postcopy.link.course import Course, Look, distribution
 from postcopy.pump.histogram import BUCKETS, Histogram
-from tests.outside import outside, say
+from tests.programs import outside, say
 
 from .agents import run
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.agent.agents import ROOT, Result
 from tests.lacking import lacking
-from tests.outside import outside, say
+from tests.programs import outside, say
 
 USER = 65532
 DEVICE = Path("/dev/userfaultfd")

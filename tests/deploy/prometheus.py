@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Self
 
-from tests.outside import outside
+from tests.programs import outside
 
 RULES = Path(__file__).parents[2] / "deploy/prometheus/rules"
 # The rules rate over a minute and are evaluated as often as samples come, so that a test sees them after a moment.

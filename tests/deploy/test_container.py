@@ -11,7 +11,7 @@ import pytest
 from tests.agent.agents import ROOT
 from tests.deploy.container import DEVICE, USER, Container, wheel
 from tests.lacking import lacking
-from tests.outside import say
+from tests.programs import say
 
 CONTAINERFILE = ROOT / "deploy/container/Containerfile"
 

@@ -15,7 +15,7 @@ from agent.cli import cli
 from agent.config import keys, read
 from postcopy import __version__
 from tests.agent.agents import ROOT
-from tests.outside import say
+from tests.programs import say
 
 KUBERNETES = ROOT / "deploy/kubernetes"
 FOLDERS = sorted(file.parent for file in KUBERNETES.rglob("kustomization.yaml"))

@@ -15,7 +15,7 @@ import pytest
 
 from tests.agent.agents import Command, Daemon, destination, run, scrape, source
 from tests.deploy.prometheus import Prometheus
-from tests.outside import say
+from tests.programs import say
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = DEPLOY / "grafana/postcopy.json"

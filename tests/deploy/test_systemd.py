@@ -18,7 +18,7 @@ from agent import notify
 from agent.metrics import Figures
 from postcopy.session.states import State
 from tests.agent.agents import ENVIRONMENT, ROOT, run
-from tests.outside import say
+from tests.programs import say
 
 SYSTEMD = ROOT / "deploy/systemd"
 UNITS = sorted(SYSTEMD.glob("*.service"))
