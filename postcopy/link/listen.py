@@ -195,13 +195,14 @@ class Listener:
             raise LinkError(f"no TLS: {error}") from error
         return tunnel
 
-    @staticmethod
-    async def _check_name(tls: Credentials, tunnel: Tunnel, channel: ControlChannel) -> None:
+    async def _check_name(self, tls: Credentials, tunnel: Tunnel, channel: ControlChannel) -> None:
         """Tell whoever has a certificate and is not wanted; ProtocolError then."""
         names = tunnel.names()
         if not tls.admits(names):
             who = ", ".join(sorted(names)) or "no name"
-            await _tell(channel, f"this destination takes no guest from {who}: its --allow names others")
+            takes = "destination takes no guest from" if self._opening is Role.CONTROL else "source gives nothing to"
+            text = f"this {takes} {who}: its --allow names others"
+            await _tell(channel, text, hears=self._opening is Role.CONTROL)
             raise ProtocolError(f"the certificate's name is not one that may come in: {who}")
 
     async def _refuse_security(self, preamble: Preamble, connection: socket.socket, name: str) -> None:
@@ -209,9 +210,11 @@ class Listener:
         if preamble.security is Security.TLS:
             await farewell(connection, NO_TLS)
             raise ProtocolError("it wants TLS, and this agent takes plain connections only")
-        if preamble.role is Role.CONTROL:
+        if preamble.role in OPENING:
+            ours, theirs = ("destination", "source") if preamble.role is Role.CONTROL else ("source", "destination")
             channel = await ControlChannel.over(connection, name)
-            await _tell(channel, "this destination takes TLS only: the source needs --tls-dir")
+            text = f"this {ours} takes TLS only: the {theirs} needs --tls-dir"
+            await _tell(channel, text, hears=preamble.role is Role.CONTROL)
         raise ProtocolError("it wants no TLS, and this agent takes nothing else")
 
 
@@ -224,10 +227,11 @@ async def first_message(channel: ControlChannel) -> Message:
         raise LinkError(f"no message within {MESSAGE_SECONDS:g} s") from None
 
 
-async def _tell(channel: ControlChannel, text: str) -> None:
-    """Hear the first message, refuse it and close."""
+async def _tell(channel: ControlChannel, text: str, *, hears: bool = True) -> None:
+    """Refuse and close, behind the first message where the other end speaks first."""
     with contextlib.suppress(PostcopyError):  # it went without an answer
-        await first_message(channel)
+        if hears:
+            await first_message(channel)
         channel.send(Refuse("host", text))
         await channel.close()
 

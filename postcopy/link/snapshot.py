@@ -131,8 +131,12 @@ class Snapshot:
         if preamble.security is Security.PLAIN:
             interpreter.take(role, connection, None)
             return
-        with await shake_hands(connection, preamble, interpreter.machine.token, listens=True) as session:
-            interpreter.take(role, connection, session)
+        session = await shake_hands(connection, preamble, interpreter.machine.token, listens=True)
+        try:
+            interpreter.take(role, connection, session)  # which keeps it until READY
+        except BaseException:
+            session.close()
+            raise
 
     def set_rate(self, rate: int | None) -> None:
         """Limit the push to each destination, those that fetch now and those to come; 0 or None: not at all."""
