@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import uvloop
 
 from agent import logs, notify
+from agent.security import privileges
 from postcopy.errors import UsageError
 from postcopy.link.about import About, speak_of
 from postcopy.link.address import UnixAddress
@@ -75,7 +76,8 @@ def tell_ready(ready_fd: int | None, address: str = "") -> None:
 
 
 def run(role: str, daemon: Coroutine[Any, Any, int]) -> NoReturn:
-    """Run a daemon and end the process with the status it returns."""
+    """Run a daemon, with no more rights than it needs, and end the process with the status it returns."""
+    privileges.drop()
     speak_of(About(role))
     raise SystemExit(uvloop.run(daemon))
 

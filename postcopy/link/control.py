@@ -53,11 +53,14 @@ class ControlChannel:
     def send(self, message: Message) -> None:
         """Queue a message; LinkError if the connection is known to be gone: not a byte of it was sent then."""
         ended = self._reader.at_eof() or (self._tunnel is not None and self._tunnel.ended)
-        if self._writer.is_closing() or self._reader.exception() is not None or ended:
+        if self._writer.is_closing() or self._reader.exception() is not None or ended or self._broken:
             raise LinkError(self._broken or f"the connection to {self.name} is closed")
         data = encode(message, self.version)
+        try:
+            self._writer.write(data if self._tunnel is None else self._tunnel.sealed(data))
+        except ssl.SSLError as error:
+            raise LinkError(f"TLS with {self.name}: {words(error)}") from error
         self.bytes_sent += len(data)
-        self._writer.write(data if self._tunnel is None else self._tunnel.sealed(data))
 
     async def receive(self) -> Message:
         """Wait for a message; ProtocolError for bytes that are none, LinkError at the connection's end."""

@@ -12,6 +12,14 @@ PREAMBLE_SECONDS = 5.0
 MESSAGE_SECONDS = 5.0
 """The same for its first message, which a source sends behind the preamble or the TLS handshake."""
 
+HANDSHAKE_SECONDS = 5.0
+"""How long a TLS handshake may take: two round trips, and a signature of each end."""
+
+FAREWELL_SECONDS = 1.0
+FAREWELL_BYTES = 64 << 10
+"""To whom is refused, what was said last should arrive: a connection closed with bytes unread would lose it. So it is
+read on for so long, and so much."""
+
 UNPROVEN_MAX = 64
 """Connections that have not proved themselves yet, at one time. A source needs one at a time and three in all, for a
 few round trips. Beyond, the oldest from where most of them come gives its place to the newest: whoever opens a thousand

@@ -16,17 +16,11 @@ from typing import Any
 
 from postcopy.errors import LinkError, UsageError
 from postcopy.link.address import Address, TcpAddress
+from postcopy.link.limits import FAREWELL_BYTES, FAREWELL_SECONDS, HANDSHAKE_SECONDS
 from postcopy.pump.tls import openssl
 from postcopy.wire.version import TLS_SINCE
 
 PIECE_BYTES = 16 << 10
-
-# How long a TLS handshake may take: two round trips and a signature of each end.
-HANDSHAKE_SECONDS = 5.0
-
-# To whom is refused, what was said last should arrive: a connection closed with bytes unread would lose it.
-FAREWELL_SECONDS = 1.0
-FAREWELL_BYTES = 64 << 10
 
 # The CA's certificate, and its list of revoked ones where there is one.
 _AUTHORITY = ("ca-cert.pem", "ca-crl.pem")

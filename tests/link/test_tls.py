@@ -383,6 +383,29 @@ def test_a_message_that_is_none_inside_of_tls(play, right):
     play(story)
 
 
+def test_what_cannot_be_encrypted_any_more_is_known_not_to_be_sent(play, right):
+    """A session that met a forgery is over in both directions, and whoever sends is told so in words of the link."""
+
+    async def story():
+        tls = Credentials(right)
+        async with Listening(tls) as there:
+            near = await dial_control(there.address, tls)
+            far = await there.came.get()
+            far._writer.write(b"\x17\x03\x03\x00\x20" + bytes(32))
+            with pytest.raises(LinkError, match="TLS with tcp:"):
+                await near.receive()
+            assert not near._writer.is_closing()
+            with pytest.raises(LinkError, match="TLS with tcp:"):
+                near.send(Run())
+            near._broken = ""  # and OpenSSL itself would not have it either
+            with pytest.raises(LinkError, match=r"TLS with tcp:|is closed"):
+                near.send(Run())
+            near.abort()
+            far.abort()
+
+    play(story)
+
+
 def test_bytes_that_are_no_records(play, right):
     async def story():
         near, far = socket.socketpair()
