@@ -74,8 +74,11 @@ class Relay:
         far = connect(self._destination)
         far.settimeout(None)
         self._ends.append(far)
-        preamble = near.recv(64, socket.MSG_WAITALL)
-        far.sendall(preamble)
+        try:
+            preamble = near.recv(64, socket.MSG_WAITALL)
+            far.sendall(preamble)
+        except OSError:  # cut at this very moment
+            return
         if unpack(preamble).role is Role.MEMORY:
             pairs = [(self._pass_bytes, far, near), (self._pass_files, near, far)]
         else:

@@ -5,6 +5,8 @@ import asyncio
 import pytest
 import uvloop
 
+from tests.certificates import directory
+
 SECONDS = 10
 
 
@@ -22,3 +24,9 @@ def play(request):
         return asyncio.run(bounded())
 
     return run
+
+
+@pytest.fixture
+def right(tmp_path):
+    """Certificates that are as they must be, of this host."""
+    return directory(tmp_path / "right")
