@@ -121,7 +121,7 @@ def option_of(section: str, key: str, known: Mapping[str, Keys]) -> click.Option
     elsewhere = [name for name, others in known.items() if name and key in others]
     hint = nearest(key, keys, "{}")
     if not section and not hint and elsewhere:
-        hint = f"; it goes below [{elsewhere[0]}]"
+        hint = f"; it goes below {' or '.join(f'[{name}]' for name in elsewhere)}"
     raise UsageError(f"{place} {key!r}{hint}")
 
 

@@ -59,7 +59,11 @@ def test_what_a_file_says_is_what_would_be_typed(tmp_path):
         ("[source]\nsise = 1", 2, "[source] has no key 'sise'; did you mean size?"),
         ("\n[sauce]\nsize = 1", 2, "there is no section [sauce]; did you mean [source]?"),
         ("[zzzzz]", 1, "there is no section [zzzzz]"),
-        ("listen = 'unix:x'", 1, "before the first section there is no key 'listen'; it goes below [destination]"),
+        (
+            "listen = 'unix:x'",
+            1,
+            "before the first section there is no key 'listen'; it goes below [source] or [destination]",
+        ),
         ("dbug = true", 1, "before the first section there is no key 'dbug'; did you mean debug?"),
         ("[source]\nready-fd = 3", 2, "[source] has no key 'ready-fd'"),
         ("[destination]\n\ninsecure = 'yes'", 3, "insecure: write true or false"),
