@@ -33,8 +33,9 @@ log = logging.getLogger("postcopy.metrics")
 SCRAPE_SECONDS = 5.0
 # What many files tell is told again for so long.
 SLOW_SECONDS = 1.0
-# A scrape is a millisecond of Python, and nobody waits for it: on a small host it must not take the CPU from a fault.
-SCRAPE_NICE = 19
+# A scrape is a millisecond of Python and nobody waits for it, so on a small host it gives way to faults. But by no more
+# than this: starved by a busy host it would keep the GIL, and the event loop would wait for it.
+SCRAPE_NICE = 5
 # The source learns the mode with the last page: a migration that ended before has none.
 NO_MODE = "none"
 _PREFIX = "postcopy_"

@@ -84,6 +84,8 @@ def speaks(shape: type[Message], version: int) -> bool:
 def encode(message: Message, version: int = VERSION) -> bytes:
     """Return the bytes of a message, its length in front; ValueError if it would be refused."""
     name = _NAMES[type(message)]
+    if isinstance(message, Welcome):
+        version = _agreed_on(message.version, version)
     if not speaks(type(message), version):
         raise ValueError(f"message {name} is not part of version {version}")
     try:
@@ -167,8 +169,15 @@ def _decode(payload: bytes, version: int) -> Message:
         raise ProtocolError(f"control message refused: unknown type {quote(name)}")
     if not speaks(MESSAGES[name], version):
         raise ProtocolError(f"message {name} is not part of version {version}")
+    if MESSAGES[name] is Welcome:
+        version = _agreed_on(values.get("version"), version)
     try:
         message: Message = _RECORDS[name, version].take_fields(values)
     except IllTypedError as error:
         raise ProtocolError(f"message {name}: {error}") from None
     return message
+
+
+def _agreed_on(said: object, version: int) -> int:
+    """Return the version that WELCOME is written in: the one it says, since its reader knows of none before."""
+    return said if type(said) is int and VERSION_MIN <= said <= VERSION else version

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from postcopy.wire import control, limits
 from postcopy.wire.control import Message
 from postcopy.wire.messages import PROBE_ANSWERS, REFUSE_CODES
+from postcopy.wire.version import FETCH_SINCE
 
 EXAMPLES: list[Message] = [
     control.Hello((2, 3), "postcopy 0.1.0"),
@@ -65,7 +66,7 @@ MESSAGES = st.one_of(
     ),
     st.builds(
         control.Welcome,
-        st.integers(1, 65535),
+        st.integers(FETCH_SINCE, 65535),
         st.binary(min_size=16, max_size=16),
         st.binary(min_size=32, max_size=32),
         _NAME,

@@ -50,6 +50,14 @@ def test_there_is_an_example_of_each() -> None:
     assert [type(example) for example in EXAMPLES] == list(SHAPES.values())
 
 
+def test_welcome_is_written_in_the_version_it_agrees_on() -> None:
+    # the reader of the first answer does not know yet what the other agent speaks
+    older = control.Welcome(VERSION - 1, bytes(range(16)), bytes(range(32)), "postcopy")
+    assert b"pieces" not in encode(older)
+    assert decode(encode(older)) == older
+    assert b"pieces" in encode(control.Welcome(VERSION, bytes(range(16)), bytes(range(32)), "postcopy"))
+
+
 @given(MESSAGES)
 def test_there_and_back(message: Message) -> None:
     assert decode(encode(message)) == message
