@@ -18,7 +18,7 @@ from postcopy.errors import MigrationLost, Owner, PostcopyError, ProtocolError, 
 from postcopy.link.address import TcpAddress, UnixAddress, parse_address
 from postcopy.link.listen import bind
 from postcopy.link.sockets import check_peer
-from postcopy.session.states import State
+from postcopy.session.states import SWITCHED, State
 
 log = logging.getLogger("postcopy.admin")
 
@@ -196,7 +196,7 @@ def remote_error(error: dict[str, Any]) -> RemoteError:
 
 def silence(address: UnixAddress, heard: dict[str, Any]) -> PostcopyError:
     """Build the error that says what the silence of a daemon means; `heard` is its latest progress."""
-    if heard["state"] == State.POSTCOPY_ACTIVE:
+    if heard["state"] in SWITCHED:
         return MigrationLost(
             f"the source's agent at {address} does not answer any more, and pages of the running guest are there"
         )

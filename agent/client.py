@@ -10,9 +10,9 @@ import uvloop
 
 from agent.admin import Tell, admin_address, ask
 from agent.interrupt import Interrupted, Signals
-from postcopy.errors import PostcopyError
+from postcopy.errors import MigrationPaused, PostcopyError
 from postcopy.link.address import UnixAddress
-from postcopy.session.states import State
+from postcopy.session.states import SWITCHED
 
 # For a source to take its guest back, which it does in far less, or to cross its switchover on the way.
 CANCEL_SECONDS = 5.0
@@ -27,20 +27,25 @@ async def run_migrate(admin: str, arguments: dict[str, Any], tell: Tell) -> dict
     """Have the source at `admin` migrate and return the report.
 
     A signal ends this command at once: before the switchover the migration is cancelled, after it nobody can do that,
-    and it goes on by itself: Interrupted.
+    and it goes on by itself: Interrupted. One that somebody pauses is not waited for: MigrationPaused.
     """
     address = admin_address(admin)
-    switched_over = asyncio.Event()
+    switched_over, held = asyncio.Event(), asyncio.Event()
 
     def follow(now: dict[str, Any]) -> None:
-        if now["state"] == State.POSTCOPY_ACTIVE:
+        if now["state"] in SWITCHED:
             switched_over.set()
+        if now.get("held"):
+            held.set()
         tell(now)
 
     signals = Signals()
     running = asyncio.create_task(ask(address, "migrate", arguments, follow))
     signalled = asyncio.create_task(signals.next())
-    await asyncio.wait({running, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    paused = asyncio.create_task(held.wait())
+    await asyncio.wait({running, signalled, paused}, return_when=asyncio.FIRST_COMPLETED)
+    if paused.done() and not running.done():
+        raise MigrationPaused(f"paused by hand: postcopy resume --admin {address} lets it go on")
     if not running.done():
         again = asyncio.create_task(signals.next())
         leaving = asyncio.create_task(_cancel(address, running, switched_over))

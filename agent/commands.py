@@ -90,6 +90,12 @@ def daemon_options(command: Any) -> Any:
             click.option(
                 "--metrics", type=HOST_PORT, metavar="HOST:PORT", help="Serve Prometheus metrics there, to anybody."
             ),
+            click.option(
+                "--give-up-after",
+                type=LIMIT,
+                metavar="SECONDS",
+                help="Give up a migration that was paused for so long after its switchover. Default: never.",
+            ),
             click.option("--ready-fd", type=WRITE_FD, metavar="N", help="Write READY=1 there once it is."),
             click.option("--end-with-fd", type=READ_FD, hidden=True),
             click.option("--scratch", type=click.Path(path_type=Path), hidden=True),
@@ -122,6 +128,10 @@ def daemon_options(command: Any) -> Any:
     help="Part of the memory that the guest never touches: half holes, half zeros.",
 )
 @click.option("--holes", is_flag=True, help="Leave all of the blank part holes: write no zeros.")
+@click.option("--keeper", metavar="unix:PATH", help="Keep the memory in a process of its own, which outlives this one.")
+@click.option(
+    "--resume", metavar="unix:PATH", help="Run no guest: go on with what a killed agent left with its keeper."
+)
 @tls_option
 @allow_option
 @insecure_option
@@ -141,8 +151,14 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
         )
     from agent.admin import admin_address  # noqa: PLC0415
     from agent.daemon import Parent, run  # noqa: PLC0415
+    from agent.returned_source import ReturnOptions, serve_return  # noqa: PLC0415
     from agent.source_daemon import SourceOptions, serve_source  # noqa: PLC0415
 
+    parent = Parent(rest["end_with_fd"], rest["scratch"])
+    admin = admin_address(rest["admin"]) if rest["admin"] else None
+    if rest["resume"]:
+        known = (admin_address(rest["resume"]), admin, rest["ready_fd"], rest["poll_max_ns"], rest["give_up_after"])
+        run("source", serve_return(ReturnOptions(*known, parent, rest["tls_dir"])))
     options = SourceOptions(
         memory=sized(memory, size),
         guest=rest["guest"],
@@ -150,17 +166,19 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
         workload=workload,
         seed=seed,
         cpus=rest["pin"],
-        admin=admin_address(rest["admin"]) if rest["admin"] else None,
+        admin=admin,
         metrics=rest["metrics"],
         ready_fd=rest["ready_fd"],
         poll_max_ns=rest["poll_max_ns"],
+        give_up_after=rest["give_up_after"],
         steps_per_second=rest["steps_per_second"],
         steps_max=rest["steps"],
         blank=rest["blank"],
         holes=rest["holes"],
         tls_dir=rest["tls_dir"],
         thp=rest["thp"],
-        parent=Parent(rest["end_with_fd"], rest["scratch"]),
+        keeper=admin_address(rest["keeper"]) if rest["keeper"] else None,
+        parent=parent,
     )
     run("source", serve_source(options))
 
@@ -217,6 +235,7 @@ def destination(listen: Address, mode: str, once: bool, **rest: Any) -> None:
         metrics=rest["metrics"],
         ready_fd=rest["ready_fd"],
         poll_max_ns=rest["poll_max_ns"],
+        give_up_after=rest["give_up_after"],
         parent=Parent(rest["end_with_fd"], rest["scratch"]),
         trace=rest["trace"],
     )
@@ -274,21 +293,6 @@ def status(admin: str, as_json: bool) -> None:
         print_json(found)
     else:
         print_rows(status_rows(found))
-
-
-@click.command()
-@admin_option
-@json_option
-def cancel(admin: str, as_json: bool) -> None:
-    """Cancel a migration that has not reached its switchover; the source runs the guest on."""
-    from agent.client import ask_now  # noqa: PLC0415
-    from agent.output import print_json, print_rows  # noqa: PLC0415
-
-    found = ask_now(admin, "cancel")
-    if as_json:
-        print_json(found)
-    else:
-        print_rows([("migration", "asked to cancel")])
 
 
 @click.command()
@@ -377,10 +381,11 @@ def register(group: click.Group) -> None:
     from agent.bench.command import bench  # noqa: PLC0415 - as below
     from agent.config.command import config  # noqa: PLC0415
     from agent.doctor.command import doctor  # noqa: PLC0415
+    from agent.pausing import cancel, pause, resume  # noqa: PLC0415
     from agent.report.command import report  # noqa: PLC0415
     from agent.security.command import certs  # noqa: PLC0415
     from agent.top.command import top  # noqa: PLC0415
 
     own = (demo, source, destination, migrate, status, cancel, check, set_)
-    for command in (*own, top, report, config, doctor, bench, certs):
+    for command in (*own, pause, resume, top, report, config, doctor, bench, certs):
         group.add_command(command)

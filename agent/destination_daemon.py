@@ -6,6 +6,7 @@ Options enter; guests come through the listening port. Ends with the status that
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from contextlib import AsyncExitStack
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent import metrics, notify
+from agent import metrics, notify, pausing
 from agent.admin import AdminServer, Tell
 from agent.daemon import Parent, Stop, end_without_cleaning, first_of, tell_ready
 from agent.look import CELLS, look
@@ -29,9 +30,12 @@ from postcopy.link.tls import Credentials
 from postcopy.pump.histogram import Histogram
 from postcopy.pump.trace import FaultTrace
 from postcopy.session.commands import Finish
-from postcopy.session.states import Owner, State
+from postcopy.session.states import SWITCHED, Owner, State
 
 log = logging.getLogger("postcopy.agent")
+
+# For the last words to a source.
+PART_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class DestinationOptions:
     poll_max_ns: int
     parent: Parent
     trace: Path | None = None
+    give_up_after: float | None = None
 
 
 async def serve_destination(options: DestinationOptions) -> int:
@@ -75,11 +80,11 @@ async def serve_destination(options: DestinationOptions) -> int:
         tell_ready(options.ready_fd, address)
         stack.callback(asyncio.create_task(notify.keep_telling(daemon.figures)).cancel)
         await first_of(stop.asked, daemon.lost, daemon.over)
-        daemon.end_if_lost()
+        await daemon.end_if_lost(admin)
         notify.tell("STOPPING=1\n")
         await daemon.finish(stop)
     # Not before: what was on its way when the end was asked for may have arrived, and gone on, or been lost.
-    daemon.end_if_lost()
+    await daemon.end_if_lost(None)
     return daemon.verdict()
 
 
@@ -109,6 +114,7 @@ class DestinationDaemon:
             tls=options.tls,
             poll_max_ns=options.poll_max_ns,
             trace=self._trace,
+            give_up_after=options.give_up_after,
         )
         self.use = Use()
         self._latest: Finish | None = None
@@ -139,11 +145,24 @@ class DestinationDaemon:
         except OSError as error:
             log.warning("destination: the trace %s cannot be written: %s", file, error.strerror)
 
-    def end_if_lost(self) -> None:
-        """End the process if the guest is not whole, its threads still waiting: none of them ever sees zeros."""
-        if self.lost.is_set() or self.destination.state in {State.POSTCOPY_ACTIVE, State.LOST}:
-            log.error("destination: the guest is lost: pages that were still at the source are gone")
-            end_without_cleaning(6, self.options.admin)
+    async def end_if_lost(self, admin: AdminServer | None) -> None:
+        """End the process if the guest is not whole, its threads still waiting: none of them ever sees zeros.
+
+        Before that the source hears that its pages are wanted no more, and whoever gave the guest up gets his answer.
+        """
+        destination = self.destination
+        if not self.lost.is_set() and destination.state not in {*SWITCHED, State.LOST}:
+            return
+        with contextlib.suppress(UsageError, TimeoutError):
+            destination.lose("the destination's agent ends", paused=False)
+            async with asyncio.timeout(PART_SECONDS):
+                await self.lost.wait()
+        pages = destination.report["pages"].get("lost") if destination.report is not None else None
+        what = "pages that were still at the source are" if pages is None else f"{pages} pages that did not come are"
+        log.error("destination: the guest is lost: %s gone", what)
+        if admin is not None:
+            await admin.close()
+        end_without_cleaning(6, self.options.admin)
 
     async def finish(self, stop: Stop) -> None:
         """Wait for a check that is running: it reads the guest's memory. A second signal ends the process instead."""
@@ -167,11 +186,18 @@ class DestinationDaemon:
 
     def commands(self) -> dict[str, Any]:
         """Return the commands of the admin socket."""
-        return {"status": self.status, "look": self.look, "cancel": self.cancel, "check": self.check}
+        return {
+            "status": self.status,
+            "look": self.look,
+            "cancel": self.cancel,
+            "pause": self.pause,
+            "resume": self.resume,
+            "check": self.check,
+        }
 
     def _guest(self) -> WorkloadGuest | None:
         """Return the guest once it runs here."""
-        running = self.destination.state in {State.POSTCOPY_ACTIVE, State.COMPLETED, State.LOST}
+        running = self.destination.state in {*SWITCHED, State.COMPLETED, State.LOST}
         guest = self.destination.guest
         return guest if running and isinstance(guest, WorkloadGuest) else None
 
@@ -197,6 +223,8 @@ class DestinationDaemon:
             },
             "fault_latency_seconds": stats.fault_latency.summary() if stats is not None else None,
             "ended": describe_end(self._latest),
+            "paused": destination.pause_state,
+            "reconnects": destination.reconnects,
             "report": destination.report,
         }
 
@@ -206,8 +234,23 @@ class DestinationDaemon:
         size = layout.size if layout is not None else 0
         return look(self.figures(), size, self._guest(), self.destination.residency(CELLS))
 
-    async def cancel(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
-        """Cancel a migration that has not reached its switchover."""
+    async def pause(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Close the connections of a migration whose guest runs here."""
+        self.destination.pause()
+        return await pausing.paused(self.destination)
+
+    async def resume(self, arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Let the source come back to a migration that was paused here."""
+        if "to" in arguments:
+            raise UsageError("it is the source that dials: say --to to its agent")
+        self.destination.resume()
+        return {"schema_version": 1, "state": self.destination.state.value, "paused": self.destination.pause_state}
+
+    async def cancel(self, arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Cancel a migration that has not reached its switchover; give up one that is paused behind it."""
+        if arguments.get("lost"):
+            self.destination.lose()
+            return await pausing.lost(self.destination)
         if not self.destination.cancel():
             text = "the guest runs here" if self._guest() is not None else "there is none"
             raise UsageError(f"no migration can be cancelled: {text}")

@@ -26,6 +26,7 @@ from postcopy.kernel.hugetlb import Hugetlb
 from postcopy.link.address import TcpAddress
 from postcopy.link.placement import MODES
 from postcopy.pump.histogram import Histogram
+from postcopy.pump.source import SourceStats
 from postcopy.session.states import ENDED, State
 
 log = logging.getLogger("postcopy.metrics")
@@ -84,6 +85,7 @@ class Figures:
     remaining_bytes: int = 0
     queue_depth: int = 0
     retries: int = 0
+    reconnects: int = 0
 
 
 def mode_of(report: Any) -> str:
@@ -96,6 +98,15 @@ def control_bytes(sent_received: tuple[int, int]) -> dict[tuple[str, str], int]:
     """Return what a control connection carried, as `transferred` has it."""
     sent, received = sent_received
     return {("sent", "control"): sent, ("received", "control"): received}
+
+
+def pages_sent(stats: SourceStats, total: int) -> dict[str, int]:
+    """Return the pages sent by path. What came twice is known of a request; of a hole that was pushed, too, at the end.
+
+    Nothing is sent in vain but duplicates: once every page has left, all beyond `total` are such.
+    """
+    sent = {"demand": stats.pages_demand, "push": stats.pages_push, "zero": stats.pages_zero}
+    return {**sent, "duplicate": max(stats.pages_again, sum(sent.values()) - total)}
 
 
 def faults_by_result(
@@ -167,7 +178,7 @@ def session_families(now: Figures) -> Iterator[Metric]:
         f"How long the guest stood still in the latest migration; {limit}.",
         now.downtime_seconds,
     )
-    yield counter("reconnects", "Connections that were made anew within a migration.", 0)
+    yield counter("reconnects", "Times that the latest migration was resumed after a pause.", now.reconnects)
 
 
 def page_families(now: Figures) -> Iterator[Metric]:

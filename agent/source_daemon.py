@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent import metrics, notify
+from agent import metrics, notify, pausing
 from agent.admin import AdminServer, Tell
 from agent.daemon import Parent, Stop, end_without_cleaning, first_of, tell_ready
+from agent.kept import Kept, start_keeper
 from agent.look import look
 from agent.parameters import Memory
 from agent.running_guest import CHECK, MIGRATION, Use, check_guest, describe_end, describe_guest, describe_memory
@@ -31,13 +32,14 @@ from postcopy.link.address import TcpAddress, UnixAddress, parse_address
 from postcopy.link.source import Source
 from postcopy.link.tls import Credentials
 from postcopy.pages.regions import Region
-from postcopy.pump.source import SourceStats
-from postcopy.session.states import Owner, State
+from postcopy.session.states import SWITCHED, Owner, State
 from postcopy.wire.frame import HEADER_BYTES
 
 log = logging.getLogger("postcopy.agent")
 
 PROGRESS_SECONDS = 0.1
+# For the last words to a destination: it will find out by itself that nobody is here, but not that nobody comes back.
+PART_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class SourceOptions:
     parent: Parent
     thp: bool = False
     holes: bool = False
+    give_up_after: float | None = None
+    keeper: UnixAddress | None = None
     tls_dir: Path | None = None
 
 
@@ -76,6 +80,7 @@ async def serve_source(options: SourceOptions) -> int:
         if options.metrics is not None:
             log.info("metrics: %s", metrics.serve(options.metrics, daemon.figures))
         await daemon.make_guest()
+        await asyncio.to_thread(daemon.start_keeper)
         stack.callback(daemon.drop_guest)
         await stack.enter_async_context(daemon.source())
         admin = AdminServer(options.admin, daemon.commands()) if options.admin is not None else None
@@ -104,6 +109,7 @@ class SourceDaemon:
         self.guest: WorkloadGuest
         self._mappings: list[Mapping] = []
         self._source: Source | None = None
+        self._kept: Kept | None = None
         self._migrations: dict[tuple[str, str, str], int] = {}
 
     async def make_guest(self) -> None:
@@ -153,6 +159,11 @@ class SourceDaemon:
         for mapping in self._mappings:
             mapping.close()
 
+    def start_keeper(self) -> None:
+        """Have the guest's memory kept by another process, where that is wanted."""
+        if self.options.keeper is not None:
+            self._kept = start_keeper(self.options.keeper, self._mappings)
+
     def drop_guest(self) -> None:
         """End the guest, if it is still here, and give its memory back."""
         self.guest.close()
@@ -160,7 +171,14 @@ class SourceDaemon:
 
     def source(self) -> Source:
         """Make the way out for the guest."""
-        self._source = Source(self._mappings, self.guest, poll_max_ns=self.options.poll_max_ns)
+        options = self.options
+        self._source = Source(
+            self._mappings,
+            self.guest,
+            poll_max_ns=options.poll_max_ns,
+            give_up_after=options.give_up_after,
+            keeping=self._kept,
+        )
         return self._source
 
     async def finish(self, stop: Stop) -> None:
@@ -174,8 +192,9 @@ class SourceDaemon:
         hurried = False
         while not self.use.over.is_set():
             if stop.again.is_set():
+                await self._part(source)
                 end_without_cleaning(self.verdict(), self.options.admin)
-            if source.state is State.POSTCOPY_ACTIVE and not hurried:
+            if source.state in SWITCHED and not hurried:
                 hurried = True
                 await self._hurry(source)
             with contextlib.suppress(TimeoutError):
@@ -190,11 +209,26 @@ class SourceDaemon:
         )
         source.set_rate(None)
         await source.start_push()
+        with contextlib.suppress(UsageError):
+            source.resume()
+
+    async def _part(self, source: Source) -> None:
+        """Tell the destination that the pages which are still here end with this agent."""
+        if self._kept is not None:
+            return  # they do not
+        with contextlib.suppress(UsageError, TimeoutError):
+            source.lose("the source's agent ends", paused=False)
+            async with asyncio.timeout(PART_SECONDS):
+                await self.use.over.wait()
 
     def verdict(self) -> int:
         """Say who owns the guest now, and return the exit status that says the same."""
         state = self._here().state
-        if state in {State.POSTCOPY_ACTIVE, State.LOST}:
+        if state in SWITCHED and self._kept is not None:
+            text = "source: pages of the running guest stay with the keeper: postcopy source --resume %s goes on"
+            log.warning(text, self.options.keeper)
+            return 5
+        if state in {*SWITCHED, State.LOST}:
             log.error("source: the guest is lost: pages that only this agent held are gone")
             return 6
         if state is State.COMPLETED:
@@ -217,6 +251,8 @@ class SourceDaemon:
             "look": self.look,
             "migrate": self.migrate,
             "cancel": self.cancel,
+            "pause": self.pause,
+            "resume": self.resume,
             "check": self.check,
             "set": self.set,
         }
@@ -235,6 +271,8 @@ class SourceDaemon:
             "guest": {"workload": self.options.workload, **describe_guest(self.guest)} if self._guest_here() else None,
             "memory": describe_memory(source.layout),
             "pages": {"total": source.layout.pages, "placed": source.placed_pages},
+            "paused": source.pause_state,
+            "reconnects": source.reconnects,
             "ended": describe_end(source.finish),
             "report": source.report,
         }
@@ -246,7 +284,7 @@ class SourceDaemon:
 
     def _guest_here(self) -> bool:
         # By the state: it changes at once, an owner is named when all is cleaned up.
-        return self._here().state not in {State.POSTCOPY_ACTIVE, State.COMPLETED, State.LOST}
+        return self._here().state not in {*SWITCHED, State.COMPLETED, State.LOST}
 
     async def migrate(self, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:
         """Migrate, telling the progress; return the report."""
@@ -266,7 +304,9 @@ class SourceDaemon:
             )
             while not running.done():
                 await asyncio.wait({running}, timeout=PROGRESS_SECONDS)
-                tell({"state": source.state.value, "placed": source.placed_pages, "total": source.layout.pages})
+                held = (source.pause_state or {}).get("held", False)
+                pages = {"placed": source.placed_pages, "total": source.layout.pages}
+                tell({"state": source.state.value, "held": held, **pages})
             self._note_end(source)
             try:
                 return running.result()
@@ -278,13 +318,30 @@ class SourceDaemon:
         """Take note of how a migration ended."""
         if source.state is State.LOST:
             self.lost.set()
+            if self._kept is not None:
+                self._kept.release()
         if source.finish is not None:
             key = ("source", metrics.mode_of(source.report), source.finish.state.value)
             self._migrations[key] = self._migrations.get(key, 0) + 1
 
-    async def cancel(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
-        """Cancel a migration that has not reached its switchover."""
+    async def pause(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Close the connections of a migration that has switched over."""
         source = self._here()
+        source.pause()
+        return await pausing.paused(source)
+
+    async def resume(self, arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Have a paused migration go on."""
+        source = self._here()
+        source.resume(pausing.another_address(source, arguments))
+        return await pausing.resumed(source)
+
+    async def cancel(self, arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Cancel a migration that has not reached its switchover; give up one that is paused behind it."""
+        source = self._here()
+        if arguments.get("lost"):
+            source.lose()
+            return await pausing.lost(source)
         if not source.cancel():
             text = "there is none" if self._guest_here() else "the guest runs at the destination"
             raise UsageError(f"no migration can be cancelled: {text}")
@@ -315,6 +372,7 @@ class SourceDaemon:
         if source is None:
             return figures
         figures.state, figures.owns_guest = source.state, source.owner is Owner.SOURCE
+        figures.reconnects = source.reconnects
         figures.downtime_seconds, figures.duration_seconds = source.downtime, source.duration
         total, left = source.layout.pages, source.layout.pages - source.placed_pages
         figures.remaining_bytes = source.layout.size * left // total if source.state is not State.LOST else 0
@@ -324,7 +382,7 @@ class SourceDaemon:
         if stats is None and source.report is not None:
             figures.pages = {"handed_over": source.report["pages"].get("handed_over", 0)}
         if stats is not None:
-            figures.pages = pages_sent(stats, source.layout.pages)
+            figures.pages = metrics.pages_sent(stats, source.layout.pages)
             figures.transferred = {
                 ("sent", "urgent"): stats.bytes_sent_urgent,
                 ("sent", "push"): stats.bytes_sent_push,
@@ -332,12 +390,3 @@ class SourceDaemon:
                 **metrics.control_bytes(source.control_bytes),
             }
         return figures
-
-
-def pages_sent(stats: SourceStats, total: int) -> dict[str, int]:
-    """Return the pages sent by path. What came twice is known of a request; of a hole that was pushed, too, at the end.
-
-    Nothing is sent in vain but duplicates: once every page has left, all beyond `total` are such.
-    """
-    sent = {"demand": stats.pages_demand, "push": stats.pages_push, "zero": stats.pages_zero}
-    return {**sent, "duplicate": max(stats.pages_again, sum(sent.values()) - total)}

@@ -86,6 +86,13 @@ def _placed(one: dict[str, Any]) -> str:
     return f"{one['state']}, {one['pages']['placed']} of {one['pages']['total']} pages"
 
 
+def _pause(paused: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if paused is not None:
+        hand = " by hand" if paused["held"] else ""
+        tried = f"; {paused['attempts']} attempts failed" if paused["attempts"] else ""
+        yield "paused", f"for {format_seconds(paused['seconds'])}{hand}: {paused['text']}{tried}"
+
+
 def status_rows(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what an agent answered to `status`, as pairs of name and value."""
     yield "agent", f"{status['role']}, pid {status['pid']}, version {status['version']}"
@@ -93,6 +100,7 @@ def status_rows(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "listens on", status["address"] + (f", mode {status['mode']}" if "mode" in status else "")
     yield "state", status["state"]
     yield "guest's owner", status["owner"] or "no guest is here"
+    yield from _pause(status.get("paused"))
     guest = status["guest"]
     if guest is not None:
         workload = f", {guest['workload']}" if "workload" in guest else ""

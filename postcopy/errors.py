@@ -72,6 +72,13 @@ class MigrationLost(PostcopyError):  # noqa: N818 - an outcome, never retried si
     owner: Owner | None = "lost"
 
 
+class MigrationPaused(PostcopyError):  # noqa: N818 - a state, named as QEMU names it
+    """The connections ended after the switchover: the guest runs at the destination, and the migration can go on."""
+
+    exit_status = 5
+    owner: Owner | None = "destination"
+
+
 class MigrationCancelled(PostcopyError):  # noqa: N818 - an outcome
     """The migration was cancelled or timed out before the switchover: the source runs the guest."""
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from agent import metrics
-from agent.source_daemon import pages_sent
+from agent.metrics import pages_sent
 from postcopy.pump.destination import DestinationStats
 from postcopy.pump.histogram import Histogram
 from postcopy.pump.source import SourceStats

@@ -95,14 +95,16 @@ class ControlChannel:
 
     async def close(self) -> None:
         """Send what is queued, for a short while, and close."""
-        with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(FLUSH_SECONDS):
-                if self._tunnel is not None and not self._writer.is_closing():
-                    self._writer.write(self._tunnel.farewell())
-                await self._writer.drain()
-                self._writer.close()
-                await self._writer.wait_closed()
-        self.abort()
+        try:
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(FLUSH_SECONDS):
+                    if self._tunnel is not None and not self._writer.is_closing():
+                        self._writer.write(self._tunnel.farewell())
+                    await self._writer.drain()
+                    self._writer.close()
+                    await self._writer.wait_closed()
+        finally:
+            self.abort()
 
     def abort(self) -> None:
         """Close at once."""

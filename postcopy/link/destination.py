@@ -13,10 +13,11 @@ import socket
 from collections.abc import Mapping as ReadOnly
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from postcopy.errors import HostError, ProtocolError, UsageError
 from postcopy.kernel import Userfaultfd, memory_types_in
+from postcopy.link import by_hand
 from postcopy.link.address import Address, UnixAddress, parse_address
 from postcopy.link.control import ControlChannel
 from postcopy.link.data import shake_hands
@@ -27,6 +28,7 @@ from postcopy.link.limits import GREETED_MAX
 from postcopy.link.listen import Listener, first_message
 from postcopy.link.placement import known_mode, known_removal
 from postcopy.link.report import Report
+from postcopy.link.returning import Known
 from postcopy.link.source import POLL_MAX_NS, SOFTWARE
 from postcopy.link.tls import Credentials, versions_over
 from postcopy.pages.regions import Layout
@@ -36,8 +38,8 @@ from postcopy.pump.trace import FaultTrace
 from postcopy.session.commands import Finish
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import CancelAsked, Received
-from postcopy.session.states import ENDED, OWNERS, Owner, State
-from postcopy.wire.control import Refuse
+from postcopy.session.states import ENDED, OWNERS, SWITCHED, Owner, State
+from postcopy.wire.control import Refuse, Resume
 from postcopy.wire.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
 from postcopy.wire.preamble import Preamble, Role, Security
 from postcopy.wire.version import VERSION, VERSION_MIN
@@ -64,7 +66,9 @@ class Destination:
     memory back by madvise(2) that are not here yet: "auto" fetches them all the same, for the kernel does not tell
     whether the file keeps them; "discards" makes them zeros, as a balloon means it (see also give_back()).
     `memory_dirs` are mounts of tmpfs or hugetlbfs that memory of their type is put into; without one such memory is a
-    memfd of the same page size. With `tls` no connection without it is taken, without it none with it. `trace` records
+    memfd of the same page size. With `tls` no connection without it is taken, without it none with it. `give_up_after`
+    is how many seconds a migration may be paused before the pages that it lacks are given up, None: for ever.
+    `trace` records
     the faults of the latest migration. `finished` holds how each migration ended, the latest last.
     """
 
@@ -80,6 +84,7 @@ class Destination:
         tls: Credentials | None = None,
         trace: FaultTrace | None = None,
         versions: tuple[int, int] = (VERSION_MIN, VERSION),
+        give_up_after: float | None = None,
     ) -> None:
         address = parse_address(listen) if isinstance(listen, str) else listen
         if tls is not None and isinstance(address, UnixAddress):
@@ -93,6 +98,8 @@ class Destination:
         self._poll_max_ns = poll_max_ns
         self._trace = trace
         self._versions = versions_over(tls, versions)
+        self._give_up_after = give_up_after
+        self._known = Known()
         self._current: DestinationInterpreter | None = None
         self._before: DestinationInterpreter | None = None
         self._greeted: dict[DestinationInterpreter, asyncio.Task[None]] = {}
@@ -123,6 +130,9 @@ class Destination:
         It becomes the current one, and others are refused, when the source has made an offer: see _claim().
         """
         first = await first_message(channel)
+        if isinstance(first, Resume):
+            await self._known.take(channel, first)
+            return
         busy = self._busy()
         if busy is None and len(self._greeted) >= GREETED_MAX:
             busy = f"{GREETED_MAX} sources have not made their offer yet"
@@ -144,6 +154,7 @@ class Destination:
             raise BusyError(busy)
         self._before, self._current = self._current, interpreter
         self._running = self._greeted.pop(interpreter)
+        self._known.add(interpreter)
 
     def _probing(self) -> bool:
         running = self._running is not None and not self._running.done()
@@ -160,7 +171,8 @@ class Destination:
 
     def _begin(self) -> DestinationInterpreter:
         identity = (secrets.token_bytes(MIGRATION_ID_BYTES), secrets.token_bytes(TOKEN_BYTES))
-        machine = DestinationMachine(self._versions, identity, SOFTWARE, boot_id(), DestinationInterpreter.now())
+        now, patience = DestinationInterpreter.now(), self._give_up_after
+        machine = DestinationMachine(self._versions, identity, SOFTWARE, boot_id(), now, give_up_seconds=patience)
         return DestinationInterpreter(
             machine,
             self._kinds,
@@ -201,9 +213,10 @@ class Destination:
         if preamble.security is Security.PLAIN:
             migration.attach(role, connection, None)
             return
-        with await shake_hands(connection, preamble, machine.token, listens=True) as session:
-            if self._migrating(preamble) is not migration:
-                raise ProtocolError("a data connection of a migration that is over")
+        token = machine.token
+        with await shake_hands(connection, preamble, token, listens=True) as session:
+            if self._migrating(preamble) is not migration or machine.token != token:
+                raise ProtocolError("a data connection of a migration, or of an attempt to resume one, that is over")
             migration.attach(role, connection, session)
 
     def _migrating(self, preamble: Preamble) -> DestinationInterpreter:
@@ -221,10 +234,32 @@ class Destination:
     def cancel(self, text: str = "cancelled by the user") -> bool:
         """Ask the running migration to end; False where there is none, or the guest runs here already."""
         current = self._current
-        if current is None or current.finish is not None or current.machine.state in {State.POSTCOPY_ACTIVE, *ENDED}:
+        if current is None or current.finish is not None or current.machine.state in {*SWITCHED, *ENDED}:
             return False
         current.post(CancelAsked(current.now(), text))
         return True
+
+    def pause(self) -> None:
+        """Close the connections of a migration that has switched over, until resume(). UsageError: there is none."""
+        by_hand.pause(self._current)
+
+    def resume(self) -> None:
+        """Let the source come back to a migration that was paused here. UsageError."""
+        by_hand.resume(self._current)
+
+    def lose(self, text: str = "given up by the user", *, paused: bool = True) -> None:
+        """Give up the pages that a `paused` migration lacks: who touches one gets SIGBUS. UsageError."""
+        by_hand.lose(self._current, text, paused=paused)
+
+    @property
+    def pause_state(self) -> dict[str, Any] | None:
+        """Why the latest migration is paused (text), for how many seconds, and whether it is held by hand."""
+        return by_hand.describe(self._current)
+
+    @property
+    def reconnects(self) -> int:
+        """How often the latest migration was resumed."""
+        return 0 if self._current is None else self._current.machine.reconnects
 
     def give_back(self, region: int, offset: int, length: int) -> None:
         """Take whole pages away from the guest (a balloon): they read as zeros from now on and are fetched no more.
@@ -319,7 +354,7 @@ class Destination:
         self.cancel("the destination ends")
         patience = current.now() + CLOSE_SECONDS
         while not running.done():
-            if current.machine.state is State.POSTCOPY_ACTIVE:
+            if current.machine.state in SWITCHED:
                 return False
             if current.now() > patience and current.channel is not None:
                 current.channel.abort()

@@ -17,10 +17,11 @@ from postcopy.link.course import Course
 from postcopy.link.guest import Kinds, MigratingGuest
 from postcopy.link.prepare import Memory, MemoryTypes, prepare
 from postcopy.link.probe import try_out
-from postcopy.link.pumping import PumpInterpreter
+from postcopy.link.pumping import BEAT_NS
 from postcopy.link.report import Report, arrived
 from postcopy.link.takeover import take_files, take_over
-from postcopy.pump.destination import DestinationPump, DestinationStats
+from postcopy.link.way_back import WayBack
+from postcopy.pump.destination import DestinationStats
 from postcopy.pump.status import PumpStatus
 from postcopy.pump.tls import TlsSession
 from postcopy.pump.trace import FaultTrace
@@ -37,6 +38,7 @@ from postcopy.session.commands import (
     StopPump,
     TakeFiles,
     TryOut,
+    WatchData,
 )
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import (
@@ -53,6 +55,7 @@ from postcopy.session.events import (
     TriedOut,
 )
 from postcopy.session.limits import PROGRESS_SECONDS
+from postcopy.wire.frame import HEADER_BYTES
 from postcopy.wire.limits import GUEST_ARRAY_MAX, GUEST_ELEMENTS_MAX
 from postcopy.wire.preamble import ACCEPTED
 from postcopy.wire.unpack import unpack
@@ -67,7 +70,7 @@ FIRST_STEP_SECONDS = 1.0
 log = logging.getLogger("postcopy.session")
 
 
-class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats]):
+class DestinationInterpreter(WayBack):
     """One migration at its destination. Memory and guest belong to it until somebody takes them over after the end.
 
     `claim` waits for the host's one place for a guest, and raises what refuses it. `local`: both ends are on one host,
@@ -127,6 +130,8 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
             MakeReport: self._make_report,
             Settle: self._settle,
             StopPump: self._stop_pump,
+            WatchData: self._watch_data,
+            **self.performers_of_pauses(),
             Discard: self._discard,
             HoldMemory: self._hold_memory,
         }
@@ -170,7 +175,7 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
             await self._claim(self)
             known = (command.offer, self.mode, self._kinds, self._types)
             self.memory = await asyncio.to_thread(prepare, *known, discards=self._discards)
-        self._pump = self.memory.pump(self._poll_max_ns)
+        self._pump = self.memory.pump(self._poll_max_ns, BEAT_NS if self.machine.recoverable else 0)
         if self._pump is not None and self._trace is not None:
             self._trace.begin()
             self._pump.trace(self._trace)
@@ -178,7 +183,7 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
 
     def attach(self, role: Literal["urgent", "push"], connection: socket.socket, tls: TlsSession | None) -> None:
         """Say to a proven connection that it is attached, and give it to the pump; ProtocolError if none is wanted."""
-        if self._pump is None or self.machine.ended:
+        if self._pump is None or not self.machine.wants_data:
             raise ProtocolError("no migration waits for a data connection")
         if role in self._attached:
             raise ProtocolError(f"a second connection for {role}")
@@ -227,7 +232,7 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
             if self._pump is None:
                 return
             stats = self._pump.snapshot()
-            received = stats.bytes_received_urgent + stats.bytes_received_push
+            received = stats.bytes_received_urgent + stats.bytes_received_push - HEADER_BYTES * stats.beats
             faults = stats.faults_missing + stats.faults_minor
             pages = (stats.pages_resident, stats.pages_total)
             self.post(Progressed(self.now(), *pages, faults, stats.pending, received))
@@ -271,10 +276,9 @@ class DestinationInterpreter(PumpInterpreter[DestinationPump, DestinationStats])
         """Make the report, once, and post it."""
         stats = self.snapshot()
         if self.report is None and self.memory is not None and self.guest is not None and stats is not None:
-            tls = self.channel is not None and self.channel.encrypted
             course = self._course.columns(stats.pages_total)
             whole = (self.mode, self.memory.layout, stats, self.guest, self.timing())
-            self.report = arrived(*whole, course=course, tls=tls, left=self.left(stats))
+            self.report = arrived(*whole, course=course, tls=self.encrypted, left=self.left(stats))
             self.post(AllResident(self.now(), self.report))
 
     def left(self, _stats: DestinationStats) -> int:

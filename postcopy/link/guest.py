@@ -15,7 +15,11 @@ from postcopy.pump.histogram import Histogram
 
 
 class MigratingGuest(Protocol):
-    """A guest on mapped memory; `postcopy.guest` has some. Any thread may call its methods, one at a time."""
+    """A guest on mapped memory; `postcopy.guest` has some. Any thread may call its methods, one at a time.
+
+    One that has an attribute `takes_poison`, true, gets SIGBUS or a machine check where it touches a page that is lost
+    for good, and deals with it; any other is kept waiting there until it ends.
+    """
 
     @property
     def kind(self) -> str:

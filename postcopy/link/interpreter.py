@@ -19,7 +19,7 @@ from postcopy.errors import HostError, KernelError, PostcopyError, ProtocolError
 from postcopy.link.about import About, speak_of
 from postcopy.link.control import ControlChannel
 from postcopy.link.limits import MESSAGES_AHEAD_MAX
-from postcopy.session.commands import CloseLinks, Command, Finish, Note, Send
+from postcopy.session.commands import CloseLinks, Command, DropControl, Finish, Note, Send
 from postcopy.session.events import Broken, ControlLost, Elapsed, Event, NotSent, Received, WorkFailed
 from postcopy.session.machine import Machine, SessionError
 from postcopy.wire.messages import REFUSE_CODES
@@ -49,13 +49,18 @@ class Interpreter:
         self.machine = machine
         self.channel: ControlChannel | None = None
         self.finish: Finish | None = None
-        self._events: deque[Event] = deque()
+        # each with the control connection that it came over, if it did: what came over a former one is dropped
+        self._events: deque[tuple[Event, ControlChannel | None]] = deque()
+        self._reading: asyncio.Task[None] | None = None
+        self._former_bytes = (0, 0)
+        self.encrypted = False
         self._arrived = asyncio.Event()
         self._ahead = asyncio.Semaphore(MESSAGES_AHEAD_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self._performers: dict[type[Command], Callable[[Any], Awaitable[None]]] = {
             Send: self._send,
             Note: self._note,
+            DropControl: self._drop_control,
             CloseLinks: self._close_links,
             Finish: self._finish,
             **self.performers(),
@@ -67,14 +72,14 @@ class Interpreter:
 
     # --- events in ----------------------------------------------------------------------------------------
 
-    def post(self, event: Event) -> None:
-        """Queue an event; from the loop's thread only."""
-        self._events.append(event)
+    def post(self, event: Event, channel: ControlChannel | None = None) -> None:
+        """Queue an event, which came over `channel` if it did; from the loop's thread only."""
+        self._events.append((event, channel))
         self._arrived.set()
 
     def post_first(self, event: Event) -> None:
         """Queue an event before all that wait: one that the machine must know of to judge them."""
-        self._events.appendleft(event)
+        self._events.appendleft((event, None))
         self._arrived.set()
 
     @staticmethod
@@ -85,12 +90,26 @@ class Interpreter:
     @property
     def control_bytes(self) -> tuple[int, int]:
         """Bytes of messages sent and received on the control connection."""
-        return (0, 0) if self.channel is None else (self.channel.bytes_sent, self.channel.bytes_received)
+        sent, received = self._former_bytes
+        if self.channel is not None:
+            sent, received = sent + self.channel.bytes_sent, received + self.channel.bytes_received
+        return sent, received
 
     def listen(self, channel: ControlChannel) -> None:
-        """Turn what comes over the control channel into events."""
-        self.channel = channel
-        self.spawn(self._read(channel))
+        """Turn what comes over the control channel into events, in place of a former one."""
+        self._leave_channel()
+        self.channel, self.encrypted = channel, channel.encrypted
+        self._reading = self.spawn(self._read(channel))
+
+    def _leave_channel(self) -> None:
+        former, self.channel = self.channel, None
+        if former is None:
+            return
+        if self._reading is not None:
+            self._reading.cancel()
+        sent, received = self._former_bytes
+        self._former_bytes = (sent + former.bytes_sent, received + former.bytes_received)
+        self.spawn(former.close())  # what was said last may still arrive
 
     async def _read(self, channel: ControlChannel) -> None:
         while True:
@@ -98,10 +117,10 @@ class Interpreter:
             try:
                 message = await channel.receive()
             except ProtocolError as error:
-                return self.post(Broken(self.now(), str(error)))
+                return self.post(Broken(self.now(), str(error)), channel)
             except PostcopyError as error:
-                return self.post(ControlLost(self.now(), str(error)))
-            self.post(Received(self.now(), message))
+                return self.post(ControlLost(self.now(), str(error)), channel)
+            self.post(Received(self.now(), message), channel)
 
     # --- the loop -----------------------------------------------------------------------------------------
 
@@ -111,8 +130,6 @@ class Interpreter:
         try:
             while self.finish is None:
                 event = await self._next()
-                if isinstance(event, Received):
-                    self._ahead.release()
                 try:
                     await self._step(event)
                 except Exception as error:  # a mistake of ours that no table foresaw
@@ -128,6 +145,17 @@ class Interpreter:
 
     async def _next(self) -> Event:
         """Return the next event, which is Elapsed if none comes before the machine's deadline."""
+        while True:
+            if not self._events and not await self._arrives():
+                return Elapsed(self.now())
+            event, channel = self._events.popleft()
+            if isinstance(event, Received):
+                self._ahead.release()
+            if channel is None or channel is self.channel:
+                return event
+
+    async def _arrives(self) -> bool:
+        """Wait for an event; False where the machine's deadline passes before."""
         while not self._events:
             self._arrived.clear()
             deadline = self.machine.deadline
@@ -139,8 +167,8 @@ class Interpreter:
                 for _ in range(ROUNDS_AFTER_PAUSE):
                     await asyncio.sleep(0)
                 if not self._events:
-                    return Elapsed(self.now())
-        return self._events.popleft()
+                    return False
+        return True
 
     async def _step(self, event: Event) -> None:
         before = self.machine.state
@@ -207,6 +235,9 @@ class Interpreter:
 
     async def _note(self, command: Note) -> None:
         log.info("%s: %s", self.role, command.text)
+
+    async def _drop_control(self, _command: DropControl) -> None:
+        self._leave_channel()
 
     async def _close_links(self, _command: CloseLinks) -> None:
         if self.channel is not None:

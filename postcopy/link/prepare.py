@@ -66,7 +66,7 @@ class Memory:
     discards: bool = False
     views: Views = field(default_factory=Views)
 
-    def pump(self, poll_max_ns: int) -> DestinationPump | None:
+    def pump(self, poll_max_ns: int, beat_ns: int = 0) -> DestinationPump | None:
         """Build the pump that serves this memory's faults; None where none is trapped."""
         if self.uffd is None:
             return None
@@ -78,6 +78,7 @@ class Memory:
             push=[one.push for one in self.handlings],
             zeropage=self.zeropage,
             poll_max_ns=poll_max_ns,
+            beat_ns=beat_ns,
             removal=removals(self.layout, discards=self.discards),
         )
         if self.resident:

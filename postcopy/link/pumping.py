@@ -6,12 +6,16 @@ A pump of either side enters through `_pump`; `_pump_ended` is told of its end, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from abc import abstractmethod
 from typing import Any, Generic, Protocol, TypeVar
 
 from postcopy.link.interpreter import Interpreter
 from postcopy.pump.status import PumpStatus
-from postcopy.session.commands import StartPump, StopPump
+from postcopy.session.commands import StartPump, StopPump, WatchData
+from postcopy.session.events import PumpBroken
+from postcopy.session.limits import BEAT_SECONDS
 from postcopy.session.machine import Machine
 
 
@@ -20,10 +24,13 @@ class Pump(Protocol):
 
     @property
     def event_fd(self) -> int:
-        """Readable once the pump has ended."""
+        """Readable once the pump has ended or is broken."""
 
     def start(self) -> None:
         """Let the threads run."""
+
+    def watch(self) -> None:
+        """Take silence for an end."""
 
     def status(self) -> PumpStatus:
         """Return the state and, where it failed, why."""
@@ -37,6 +44,8 @@ class Pump(Protocol):
     def close(self) -> None:
         """Close the connections, free the memory."""
 
+
+BEAT_NS = int(BEAT_SECONDS * 1e9)
 
 PumpT = TypeVar("PumpT", bound=Pump)
 StatsT = TypeVar("StatsT")
@@ -58,9 +67,20 @@ class PumpInterpreter(Interpreter, Generic[PumpT, StatsT]):
             self._watched = True
 
     def _pump_woke(self) -> None:
-        if self._pump is not None:
+        if self._pump is None:
+            return
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._pump.event_fd, 8)
+        status = self._pump.status()
+        if status.state in {"complete", "failed"}:
             self._unwatch()
-            self._pump_ended(self._pump.status())
+            self._pump_ended(status)
+        elif status.state == "broken":
+            self.post(PumpBroken(self.now(), status.error or "a data connection broke"))
+
+    async def _watch_data(self, _command: WatchData) -> None:
+        if self._pump is not None:
+            self._pump.watch()
 
     @abstractmethod
     def _pump_ended(self, status: PumpStatus) -> None:

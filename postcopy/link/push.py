@@ -57,6 +57,10 @@ class Pace:
             self._rate = rate or None
             self._fresh = True
 
+    def restart(self) -> None:
+        """Begin anew: what was sent is counted from nothing again."""
+        self._fresh = True
+
     def allowance(self, now: float, sent: int) -> tuple[float, float]:
         """Credit the time since the last look, charge what was sent; return (bytes allowed now, seconds to wait).
 

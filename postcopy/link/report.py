@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import replace
 from typing import Any
 
 from postcopy import __version__
@@ -88,7 +89,25 @@ def arrived(
     return checked(report)
 
 
-def completed(report: Report, timeline: Timeline, stats: SourceStats | None) -> Report:
+def gone(
+    mode: str,
+    layout: Layout,
+    stats: DestinationStats,
+    guest: MigratingGuest,
+    timing: dict[str, float],
+    *,
+    course: dict[str, list[float]],
+    tls: bool,
+) -> Report:
+    """Build what the destination knows of a guest that lost pages: `pages.lost` of them, which will never come."""
+    here = replace(stats, pages_total=stats.pages_resident)
+    report = arrived(mode, layout, here, guest, timing, course=course, tls=tls)
+    report["outcome"] = "lost"
+    report["pages"] |= {"total": stats.pages_total, "lost": stats.pages_total - stats.pages_resident}
+    return report
+
+
+def completed(report: Report, timeline: Timeline, stats: SourceStats | None, reconnects: int = 0) -> Report:
     """Add what the source knows to what the destination reported."""
     whole = dict(report)
     whole["downtime_seconds"] = timeline.downtime
@@ -100,6 +119,7 @@ def completed(report: Report, timeline: Timeline, stats: SourceStats | None) -> 
         **report.get("details", {}),
         "downtime_parts_seconds": timeline.parts(),
         "downtime_is_exact": timeline.exact,
+        "reconnects": reconnects,
     }
     return checked(whole)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 from postcopy import __version__
 from postcopy.errors import (
@@ -21,8 +21,10 @@ from postcopy.errors import (
 )
 from postcopy.kernel import Mapping
 from postcopy.kernel.handover import seal_files
+from postcopy.link import by_hand
 from postcopy.link.address import Address, UnixAddress, parse_address
 from postcopy.link.guest import MigratingGuest
+from postcopy.link.keeping import Keeping, Record
 from postcopy.link.report import Report, completed
 from postcopy.link.source_interpreter import SourceInterpreter
 from postcopy.link.tls import Credentials, versions_over
@@ -31,7 +33,8 @@ from postcopy.pump.source import SourceStats
 from postcopy.session.commands import Finish
 from postcopy.session.events import CancelAsked, Started
 from postcopy.session.source import SourceMachine
-from postcopy.session.states import OWNERS, Owner, State
+from postcopy.session.source_recovery import take_up
+from postcopy.session.states import OWNERS, SWITCHED, Owner, State
 from postcopy.wire.control import GuestOffer, Hello, LayoutOffer
 from postcopy.wire.messages import HANDED_OVER
 from postcopy.wire.version import VERSION, VERSION_MIN
@@ -42,7 +45,11 @@ SOFTWARE = f"postcopy {__version__}"
 
 
 class Source:
-    """One guest on this host that may migrate away. The guest and the mappings are the caller's until they left."""
+    """One guest on this host that may migrate away. The guest and the mappings are the caller's until they left.
+
+    `give_up_after` is how many seconds a migration may be paused before its guest is given up, None: for ever.
+    `keeping` keeps what another agent needs that takes the place of this one.
+    """
 
     def __init__(
         self,
@@ -51,6 +58,8 @@ class Source:
         *,
         poll_max_ns: int = POLL_MAX_NS,
         versions: tuple[int, int] = (VERSION_MIN, VERSION),
+        give_up_after: float | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
         self.layout = Layout(tuple(mapping.region for mapping in mappings))
         self.report: Report | None = None
@@ -59,6 +68,8 @@ class Source:
         self._guest = guest
         self._poll_max_ns = poll_max_ns
         self._versions = versions
+        self._give_up_after = give_up_after
+        self._keeping = keeping
         self._current: SourceInterpreter | None = None
         self._running: asyncio.Task[Finish] | None = None
 
@@ -89,18 +100,42 @@ class Source:
         """
         self.check_free()
         where = parse_address(address) if isinstance(address, str) else address
-        machine = SourceMachine(Hello(versions_over(tls, self._versions), SOFTWARE), self._offer(where), push=push)
+        hello = Hello(versions_over(tls, self._versions), SOFTWARE)
+        machine = SourceMachine(hello, self._offer(where), push=push, give_up_seconds=self._give_up_after)
         self.finish = None
-        self._current = SourceInterpreter(
-            machine, where, self.layout, self._mappings, self._guest, poll_max_ns=self._poll_max_ns, rate=rate, tls=tls
-        )
+        self._current = self._interpreter(machine, where, rate, tls)
         self._current.post(Started(self._current.now(), timeout))
-        self._running = asyncio.create_task(self._current.run())
+        return await self._drive(self._current)
+
+    async def take_up(self, record: Record, *, tls: Credentials | None = None) -> Report:
+        """Go on with a migration whose agent is gone, as its record says; return and raise as migrate() does."""
+        where = parse_address(record.address)
+        hello = Hello(versions_over(tls, self._versions), SOFTWARE)
+        offer = LayoutOffer.of(self.layout, GuestOffer(*record.guest))
+        machine = SourceMachine(hello, offer, push=record.push, give_up_seconds=self._give_up_after)
+        identity = (record.version, record.migration_id, record.token)
+        take_up(machine, SourceInterpreter.now(), *identity)
+        when = machine.timeline
+        when.started, when.stopped, when.run_sent = record.started, record.stopped, record.run_sent
+        when.stopped_at = record.stopped_at
+        self._current = self._interpreter(machine, where, record.rate, tls)
+        self._current.take_up()
+        return await self._drive(self._current)
+
+    def _interpreter(
+        self, machine: SourceMachine, where: Address, rate: int | None, tls: Credentials | None
+    ) -> SourceInterpreter:
+        known = (machine, where, self.layout, self._mappings, self._guest)
+        return SourceInterpreter(*known, poll_max_ns=self._poll_max_ns, rate=rate, tls=tls, keeping=self._keeping)
+
+    async def _drive(self, current: SourceInterpreter) -> Report:
+        self._running = asyncio.create_task(current.run())
         finish = await asyncio.shield(self._running)
         self.finish = finish
         if finish.state is not State.COMPLETED:
             raise error_of(finish)
-        self.report = completed(machine.report, machine.timeline, self._current.stats)
+        machine = current.machine
+        self.report = completed(machine.report, machine.timeline, current.stats, machine.reconnects)
         return self.report
 
     def check_free(self) -> None:
@@ -127,10 +162,39 @@ class Source:
     def cancel(self, text: str = "cancelled by the user") -> bool:
         """Ask the running migration to end; False where there is none, or the guest has left already."""
         current = self._current
-        if current is None or current.finish is not None or current.machine.state is State.POSTCOPY_ACTIVE:
+        if current is None or current.finish is not None or current.machine.state in SWITCHED:
             return False
         current.post(CancelAsked(current.now(), text))
         return True
+
+    def pause(self) -> None:
+        """Close the connections of a migration that has switched over, until resume(). UsageError: there is none."""
+        by_hand.pause(self._current)
+
+    def resume(self, address: Address | str | None = None) -> None:
+        """Have a paused migration go on, at another address of the same destination if one is given. UsageError."""
+        by_hand.resume(self._current)
+        if self._current is not None and address is not None:
+            self._current.address = parse_address(address) if isinstance(address, str) else address
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the latest migration is."""
+        return self._current is not None and self._current.encrypted
+
+    def lose(self, text: str = "given up by the user", *, paused: bool = True) -> None:
+        """Give up a migration that is `paused`: its guest gets the pages that are here no more. UsageError."""
+        by_hand.lose(self._current, text, paused=paused)
+
+    @property
+    def pause_state(self) -> dict[str, Any] | None:
+        """Why the latest migration is paused (text), for how many seconds, and whether it is held by hand."""
+        return by_hand.describe(self._current)
+
+    @property
+    def reconnects(self) -> int:
+        """How often the latest migration was resumed."""
+        return 0 if self._current is None else self._current.machine.reconnects
 
     @property
     def busy(self) -> bool:

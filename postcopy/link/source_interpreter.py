@@ -16,8 +16,10 @@ from postcopy.link.address import Address
 from postcopy.link.dial import dial_control, dial_data
 from postcopy.link.guest import MigratingGuest
 from postcopy.link.interpreter import boot_id
-from postcopy.link.pumping import PumpInterpreter
+from postcopy.link.keeping import Keeping, Record
+from postcopy.link.pumping import BEAT_NS, PumpInterpreter
 from postcopy.link.push import Pace, Push
+from postcopy.link.residence import Residence
 from postcopy.link.tls import Credentials
 from postcopy.pages.regions import Layout
 from postcopy.pump.source import SourcePump, SourceStats
@@ -26,15 +28,28 @@ from postcopy.session.commands import (
     Command,
     Connect,
     DialData,
+    DropControl,
     HandOver,
+    KeepRecord,
+    NoteResidence,
     ReleaseMemory,
     ResumeGuest,
     StartPump,
     StartPush,
     StopGuest,
     StopPump,
+    WatchData,
 )
-from postcopy.session.events import Connected, DataConnected, FilesHanded, GuestStopped, PumpFailed, PushAsked
+from postcopy.session.events import (
+    AliveDue,
+    Connected,
+    DataConnected,
+    FilesHanded,
+    GuestStopped,
+    PumpFailed,
+    PushAsked,
+)
+from postcopy.session.limits import PROGRESS_SECONDS
 from postcopy.session.source import SourceMachine
 from postcopy.wire.preamble import FILES, Preamble, Role
 
@@ -57,16 +72,24 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
         *,
         poll_max_ns: int,
         rate: int | None,
+        keeping: Keeping | None = None,
         tls: Credentials | None = None,
     ) -> None:
         super().__init__("source", machine)
         self.pace = Pace(rate)
-        self._address = address
+        self.address = address
         self._tls = tls
+        self._keeping = keeping
+        self._state = b""
         self._layout = layout
         self._mappings = mappings
         self._guest = guest
         self._poll_max_ns = poll_max_ns
+        self._residence = Residence(layout)
+        self._before: SourceStats | None = None  # counters of former pumps
+        self._connecting: asyncio.Task[None] | None = None
+        self._saying_alive: asyncio.Task[None] | None = None
+        self._guest_stopped = False
         self._dialling: asyncio.Task[None] | None = None
         self._pushing: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -75,10 +98,13 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
         """Return how the source performs its own commands."""
         return {
             Connect: self._connect,
+            NoteResidence: self._note_residence,
             DialData: self._dial_data,
+            WatchData: self._watch_data,
             HandOver: self._hand_over,
             StartPump: self._start_pump,
             StopGuest: self._stop_guest,
+            KeepRecord: self._keep_record,
             ResumeGuest: self._resume_guest,
             StartPush: self._start_push,
             StopPump: self._stop_pump,
@@ -88,21 +114,38 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
     # --- in the order in which a migration needs them -----------------------------------------------------
 
     async def _connect(self, _command: Connect) -> None:
-        self.spawn(self._dial_control())
+        self._residence = Residence(self._layout)
+        self._connecting = self.spawn(self._dial_control())
 
     async def _dial_control(self) -> None:
-        self.listen(await dial_control(self._address, self._tls))
-        self.post(Connected(self.now()))
+        channel = await dial_control(self.address, self._tls)
+        channel.version = self.machine.version or channel.version
+        self.listen(channel)
+        self.post(Connected(self.now()), channel)
+
+    async def _drop_control(self, command: DropControl) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait({self._connecting})
+        await super()._drop_control(command)
+
+    async def _note_residence(self, command: NoteResidence) -> None:
+        self._residence.add(command.have)
 
     async def _dial_data(self, command: DialData) -> None:
-        self._pump = SourcePump(self._layout, self._mappings, poll_max_ns=self._poll_max_ns)
+        beat_ns = BEAT_NS if self.machine.recoverable else 0
+        self._pump = SourcePump(self._layout, self._mappings, poll_max_ns=self._poll_max_ns, beat_ns=beat_ns)
+        if self._guest_stopped:
+            self._pump.guest_stopped()
+        self._residence.skip_in(self._pump)
+        self.pace.restart()
         self._dialling = self.spawn(self._dial_roles(self._pump, command))
 
     async def _dial_roles(self, pump: SourcePump, command: DialData) -> None:
         version = self.machine.version
         for role in (Role.URGENT, Role.PUSH):
             preamble = Preamble(role, version, command.migration_id, command.token)
-            connection = await dial_data(self._address, preamble, tls=self._tls is not None)
+            connection = await dial_data(self.address, preamble, tls=self._tls is not None)
             pump.attach("urgent" if role is Role.URGENT else "push", *connection)
         self.post(DataConnected(self.now()))
 
@@ -111,7 +154,7 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
 
     async def _hand_files(self, command: HandOver) -> None:
         preamble = Preamble(Role.MEMORY, self.machine.version, command.migration_id, command.token)
-        accepted = await dial_data(self._address, preamble)
+        accepted = await dial_data(self.address, preamble)
         with socket.socket(fileno=accepted.fd) as connection:
             send_files(connection, FILES, [mapping.fd for mapping in self._mappings])
             self.post(FilesHanded(self.now()))
@@ -129,15 +172,44 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
             self._guest.stop(PARK_AT_ONCE_SECONDS)
         except PostcopyError:
             await asyncio.to_thread(self._guest.stop)
+        self._guest_stopped = True
         if self._pump is not None:
             self._pump.guest_stopped()
-        state: bytes = msgpack.packb(self._guest.save())
+        self._state = state = msgpack.packb(self._guest.save())
         stopped_at = self._guest.last_step_at or self.now()
         self.post(GuestStopped(self.now(), state, stopped_at, boot_id()))
+
+    async def _keep_record(self, _command: KeepRecord) -> None:
+        if self._keeping is None:
+            return
+        machine, when = self.machine, self.machine.timeline
+        record = Record(
+            version=machine.version,
+            migration_id=machine.migration_id,
+            token=machine.first_token,
+            address=str(self.address),
+            regions=tuple((region.type, region.page_size, region.size) for region in self._layout.regions),
+            guest=(self._guest.kind, self._guest.vcpus),
+            tls=self._tls is not None,
+            state=self._state,
+            push=machine.push,
+            rate=self.pace.rate,
+            started=when.started,
+            stopped=when.stopped,
+            stopped_at=when.stopped_at,
+            run_sent=when.run_sent,
+        )
+        self._keeping.keep(record.pack())
+
+    def take_up(self) -> None:
+        """Begin in the place of an agent that is gone: the guest stands still here for good."""
+        self._guest_stopped = True
 
     async def _resume_guest(self, _command: ResumeGuest) -> None:
         if self._stopping is not None:
             await asyncio.wait({self._stopping})  # the thread in it cannot be called back
+        if self._keeping is not None:
+            self._keeping.forget()
         self._guest.start()  # microseconds: nothing that a thread could fail at comes between the guest and its vCPUs
 
     async def _start_push(self, _command: StartPush) -> None:
@@ -150,12 +222,35 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
+        if self._pump is None:
+            return
         await super()._stop_pump(command)
+        if self.stats is not None and self._before is not None:
+            self.stats = self._before.plus(self.stats)
+        self._before = self.stats
+
+    def snapshot(self) -> SourceStats | None:
+        """Return the counters of all pumps that this migration has had."""
+        stats = super().snapshot()
+        whole = stats is None or self._before is None or self._pump is None
+        return stats if whole or self._before is None or stats is None else self._before.plus(stats)
+
+    async def _watch_data(self, command: WatchData) -> None:
+        await super()._watch_data(command)
+        if self._saying_alive is None:
+            self._saying_alive = self.spawn(self._say_alive())
+
+    async def _say_alive(self) -> None:
+        while True:
+            self.post(AliveDue(self.now()))
+            await asyncio.sleep(PROGRESS_SECONDS)
 
     async def _release_memory(self, _command: ReleaseMemory) -> None:
         await asyncio.to_thread(self._let_go)
 
     def _let_go(self) -> None:
+        if self._keeping is not None:
+            self._keeping.release()
         self._guest.close()
         for mapping in self._mappings:
             mapping.close()

@@ -116,6 +116,18 @@ class Bitmap:
         return bytes(self._bytes)
 
     @classmethod
+    def of_states(cls, states: bytes | bytearray | memoryview, *wanted: int) -> Bitmap:
+        """Return which of these states, one byte each, are among those wanted."""
+        found = bytes(states)
+        bitmap = cls(len(found))
+        digits = bytes(ord("1" if state in wanted else "0") for state in range(256))
+        if found:
+            # A number in base 2 is read as fast as it is copied; its last digit is the lowest bit.
+            bits = int(found[::-1].translate(digits), 2)
+            bitmap._bytes[:] = bits.to_bytes(len(bitmap._bytes), "little")
+        return bitmap
+
+    @classmethod
     def from_bytes(cls, data: bytes, length: int) -> Bitmap:
         """Return the bitmap that `to_bytes` gave `data` for; ProtocolError where it cannot have."""
         bitmap = cls(length)

@@ -10,8 +10,10 @@ against this one.
                                     PLACING ── fault ──▶ WATCHED
     ABSENT ── zero ───▶ ZERO ── fault ──▶ PLACING
     ABSENT, REQUESTED ── discard ──▶ ZERO
+    PLACING ── release ──▶ ABSENT              WATCHED ── release ──▶ REQUESTED
     PLACING, WATCHED ── discard ──▶ DROPPED ── drop ──▶ ZERO
                                     DROPPED ── place ──▶ PLACED
+    ABSENT, REQUESTED ── poison ──▶ POISONED
 
 Whoever moves a page to PLACING or WATCHED holds its claim: that one alone writes the page, once, and then
 calls `place`. A second copy that arrives meanwhile or later finds no claim to win and is dropped, so that
@@ -35,6 +37,7 @@ class PageState(IntEnum):
     ZERO = 4  # known to hold zeros only, not placed: it costs nothing until it is touched
     WATCHED = 5  # claimed as PLACING is, and a fault is accounted for it: its placement is news
     DROPPED = 6  # claimed, and given back by the guest meanwhile: its owner is not to place it any more
+    POISONED = 7  # lost for good: whoever touches it gets SIGBUS
 
 
 class Action(IntEnum):
@@ -44,6 +47,7 @@ class Action(IntEnum):
     WAIT = 1  # nothing: it is on its way, and whoever places it wakes every waiter
     WAKE = 2  # the page is here: the fault crossed its placement, wake the thread
     PLACE_ZERO = 3  # the caller has the claim: place zeros, then `place`
+    POISON = 4  # the page is lost: have whoever touches it know
 
 
 class Ledger:
@@ -65,7 +69,7 @@ class Ledger:
 
         ABSENT becomes REQUESTED: REQUEST, for the first fault only. REQUESTED, WATCHED and DROPPED stay, PLACING
         becomes WATCHED: WAIT. ZERO becomes PLACING: PLACE_ZERO, and the caller has the claim. PLACED stays:
-        WAKE.
+        WAKE. POISONED stays: POISON.
         """
         match self[page]:
             case PageState.ABSENT:
@@ -81,6 +85,8 @@ class Ledger:
                 return Action.PLACE_ZERO
             case PageState.PLACED:
                 return Action.WAKE
+            case PageState.POISONED:
+                return Action.POISON
 
     def claim(self, page: int) -> bool:
         """Ask for the right to write `page`, a copy of which has arrived; False means: drop that copy.
@@ -110,6 +116,23 @@ class Ledger:
         self._states[page] = PageState.PLACED
         return before is not PageState.PLACING
 
+    def release(self, page: int) -> bool:
+        """Take note that the holder of the claim gives it up, its copy having come in part; no byte of it is left.
+
+        PLACING becomes ABSENT, WATCHED becomes REQUESTED: True, it may be claimed again. DROPPED stays: False, its
+        owner has to `drop` it. Any other state is a mistake in the program: ValueError.
+        """
+        match self[page]:
+            case PageState.PLACING:
+                self._states[page] = PageState.ABSENT
+            case PageState.WATCHED:
+                self._states[page] = PageState.REQUESTED
+            case PageState.DROPPED:
+                return False
+            case before:
+                raise ValueError(f"page {page} is released without a claim: it is {before.name}")
+        return True
+
     def discard(self, page: int) -> bool:
         """Take note that the guest gives `page` back; True where its content is settled by that: it is zeros.
 
@@ -129,6 +152,13 @@ class Ledger:
         if self[page] is not PageState.DROPPED:
             raise ValueError(f"page {page} is dropped and nobody asked for it: it is {self[page].name}")
         self._states[page] = PageState.ZERO
+
+    def poison(self, page: int) -> bool:
+        """Take note that `page` will never come. ABSENT and REQUESTED become POISONED: True; all others stay: False."""
+        if self[page] not in {PageState.ABSENT, PageState.REQUESTED}:
+            return False
+        self._states[page] = PageState.POISONED
+        return True
 
     def zero(self, page: int) -> bool:
         """Take note that `page` holds zeros only; False means: its content was settled before, drop the news.

@@ -63,17 +63,15 @@ static int read_requests(struct source *pump) {
     if (got <= 0)
         return half_fail_socket(&pump->half, ROLE_URGENT, got ? errno : 0);
     pump->requests_end += (uint64_t)got;
+    pump->urgent_received += (uint64_t)got;
     uint64_t begin = 0;
     for (; pump->requests_end - begin >= sizeof(struct frame); begin += sizeof(struct frame)) {
         struct frame request;
         memcpy(&request, pump->requests + begin, sizeof request);
-        int refusal = frame_check(&request, FRAMES_TO_SOURCE, pump->half.bounds, pump->half.count);
-        if (refusal) {
-            struct pump_status failure = {.failure = FAILURE_FRAME, .role = ROLE_URGENT, .number = refusal,
-                                          .region = request.region, .offset = request.offset,
-                                          .length = request.length};
-            return half_fail(&pump->half, &failure);
-        }
+        if (check_frame(pump, &request, ROLE_URGENT, FRAMES_TO_SOURCE))
+            return -1;
+        if (request.type == FRAME_BEAT)
+            continue;
         if (!atomic_load_explicit(&pump->guest_stopped, memory_order_acquire)) {
             struct pump_status failure = {.failure = FAILURE_EARLY, .role = ROLE_URGENT};
             return half_fail(&pump->half, &failure);
@@ -99,13 +97,28 @@ static int send_answers(struct source *pump) {
     return 1;
 }
 
+static int beat(struct source *pump) {
+    uint64_t sent = atomic_load_explicit(&pump->counters.urgent.bytes_sent, memory_order_relaxed);
+    enum beat_due due = beat_look(&pump->urgent_beat, sent, pump->urgent_received);
+    if (due == BEAT_SILENT)
+        return half_fail_silent(&pump->half, ROLE_URGENT);
+    if (due != BEAT_SEND || pump->answers_begin != pump->answers_end)
+        return 0;
+    pump->headers[0] = (struct frame){.magic = FRAME_MAGIC, .type = FRAME_BEAT};
+    pump->answers[0] = (struct iovec){.iov_base = &pump->headers[0], .iov_len = sizeof pump->headers[0]};
+    pump->answers_begin = 0;
+    pump->answers_end = pump->headers_used = 1;
+    return 0;
+}
+
 void urgent_run(void *argument) {
     struct source *pump = argument;
     thread_prefer();
+    beat_begin(&pump->urgent_beat, pump->half.tick_ns);
     while (!half_stopping(&pump->half)) {
         int requests = read_requests(pump);
         int answers = requests < 0 ? -1 : send_answers(pump);
-        if (answers < 0)
+        if (answers < 0 || (beat_ends(&pump->urgent_beat) && beat(pump)))
             break;
         if (requests || answers) {
             waiter_progress(&pump->waiter);
@@ -116,7 +129,7 @@ void urgent_run(void *argument) {
             {.fd = pump->half.stop_fd, .events = POLLIN},
             {.fd = pump->half.urgent.socket, .events = unsent ? POLLOUT : POLLIN},
         };
-        int result = waiter_wait(&pump->waiter, descriptors, 2);
+        int result = waiter_wait(&pump->waiter, descriptors, 2, beat_wait_ms(&pump->urgent_beat));
         if (result && half_fail_socket(&pump->half, ROLE_URGENT, -result))
             break;
     }

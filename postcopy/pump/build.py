@@ -15,6 +15,7 @@ SOURCES = [
     "order.c",
     "place.c",
     "receive.c",
+    "recover.c",
     "removal.c",
     "source.c",
     "thread.c",
@@ -24,6 +25,7 @@ SOURCES = [
     "window.c",
 ]
 HEADERS = [
+    "beat.h",
     "channel.h",
     "destination.h",
     "frame.h",
@@ -63,6 +65,7 @@ static uint64_t page_map_absent(const uint8_t *pages, uint64_t first, uint64_t s
 static bool page_map_placed(uint8_t *pages, uint64_t first, uint64_t count) {
     return pages_placed((page_byte *)pages + first, count);
 }
+static bool page_map_release(uint8_t *pages, uint64_t page) { return page_release((page_byte *)pages + page); }
 static uint8_t page_map_discard(uint8_t *pages, uint64_t page) { return page_discard((page_byte *)pages + page); }
 static uint64_t page_map_kept(uint8_t *pages, uint64_t first, uint64_t count) {
     return pages_kept((page_byte *)pages + first, count);

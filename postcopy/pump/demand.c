@@ -17,14 +17,16 @@ void faults_settle(struct destination *pump) {
     uint64_t now = 0;
     for (uint32_t i = 0; i < pump->pending_count;) {
         struct pending *pending = &pump->pending[i];
-        if (page_load(&pump->memory[pending->region].map[pending->page]) != PAGE_PLACED ||
-            (pending->view && !view_settle(pump, pending))) {
+        uint8_t state = page_load(&pump->memory[pending->region].map[pending->page]);
+        bool over = state == PAGE_POISONED || (state == PAGE_PLACED && (!pending->view || view_settle(pump, pending)));
+        if (!over) {
             i++;
             continue;
         }
         now = now ? now : now_ns();
-        hist_record(&pump->counters.demand.latency, now - pending->read_at);
-        if (pump->trace)
+        if (state == PAGE_PLACED)
+            hist_record(&pump->counters.demand.latency, now - pending->read_at);
+        if (state == PAGE_PLACED && pump->trace)
             trace_record(pump->trace, trace_where(pending->page, pending->region, pending->found, pending->thread),
                          pending->read_at, now - pending->read_at);
         *pending = pump->pending[--pump->pending_count];
@@ -32,8 +34,7 @@ void faults_settle(struct destination *pump) {
     atomic_store_explicit(&pump->counters.demand.pending, pump->pending_count, memory_order_relaxed);
 }
 
-static void request(struct destination *pump, uint32_t region, uint64_t page) {
-    uint64_t page_size = pump->memory[region].region.page_size;
+static void send_frame(struct destination *pump, struct frame frame) {
     if (pump->requests_begin == pump->requests_end)
         pump->requests_begin = pump->requests_end = 0;
     if (pump->requests_end + sizeof(struct frame) > sizeof pump->requests) { /* faults_room() saw that it fits then */
@@ -42,10 +43,16 @@ static void request(struct destination *pump, uint32_t region, uint64_t page) {
         pump->requests_begin = 0;
         pump->requests_end = rest;
     }
-    struct frame frame = {.magic = FRAME_MAGIC, .type = FRAME_REQUEST, .region = (uint16_t)region,
-                          .offset = page * page_size, .length = page_size};
     memcpy((uint8_t *)pump->requests + pump->requests_end, &frame, sizeof frame);
     pump->requests_end += sizeof frame;
+}
+
+void request(struct destination *pump, uint32_t region, uint64_t page) {
+    uint64_t page_size = pump->memory[region].region.page_size;
+    if (pump->alone)
+        return; /* whatever is wanted is asked for when there is a connection */
+    send_frame(pump, (struct frame){.magic = FRAME_MAGIC, .type = FRAME_REQUEST, .region = (uint16_t)region,
+                                    .offset = page * page_size, .length = page_size});
     hist_add(&pump->counters.demand.requests, 1);
 }
 
@@ -68,6 +75,19 @@ static int resolve_placed(struct destination *pump, uint32_t region, uint64_t pa
     /* Given back since the fault was raised: woken, its thread faults again, on a page that is missing now. */
     if (result == PLACE_HOLE)
         result = place_wake(&urgent->placer, address, size);
+    return result ? fail_placing(pump, urgent, region, page) : 0;
+}
+
+/* It was told of before it was poisoned, or was given back since: it is lost all the same, and never zeros. */
+static int poison_again(struct destination *pump, uint32_t region, uint64_t page) {
+    const struct pump_region *r = &pump->memory[region].region;
+    struct receiver *urgent = &pump->urgent;
+    int result;
+    while ((result = place_poison(&urgent->placer, r->guest + page * r->page_size, r->page_size, r->page_size)) > 0)
+        if (await_change(pump, urgent, region, page))
+            return -1;
+    urgent->changing = 0;
+    views_poison(pump, region, page, page + 1);
     return result ? fail_placing(pump, urgent, region, page) : 0;
 }
 
@@ -95,6 +115,8 @@ static int serve(struct destination *pump, const struct view *view, uint32_t reg
         case PAGE_PLACED:
             /* A view's fault is settled with the others: whatever the kernel called it, the page may be there by now. */
             return view ? 0 : resolve_placed(pump, region, page, flags);
+        case PAGE_POISONED:
+            return poison_again(pump, region, page);
         default: /* REQUESTED, WATCHED: it is on its way, and whoever places it wakes every waiter */
             return 0;
         }
@@ -246,19 +268,17 @@ static int send_requests(struct destination *pump) {
 static int wait_for_work(struct destination *pump) {
     struct pollfd descriptors[3 + PUMP_VIEWS_MAX] = {
         {.fd = pump->news_fd, .events = POLLIN},
-        {.fd = pump->half.urgent.socket, .events = POLLIN},
+        {.fd = pump->alone ? -1 : pump->half.urgent.socket, .events = POLLIN},
         {.fd = pump->uffd, .events = POLLIN},
     };
     if (pump->requests_begin != pump->requests_end)
         descriptors[1].events |= POLLOUT;
-    if (pump->alone)
-        descriptors[1].fd = -1;
     nfds_t used = 3;
     if (faults_room(pump))
         used += views_poll(pump, descriptors + used);
     else
         descriptors[2].fd = -1;
-    int result = waiter_wait(&pump->waiter, descriptors, used);
+    int result = waiter_wait(&pump->waiter, descriptors, used, pump->alone ? -1 : beat_wait_ms(&pump->urgent.beat));
     if (result)
         return fail_number(pump, FAILURE_KERNEL, -result, 0);
     uint64_t count;
@@ -267,26 +287,49 @@ static int wait_for_work(struct destination *pump) {
     return 0;
 }
 
+static int beat(struct destination *pump) {
+    bool due;
+    uint64_t sent = atomic_load_explicit(&pump->counters.demand.bytes_sent, memory_order_relaxed);
+    if (receiver_beat(pump, &pump->urgent, sent, &due))
+        return -1;
+    if (due && pump->requests_begin == pump->requests_end)
+        send_frame(pump, (struct frame){.magic = FRAME_MAGIC, .type = FRAME_BEAT});
+    return 0;
+}
+
+/* Requests out, answers in. Returns an enum step. */
+static int talk(struct destination *pump) {
+    if (pump->alone)
+        return STEP_IDLE;
+    int requests = send_requests(pump);
+    int answers = requests < 0 ? requests : receiver_step(pump, &pump->urgent);
+    if (answers >= 0 && beat_ends(&pump->urgent.beat) && beat(pump))
+        return STEP_FAILED;
+    return answers < 0 ? STEP_FAILED : requests || answers ? STEP_PROGRESS : STEP_IDLE;
+}
+
 void demand_run(void *argument) {
     struct destination *pump = argument;
     thread_prefer();
+    beat_begin(&pump->urgent.beat, pump->half.tick_ns);
     while (!half_stopping(&pump->half)) {
         int own = read_faults(pump);
         int faults = own < 0 ? own : own | views_read(pump);
-        int requests = faults < 0 || pump->alone ? faults : send_requests(pump);
-        int answers = requests < 0 || pump->alone ? requests : receiver_step(pump, &pump->urgent);
         if (faults < 0)
             break;
-        if (answers < 0) {
-            /* The source may go once everything is here; pages known to be zero are still to be placed when touched. */
-            if (atomic_load(&pump->half.status.state) != PUMP_COMPLETE)
+        int talked = talk(pump);
+        if (talked < 0) {
+            /* Without the source the guest is served with what is here; only the pump's own failure ends that. */
+            uint32_t state = atomic_load(&pump->half.status.state);
+            if (state != PUMP_COMPLETE && state != PUMP_RUNNING)
                 break;
             pump->alone = true;
+            pump->requests_begin = pump->requests_end = 0;
             continue;
         }
-        if (atomic_exchange(&pump->news, false) || faults || answers)
+        if (atomic_exchange(&pump->news, false) || faults || talked)
             faults_settle(pump);
-        if (faults || requests || answers)
+        if (faults || talked)
             waiter_progress(&pump->waiter);
         else if (wait_for_work(pump))
             break;

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "window.h"
@@ -45,8 +46,34 @@ static void check_complete(struct destination *pump) {
     }
 }
 
-static void push_run(void *argument) {
+int receiver_beat(struct destination *pump, struct receiver *receiver, uint64_t sent, bool *due) {
+    uint64_t received = atomic_load_explicit(&receiver->placer.counters->bytes_received, memory_order_relaxed);
+    enum beat_due look = beat_look(&receiver->beat, sent, received);
+    *due = look == BEAT_SEND;
+    return look == BEAT_SILENT ? half_fail_silent(&pump->half, receiver->role) : 0;
+}
+
+/* Nothing else is sent on the push connection from here. What did not fit stays for the next tick. */
+static int push_beat(struct destination *pump) {
+    struct receiver *push = &pump->push;
+    bool due;
+    if (receiver_beat(pump, push, push->beat_sent, &due))
+        return -1;
+    struct frame beat = {.magic = FRAME_MAGIC, .type = FRAME_BEAT};
+    uint64_t begun = push->beat_sent % sizeof beat;
+    struct iovec rest = {.iov_base = (uint8_t *)&beat + begun, .iov_len = sizeof beat - begun};
+    ssize_t sent = channel_send(&pump->half.push, &rest, 1);
+    if (sent < 0 && errno != EAGAIN && errno != EINTR)
+        return half_fail_socket(&pump->half, ROLE_PUSH, errno);
+    push->beat_sent += sent > 0 ? (uint64_t)sent : 0;
+    return 0;
+}
+
+void push_run(void *argument) {
     struct destination *pump = argument;
+    struct beat *beat = &pump->push.beat;
+    beat_begin(beat, pump->half.tick_ns);
+    pump->push.beat_sent = 0;
     struct pollfd descriptors[2] = {
         {.fd = pump->half.stop_fd, .events = POLLIN},
         {.fd = pump->half.push.socket, .events = POLLIN},
@@ -59,11 +86,13 @@ static void push_run(void *argument) {
                       atomic_load_explicit(&pump->counters.demand.requests, memory_order_relaxed), now_ns());
         if (step == STEP_ENDED)
             check_complete(pump);
-        if (step == STEP_ENDED || step == STEP_FAILED)
+        if (step == STEP_FAILED || (step == STEP_ENDED && !beat->tick_ns))
             break;
-        if (step == STEP_PROGRESS)
+        if (beat_ends(beat) && push_beat(pump))
+            break;
+        if (step != STEP_IDLE)
             continue;
-        if (poll(descriptors, 2, -1) < 0 && errno != EINTR) {
+        if (poll(descriptors, 2, beat_wait_ms(beat)) < 0 && errno != EINTR) {
             struct pump_status failure = {.failure = FAILURE_KERNEL, .role = ROLE_PUSH, .number = errno};
             half_fail(&pump->half, &failure);
             break;
@@ -169,6 +198,10 @@ struct destination *destination_create(int uffd, const struct pump_region *regio
     return pump;
 }
 
+void destination_beat(struct destination *pump, uint64_t tick_ns) { pump->half.tick_ns = tick_ns; }
+
+void destination_watch(struct destination *pump) { atomic_store(&pump->half.watching, true); }
+
 int destination_attach(struct destination *pump, uint32_t role, int socket, struct tls *tls) {
     return half_attach(&pump->half, role, socket, tls);
 }
@@ -219,6 +252,7 @@ void destination_destroy(struct destination *pump) {
 }
 
 const struct pump_status *destination_status(const struct destination *pump) { return &pump->half.status; }
+const struct pump_status *destination_broken(const struct destination *pump) { return &pump->half.broken; }
 const struct destination_counters *destination_counters(const struct destination *pump) { return &pump->counters; }
 const uint8_t *destination_map(const struct destination *pump, uint32_t region) {
     return region < pump->half.count ? (const uint8_t *)pump->memory[region].map : NULL;

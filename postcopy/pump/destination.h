@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <stdint.h>
 
+#include "beat.h"
 #include "half.h"
 #include "page_map.h"
 #include "place.h"
@@ -41,6 +42,8 @@ struct receiver {
     uint64_t taken, run_begin, run_end;
     bool run_claimed;
     uint32_t changing; /* times in a row that placing met PLACE_CHANGING */
+    struct beat beat;
+    uint64_t beat_sent; /* bytes of beats; push only, where nothing else is sent */
 };
 
 /* Another process's mapping of the guest's files, with a userfaultfd of its own: view.c. */
@@ -77,7 +80,7 @@ struct destination {
     struct uffd_message backlog[PENDING_MAX];
     uint64_t backlog_at[PENDING_MAX]; /* when they were read, ns */
     uint32_t backlog_count;
-    bool alone; /* no urgent connection: it has ended and every page is here, or the memory was adopted */
+    bool alone; /* there is no urgent connection that works, or none at all: the memory was adopted */
     struct waiter waiter;
 
     struct trace *trace; /* NULL: nothing is recorded */
@@ -108,6 +111,11 @@ int zero_claimed(struct destination *pump, struct receiver *receiver, uint32_t r
  */
 int await_change(struct destination *pump, struct receiver *receiver, uint32_t region, uint64_t page);
 
+/* destination.c: so much of the tick is over on a connection; look whether a beat is due. -1 once it is broken. */
+int receiver_beat(struct destination *pump, struct receiver *receiver, uint64_t sent, bool *due);
+
+/* removal.c: what a call other than placing was refused is the end of the pump. Always returns -1. */
+int fail_call(struct destination *pump, uint32_t operation, int number, uint32_t region, uint64_t page);
 /* removal.c: the gate between the push's placing and the reading of events. Nothing where no events are told. */
 void gate_enter(struct destination *pump);
 void gate_leave(struct destination *pump);
@@ -131,8 +139,11 @@ int fault_take(struct destination *pump, struct view *view, const struct uffd_me
                uint64_t page, uint64_t read_at);
 /* demand.c, for view.c: whether a whole batch of faults can be taken. */
 bool faults_room(const struct destination *pump);
-/* demand.c: the thread of the urgent connection. */
+/* demand.c: ask the source for a page. */
+void request(struct destination *pump, uint32_t region, uint64_t page);
+/* demand.c and destination.c: the threads of the urgent and of the push connection. */
 void demand_run(void *pump);
+void push_run(void *pump);
 
 /* view.c: read the faults of all views and bring their pages on the way. Returns an enum step. */
 int views_read(struct destination *pump);
@@ -140,6 +151,8 @@ int views_read(struct destination *pump);
 bool view_settle(struct destination *pump, const struct pending *pending);
 /* view.c: wake whoever waits for these pages in any view. Any thread may call it. */
 void views_wake(struct destination *pump, uint32_t region, uint64_t first, uint64_t stop);
+/* view.c: have these pages, which are lost, be lost in every view as well. */
+void views_poison(struct destination *pump, uint32_t region, uint64_t first, uint64_t stop);
 /* view.c: put what is to be polled for the views into `descriptors`, room for PUMP_VIEWS_MAX; returns how many. */
 nfds_t views_poll(const struct destination *pump, struct pollfd *descriptors);
 

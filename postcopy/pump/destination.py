@@ -41,6 +41,7 @@ class DestinationStats:
     pages_duplicate: int
     pages_removed: int
     pages_handed_over: int
+    pages_poisoned: int
     faults_missing: int
     faults_minor: int
     faults_wp: int
@@ -51,6 +52,7 @@ class DestinationStats:
     bytes_received_urgent: int
     bytes_received_push: int
     bytes_sent_urgent: int
+    beats: int
     bytes_placed: int
     push_ended: bool
     cpu_seconds: float
@@ -71,7 +73,8 @@ class DestinationPump:
     """Two threads: one turns faults into requests and places their answers, one places what is pushed.
 
     `mappings` and the userfaultfd behind `uffd_fd` (non-blocking) must outlive the pump. `foreign`: they are another
-    process's, whose removals then have to be told of. Raises HostError where memory or descriptors run out.
+    process's, whose removals then have to be told of. `beat_ns` is the tick of the heartbeats on both connections, 0:
+    none. Raises HostError where memory or descriptors run out.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class DestinationPump:
         push: Sequence[Placement],
         zeropage: Sequence[bool],
         poll_max_ns: int,
+        beat_ns: int = 0,
         removal: Sequence[Removal] | None = None,
         foreign: bool = False,
     ) -> None:
@@ -95,6 +99,7 @@ class DestinationPump:
         self._pump: Any = lib.destination_create(uffd_fd, regions, count, poll_max_ns)
         if self._pump == ffi.NULL:
             raise HostError(f"the destination's pump could not be created: {os.strerror(ffi.errno)}")
+        lib.destination_beat(self._pump, beat_ns)
 
     @property
     def _handle(self) -> Any:
@@ -106,7 +111,7 @@ class DestinationPump:
     def attach(self, role: Role, socket_fd: int, tls: TlsSession | None = None) -> None:
         """Hand over the connected socket of a role, with the TLS session on it where there is one.
 
-        Both belong to the pump from here on, whatever happens.
+        Also after `detach`. Both belong to the pump from here on, whatever happens.
         """
         if self._pump == ffi.NULL:
             if tls is not None:
@@ -138,14 +143,43 @@ class DestinationPump:
         if result:
             raise HostError(f"the destination's pump could not be started: {os.strerror(-result)}")
 
+    def watch(self) -> None:
+        """Take silence on a connection for its end, from now on."""
+        lib.destination_watch(self._handle)
+
+    def detach(self) -> None:
+        """Take the connections away, broken or not; the guest goes on with what is here. In a thread: may wait.
+
+        Of pages that came in part nothing is left. LinkError where the pump has failed.
+        """
+        result = lib.destination_detach(self._handle)
+        if result:
+            raise LinkError(f"the destination's pump could not be paused: {os.strerror(-result)}")
+
+    def resume(self) -> None:
+        """Go on with connections that were attached anew: what faults wait for is asked for again. In a thread."""
+        result = lib.destination_resume(self._handle)
+        if result:
+            raise HostError(f"the destination's pump could not go on: {os.strerror(-result)}")
+
+    def poison(self) -> int:
+        """Give up every page that is not here, once detached; return how many. Whoever touches one gets SIGBUS.
+
+        HostError where the kernel cannot do that (before 6.6): then whoever touches one waits for ever. In a thread.
+        """
+        result = lib.destination_poison(self._handle)
+        if result:
+            raise HostError(f"pages that are lost could not be poisoned: {os.strerror(-result)}")
+        return int(lib.destination_counters(self._handle).poisoned)
+
     @property
     def event_fd(self) -> int:
-        """Readable once every page is resident, or the pump has failed: `status()` tells which."""
+        """Readable (an eventfd) once every page is resident, a connection broke or the pump failed: see `status()`."""
         return int(lib.destination_event_fd(self._handle))
 
     def status(self) -> PumpStatus:
         """Return the state and, where it failed, why."""
-        return read_status(lib.destination_status(self._handle), "source")
+        return read_status(lib.destination_status(self._handle), lib.destination_broken(self._handle), "source")
 
     def snapshot(self) -> DestinationStats:
         """Return all counters; costs the C threads nothing."""
@@ -160,6 +194,7 @@ class DestinationPump:
             pages_zero=urgent.zero + push.zero + counters.removed,
             pages_removed=counters.removed,
             pages_handed_over=self._layout.pages if self._adopted else 0,
+            pages_poisoned=counters.poisoned,
             pages_duplicate=urgent.duplicate + push.duplicate,
             faults_missing=demand.faults_missing,
             faults_minor=demand.faults_minor,
@@ -175,6 +210,7 @@ class DestinationPump:
             bytes_received_push=push.bytes_received,
             bytes_sent_urgent=demand.bytes_sent,
             bytes_placed=0 if self._adopted else urgent.bytes_placed + push.bytes_placed,
+            beats=urgent.beats + push.beats,
             push_ended=bool(push.ended),
             cpu_seconds=lib.destination_cpu_ns(self._handle) / 1e9,
             fault_latency=read_histogram(ffi, demand.latency),

@@ -19,7 +19,7 @@
 
 #define FRAME_MAGIC 0x5043u
 
-enum frame_type { FRAME_INVALID = 0, FRAME_REQUEST = 1, FRAME_PAGES = 2, FRAME_ZERO = 3, FRAME_END = 4 };
+enum frame_type { FRAME_INVALID = 0, FRAME_REQUEST = 1, FRAME_PAGES = 2, FRAME_ZERO = 3, FRAME_END = 4, FRAME_BEAT = 5 };
 
 enum frame_refusal {
     REFUSAL_OK = 0,
@@ -48,9 +48,10 @@ _Static_assert(offsetof(struct frame, region) == 4 && offsetof(struct frame, off
                "the wire's layout is fixed");
 
 /* Which frames a connection may carry to whoever reads it: a bit for each type. */
-#define FRAMES_TO_SOURCE (1u << FRAME_REQUEST)
-#define FRAMES_URGENT (1u << FRAME_PAGES | 1u << FRAME_ZERO)
-#define FRAMES_PUSH (1u << FRAME_PAGES | 1u << FRAME_ZERO | 1u << FRAME_END)
+#define FRAMES_TO_SOURCE (1u << FRAME_REQUEST | 1u << FRAME_BEAT)
+#define FRAMES_PUSH_TO_SOURCE (1u << FRAME_BEAT)
+#define FRAMES_URGENT (1u << FRAME_PAGES | 1u << FRAME_ZERO | 1u << FRAME_BEAT)
+#define FRAMES_PUSH (1u << FRAME_PAGES | 1u << FRAME_ZERO | 1u << FRAME_END | 1u << FRAME_BEAT)
 
 /* What frame_check needs of a region. */
 struct frame_bounds {
@@ -66,11 +67,11 @@ static inline int frame_check(const struct frame *frame, uint32_t allowed, const
                               uint32_t count) {
     if (frame->magic != FRAME_MAGIC)
         return REFUSAL_MAGIC;
-    if (frame->type == FRAME_INVALID || frame->type > FRAME_END || !(allowed & (1u << frame->type)))
+    if (frame->type == FRAME_INVALID || frame->type > FRAME_BEAT || !(allowed & (1u << frame->type)))
         return REFUSAL_TYPE;
     if (frame->flags || frame->reserved)
         return REFUSAL_RESERVED;
-    if (frame->type == FRAME_END)
+    if (frame->type == FRAME_END || frame->type == FRAME_BEAT)
         return frame->region || frame->offset || frame->length ? REFUSAL_RESERVED : REFUSAL_OK;
     if (frame->region >= count)
         return REFUSAL_REGION;

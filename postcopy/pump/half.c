@@ -15,6 +15,12 @@ static bool whole_pages(const struct pump_region *region) {
     return size && !(size & (size - 1)) && region->size && !(region->size % size);
 }
 
+static void close_channel(struct channel *channel) {
+    tls_destroy(channel->tls);
+    close_fd(channel->socket);
+    *channel = (struct channel){.socket = -1};
+}
+
 void *half_create(size_t size, const struct pump_region *regions, uint32_t count) {
     bool sound = count && count <= PUMP_REGIONS_MAX;
     for (uint32_t i = 0; sound && i < count; i++)
@@ -45,7 +51,7 @@ void *half_create(size_t size, const struct pump_region *regions, uint32_t count
 
 int half_attach(struct half *half, uint32_t role, int socket, struct tls *tls) {
     struct channel *place = role == ROLE_URGENT ? &half->urgent : role == ROLE_PUSH ? &half->push : NULL;
-    if (!place || place->socket >= 0 || half->urgent_thread.started) {
+    if (!place || place->socket >= 0 || (half->running && !half->detached)) {
         tls_destroy(tls);
         close(socket);
         return -EINVAL;
@@ -55,32 +61,59 @@ int half_attach(struct half *half, uint32_t role, int socket, struct tls *tls) {
 }
 
 int half_start(struct half *half, const char *name, void (*urgent)(void *), void (*push)(void *), void *pump) {
-    if (half->urgent_thread.started || (push && (half->urgent.socket < 0 || half->push.socket < 0)))
+    if (half->running || (push && (half->urgent.socket < 0 || half->push.socket < 0)))
         return -EINVAL;
-    atomic_store(&half->status.state, PUMP_RUNNING);
+    uint32_t idle = PUMP_IDLE;
+    atomic_compare_exchange_strong(&half->status.state, &idle, PUMP_RUNNING);
+    atomic_store(&half->broken.state, PUMP_RUNNING);
+    half->detached = half->detached && !push;
+    half->running = true;
     int result = thread_start(&half->urgent_thread, name, urgent, pump);
     return result || !push ? result : thread_start(&half->push_thread, "pc-push", push, pump);
 }
 
-void half_stop(struct half *half) {
+static void join(struct half *half) {
     atomic_store(&half->stopping, true);
     signal_fd(half->stop_fd);
     thread_join(&half->urgent_thread);
     thread_join(&half->push_thread);
+    half->running = false;
+}
+
+void half_stop(struct half *half) {
+    atomic_store(&half->ended, true);
+    join(half);
+}
+
+void half_halt(struct half *half) {
+    join(half);
+    uint64_t count;
+    (void)!read(half->stop_fd, &count, sizeof count);
+    atomic_store(&half->stopping, half_ended(half));
+}
+
+void half_detach(struct half *half) {
+    close_channel(&half->urgent);
+    close_channel(&half->push);
+    half->detached = true;
+    atomic_store(&half->broken.state, PUMP_IDLE);
 }
 
 void half_destroy(struct half *half) {
-    tls_destroy(half->urgent.tls);
-    tls_destroy(half->push.tls);
-    close_fd(half->urgent.socket);
-    close_fd(half->push.socket);
+    close_channel(&half->urgent);
+    close_channel(&half->push);
     close_fd(half->stop_fd);
     close_fd(half->event_fd);
     free(half);
 }
 
+/* What new connections mend. */
+static bool is_break(uint32_t failure) {
+    return failure != FAILURE_KERNEL && failure != FAILURE_EARLY && failure != FAILURE_FILE;
+}
+
 int half_fail(struct half *half, const struct pump_status *failure) {
-    struct pump_status *status = &half->status;
+    struct pump_status *status = is_break(failure->failure) ? &half->broken : &half->status;
     uint32_t running = PUMP_RUNNING;
     /* The first to fail moves RUNNING to IDLE, writes the reason, and only then shows FAILED. */
     if (atomic_compare_exchange_strong(&status->state, &running, PUMP_IDLE)) {
@@ -99,5 +132,12 @@ int half_fail(struct half *half, const struct pump_status *failure) {
 
 int half_fail_socket(struct half *half, uint32_t role, int number) {
     struct pump_status failure = {.failure = number ? FAILURE_SOCKET : FAILURE_CLOSED, .role = role, .number = number};
+    return half_fail(half, &failure);
+}
+
+int half_fail_silent(struct half *half, uint32_t role) {
+    if (!atomic_load_explicit(&half->watching, memory_order_relaxed))
+        return 0;
+    struct pump_status failure = {.failure = FAILURE_SILENT, .role = role};
     return half_fail(half, &failure);
 }

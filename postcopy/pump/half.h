@@ -19,11 +19,17 @@ struct half {
     struct frame_bounds bounds[PUMP_REGIONS_MAX];
     uint32_t count;
     struct channel urgent, push;
-    int stop_fd;  /* never read: once readable it ends every wait for good */
-    int event_fd; /* complete or failed, for the owner */
+    int stop_fd;      /* readable while the threads are to end: it ends every wait */
+    int event_fd;     /* complete, failed or broken, for the owner */
     _Atomic bool stopping;
+    _Atomic bool ended;    /* stopped, and not only for a moment */
+    _Atomic bool watching; /* a connection that is silent is broken */
+    bool running;          /* it has threads */
+    bool detached;         /* it was started, and its connections were taken away */
+    uint64_t tick_ns;      /* of its heartbeats, 0: none */
     struct thread urgent_thread, push_thread;
     struct pump_status status;
+    struct pump_status broken; /* why a connection broke */
 };
 
 /*
@@ -43,19 +49,28 @@ int half_attach(struct half *half, uint32_t role, int socket, struct tls *tls);
 int half_start(struct half *half, const char *name, void (*urgent)(void *), void (*push)(void *), void *pump);
 /* Ask the threads to end and wait for them. Idempotent. */
 void half_stop(struct half *half);
+/* The same for a moment: half_start() starts them again. */
+void half_halt(struct half *half);
+/* Close the connections of a half without threads; it may be given new ones. */
+void half_detach(struct half *half);
 /* Close what it owns and free the memory that half_create() returned. The threads have ended. */
 void half_destroy(struct half *half);
 
-/* Record the first failure and tell the owner; later ones are kept out. Always returns -1. */
+/* Record the first failure, or the first break, and tell the owner; later ones are kept out. Always returns -1. */
 int half_fail(struct half *half, const struct pump_status *failure);
 /* The same for a connection that ended (number 0) or broke (its errno). */
 int half_fail_socket(struct half *half, uint32_t role, int number);
+/* Nothing came on a connection for too long: the same once silence counts, else 0. */
+int half_fail_silent(struct half *half, uint32_t role);
 
 static inline const struct channel *half_channel(const struct half *half, uint32_t role) {
     return role == ROLE_PUSH ? &half->push : &half->urgent;
 }
 static inline bool half_stopping(const struct half *half) {
     return atomic_load_explicit(&half->stopping, memory_order_acquire);
+}
+static inline bool half_ended(const struct half *half) {
+    return atomic_load_explicit(&half->ended, memory_order_acquire);
 }
 /* Nanoseconds of CPU that its threads have used so far. */
 static inline uint64_t half_cpu_ns(const struct half *half) {

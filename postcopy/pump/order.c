@@ -6,6 +6,38 @@
 
 #include "source.h"
 
+/* Nothing but beats comes from the destination on this connection, and one day its end. */
+static int hear(struct source *pump) {
+    for (;;) {
+        struct iovec room = {.iov_base = pump->heard + pump->heard_end, .iov_len = sizeof pump->heard - pump->heard_end};
+        ssize_t got = channel_receive(&pump->half.push, &room, 1);
+        if (got < 0 && (errno == EAGAIN || errno == EINTR))
+            return 0;
+        if (got <= 0)
+            return half_fail_socket(&pump->half, ROLE_PUSH, got ? errno : 0);
+        pump->heard_end += (uint64_t)got;
+        pump->push_received += (uint64_t)got;
+        if (pump->heard_end < sizeof pump->heard)
+            continue;
+        struct frame frame;
+        memcpy(&frame, pump->heard, sizeof frame);
+        pump->heard_end = 0;
+        if (check_frame(pump, &frame, ROLE_PUSH, FRAMES_PUSH_TO_SOURCE))
+            return -1;
+    }
+}
+
+/* The tick may be over. Returns an enum beat_due, or -1 with a broken connection. */
+static int look(struct source *pump) {
+    if (!beat_ends(&pump->push_beat))
+        return BEAT_NOTHING;
+    if (hear(pump))
+        return -1;
+    uint64_t sent = atomic_load_explicit(&pump->counters.push.bytes_sent, memory_order_relaxed);
+    enum beat_due due = beat_look(&pump->push_beat, sent, pump->push_received);
+    return due == BEAT_SILENT && half_fail_silent(&pump->half, ROLE_PUSH) ? -1 : (int)due;
+}
+
 /* `content` is of `length` bytes for PAGES, and not looked at for the others. */
 static int send_frame(struct source *pump, uint8_t type, uint32_t region, uint64_t offset, uint64_t length,
                       const uint8_t *content) {
@@ -29,10 +61,10 @@ static int send_frame(struct source *pump, uint8_t type, uint32_t region, uint64
             begin = parts_advance(parts, begin, (uint64_t)sent);
         } else if (errno != EAGAIN && errno != EINTR) {
             return half_fail_socket(&pump->half, ROLE_PUSH, errno);
-        } else if (poll(descriptors, 2, -1) < 0 && errno != EINTR) {
+        } else if (poll(descriptors, 2, beat_wait_ms(&pump->push_beat)) < 0 && errno != EINTR) {
             return half_fail_socket(&pump->half, ROLE_PUSH, errno);
         }
-        if (half_stopping(&pump->half))
+        if (half_stopping(&pump->half) || look(pump) < 0)
             return -1;
     }
     return 0;
@@ -100,12 +132,12 @@ static int wait_for_orders(struct source *pump) {
     struct pollfd descriptors[3] = {
         {.fd = pump->half.stop_fd, .events = POLLIN},
         {.fd = pump->work_fd, .events = POLLIN},
-        {.fd = pump->half.push.socket, .events = POLLRDHUP}, /* nothing but its end comes there */
+        {.fd = pump->half.push.socket, .events = POLLIN},
     };
-    if (poll(descriptors, 3, -1) < 0 && errno != EINTR)
+    if (poll(descriptors, 3, beat_wait_ms(&pump->push_beat)) < 0 && errno != EINTR)
         return half_fail_socket(&pump->half, ROLE_PUSH, errno);
-    if (descriptors[2].revents & (POLLERR | POLLHUP | POLLRDHUP))
-        return half_fail_socket(&pump->half, ROLE_PUSH, 0);
+    if (descriptors[2].revents && hear(pump))
+        return -1;
     uint64_t count;
     if (descriptors[1].revents & POLLIN && read(pump->work_fd, &count, sizeof count) < 0 && errno != EAGAIN)
         return half_fail_socket(&pump->half, ROLE_PUSH, errno);
@@ -114,7 +146,12 @@ static int wait_for_orders(struct source *pump) {
 
 void orders_run(void *argument) {
     struct source *pump = argument;
+    bool told_end = false;
+    beat_begin(&pump->push_beat, pump->half.tick_ns);
     while (!half_stopping(&pump->half)) {
+        int due = look(pump);
+        if (due < 0 || (due == BEAT_SEND && send_frame(pump, FRAME_BEAT, 0, 0, 0, NULL)))
+            break;
         uint32_t head = atomic_load_explicit(&pump->head, memory_order_relaxed);
         bool ended = atomic_load_explicit(&pump->ended, memory_order_acquire);
         uint32_t queued = atomic_load_explicit(&pump->tail, memory_order_acquire) - head;
@@ -124,9 +161,10 @@ void orders_run(void *argument) {
             tell_low(pump, queued - 1);
             if (push_extent(pump, &extent))
                 break;
-        } else if (ended) {
-            send_frame(pump, FRAME_END, 0, 0, 0, NULL);
-            break;
+        } else if (ended && !told_end) {
+            told_end = true;
+            if (send_frame(pump, FRAME_END, 0, 0, 0, NULL) || !pump->push_beat.tick_ns)
+                break;
         } else if (wait_for_orders(pump)) {
             break;
         }

@@ -6,12 +6,15 @@
  *   ABSENT ──zero───> ZERO     ──fault───> PLACING
  *
  *   ABSENT, REQUESTED ──given back──> ZERO
+ *   PLACING ──came in part──> ABSENT       WATCHED ──came in part──> REQUESTED
+ *   ABSENT, REQUESTED ──lost──> POISONED
+ *
  *   PLACING, WATCHED ──given back──> DROPPED ──its owner──> ZERO, or PLACED if its content had been placed already
  *
  * Whoever moves a page to PLACING or WATCHED owns its memory until PLACED: nobody else writes a byte of it. WATCHED
  * says in addition that a fault is accounted for this page, so its placer tells the demand thread. DROPPED asks the
  * owner not to place it: the guest gave the page back meanwhile. A page that lost its claim (PLACING, WATCHED, DROPPED,
- * PLACED, ZERO) must not be written by the loser: the guest may own it already.
+ * PLACED, ZERO, POISONED) must not be written by the loser: the guest may own it already.
  */
 #ifndef POSTCOPY_PAGE_MAP_H
 #define POSTCOPY_PAGE_MAP_H
@@ -49,6 +52,17 @@ static inline bool page_claim(page_byte *page) {
         default:
             return false;
         }
+    }
+}
+
+/* The owner gives a page up, having taken away what it wrote of it. False: it is DROPPED, which the owner finishes. */
+static inline bool page_release(page_byte *page) {
+    for (;;) {
+        uint8_t before = page_load(page);
+        if (before == PAGE_DROPPED)
+            return false;
+        if (page_move(page, before, before == PAGE_WATCHED ? PAGE_REQUESTED : PAGE_ABSENT))
+            return true;
     }
 }
 

@@ -19,7 +19,7 @@ struct wake_argument {
 };
 
 _Static_assert(sizeof(struct copy_argument) == 40, "struct uffdio_copy and struct uffdio_move");
-_Static_assert(sizeof(struct range_argument) == 32, "struct uffdio_zeropage and struct uffdio_continue");
+_Static_assert(sizeof(struct range_argument) == 32, "struct uffdio_zeropage, _continue and _poison");
 _Static_assert(sizeof(struct wake_argument) == 16, "struct uffdio_range");
 
 static int refused(struct placer *placer, uint32_t operation, int number) {
@@ -99,7 +99,7 @@ static int place(struct placer *placer, uint32_t operation, uint64_t address, co
             return refused(placer, operation, (int)-done);
         } else {
             hist_add(&placer->counters->outcome_placed, 1);
-            hist_add(&placer->counters->bytes_placed, (uint64_t)done);
+            hist_add(&placer->counters->bytes_placed, operation == UFFD_IOC_POISON ? 0 : (uint64_t)done);
         }
         retries = 0;
         placer->done += (uint64_t)done;

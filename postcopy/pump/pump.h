@@ -33,6 +33,7 @@ enum page_state {
     PAGE_ZERO = 4,
     PAGE_WATCHED = 5,
     PAGE_DROPPED = 6,
+    PAGE_POISONED = 7,
 };
 
 /* What it means where the kernel tells that the guest gave pages back (madvise): see README.md, "Pages given back". */
@@ -46,11 +47,14 @@ enum pump_state { PUMP_IDLE = 0, PUMP_RUNNING = 1, PUMP_COMPLETE = 2, PUMP_FAILE
 
 enum pump_failure {
     FAILURE_NONE = 0,
+    /* A connection broke: `broken` has it. */
     FAILURE_CLOSED = 1,     /* the other agent closed the connection */
     FAILURE_SOCKET = 2,     /* number is the errno of a socket call */
     FAILURE_FRAME = 3,      /* number is an enum frame_refusal; region, offset, length are the frame's */
-    FAILURE_KERNEL = 4,     /* number is the errno of the ioctl in operation */
+    FAILURE_SILENT = 8,     /* nothing came on it for a while, see *_watch */
     FAILURE_INCOMPLETE = 5, /* everything was pushed and yet pages are absent */
+    /* The pump itself is at its end: `status` has it. */
+    FAILURE_KERNEL = 4,     /* number is the errno of the ioctl in operation */
     FAILURE_EARLY = 6,      /* a page was asked for while the guest still ran */
     FAILURE_FILE = 7,       /* a region's file could not be read: number is the errno, 0: it ended before */
 };
@@ -69,7 +73,10 @@ struct pump_region {
     uint32_t foreign;    /* 1: `guest` is an address of another process; all of a pump's regions are, or none */
 };
 
-/* Why a pump failed. Written once, before `state` becomes PUMP_FAILED. */
+/*
+ * Why a pump failed, or why one of its connections broke, in which case only that is PUMP_FAILED and the pump goes on
+ * as well as it can. Written once, before `state` becomes PUMP_FAILED.
+ */
 struct pump_status {
     _Atomic uint32_t state;
     uint32_t failure;
@@ -99,6 +106,7 @@ struct destination_channel {
     _Atomic uint64_t zero;      /* known to be zero by this connection */
     _Atomic uint64_t duplicate; /* came again and were dropped */
     _Atomic uint64_t ended;     /* 1 once END was read */
+    _Atomic uint64_t beats;     /* frames that only said that the source is there */
     _Atomic uint64_t bytes_placed;
     _Atomic uint64_t outcome_placed; /* ioctls by outcome */
     _Atomic uint64_t outcome_present;
@@ -114,6 +122,7 @@ struct destination_counters {
     _Alignas(128) _Atomic uint64_t resident; /* pages whose content needs nothing from the source any more */
     _Atomic uint64_t removed;                /* of these, given back by the guest before they were placed: zeros */
     _Atomic uint64_t views_ended;            /* views of which nothing is served any more */
+    _Atomic uint64_t poisoned;               /* pages that will never come; not resident */
 };
 
 struct source_channel {
@@ -136,8 +145,12 @@ struct source;
 /* Create with `count` regions (copied). Returns NULL with errno set. */
 struct destination *destination_create(int uffd, const struct pump_region *regions, uint32_t count,
                                        uint64_t poll_max_ns);
+/* From now on each end of its connections is to say and to hear something within so many ns; before start. 0: never. */
+void destination_beat(struct destination *pump, uint64_t tick_ns);
+/* Silence is a break from now on. Without it, silence is waited for: the other side may not have begun. */
+void destination_watch(struct destination *pump);
 /*
- * Give it the connection of a role, once each, before start: a socket and the TLS session on it, whose handshake is
+ * Give it the connection of a role, once each, before start or after detach: a socket and the TLS session on it, whose handshake is
  * over, or NULL for a plain one. Both become the pump's, even on failure (-errno).
  */
 int destination_attach(struct destination *pump, uint32_t role, int socket, struct tls *tls);
@@ -153,6 +166,20 @@ void destination_stop(struct destination *pump);
 /* Stop and free everything. NULL is allowed. */
 void destination_destroy(struct destination *pump);
 const struct pump_status *destination_status(const struct destination *pump);
+/* Why a connection broke, until the next detach. */
+const struct pump_status *destination_broken(const struct destination *pump);
+/*
+ * Take the connections away, whether or not they broke. Of pages that came in part nothing is left when this returns,
+ * and the guest is served with what is here. 0, -ECANCELED where the pump has failed, -EINVAL before start.
+ */
+int destination_detach(struct destination *pump);
+/* Go on with new connections: every page that a fault waits for is asked for again. 0 or -errno. */
+int destination_resume(struct destination *pump);
+/*
+ * The source will never come back: whoever touches a page that is not here gets SIGBUS from now on, and whoever waits
+ * for one at once. Only while detached. 0 or -errno (-EINVAL where the kernel cannot: all go on waiting).
+ */
+int destination_poison(struct destination *pump);
 const struct destination_counters *destination_counters(const struct destination *pump);
 /*
  * Record every fault from now on in `trace` (trace.h), which is the caller's and outlives the pump. Before the start; 0, or
@@ -162,7 +189,7 @@ struct trace;
 int destination_trace(struct destination *pump, struct trace *trace);
 /* The page map of a region, `size / page_size` bytes of enum page_state; lives as long as the pump. */
 const uint8_t *destination_map(const struct destination *pump, uint32_t region);
-/* Readable once the pump is complete or has failed. */
+/* Readable once the pump is complete or has failed, or a connection broke; reading it is the caller's. */
 int destination_event_fd(const struct destination *pump);
 /*
  * The guest gives these pages back: those that were not placed yet are zeros from now on, and no copy of them is placed
@@ -191,11 +218,20 @@ struct push_extent {
 
 struct source *source_create(const struct pump_region *regions, uint32_t count, uint64_t poll_max_ns,
                              uint64_t frame_bytes);
+/* As destination_beat() and destination_watch(). */
+void source_beat(struct source *pump, uint64_t tick_ns);
+void source_watch(struct source *pump);
+/*
+ * Of `count` pages from page `first` on, those whose bit is set (bit i % 8 of byte i / 8) are at the destination: they
+ * are not pushed. Before start. 0, or -EINVAL where the region has no such pages.
+ */
+int source_skip(struct source *pump, uint32_t region, uint64_t first, uint64_t count, const uint8_t *bits);
 int source_attach(struct source *pump, uint32_t role, int socket, struct tls *tls);
 int source_start(struct source *pump);
 void source_stop(struct source *pump);
 void source_destroy(struct source *pump);
 const struct pump_status *source_status(const struct source *pump);
+const struct pump_status *source_broken(const struct source *pump);
 const struct source_counters *source_counters(const struct source *pump);
 /* The guest stands still for good: from here on its memory may be read. A request before that ends the pump. */
 void source_guest_stopped(struct source *pump);

@@ -278,8 +278,13 @@ static int use(struct destination *pump, struct receiver *receiver) {
         if (refusal)
             return refuse(pump, receiver, refusal);
         hist_add(&receiver->placer.counters->frames, 1);
+        if (frame->type == FRAME_BEAT) {
+            hist_add(&receiver->placer.counters->beats, 1);
+            return STEP_PROGRESS;
+        }
         if (frame->type == FRAME_END) {
             atomic_store(&receiver->placer.counters->ended, 1);
+            receiver->allowed = 1u << FRAME_BEAT;
             return STEP_ENDED;
         }
         if (frame->type == FRAME_ZERO)

@@ -19,7 +19,7 @@ void gate_leave(struct destination *pump) {
         pthread_mutex_unlock(&pump->gate);
 }
 
-static int fail_call(struct destination *pump, uint32_t operation, int number, uint32_t region, uint64_t page) {
+int fail_call(struct destination *pump, uint32_t operation, int number, uint32_t region, uint64_t page) {
     uint64_t size = pump->memory[region].region.page_size;
     struct pump_status failure = {.failure = FAILURE_KERNEL, .role = ROLE_URGENT, .number = number,
                                   .operation = operation, .region = region, .offset = page * size, .length = size};
@@ -102,7 +102,7 @@ int destination_discard(struct destination *pump, uint32_t region, uint64_t offs
         return -ECANCELED;
     while (any_dropped(memory, first, stop)) {
         uint32_t state = atomic_load(&pump->half.status.state);
-        if (half_stopping(&pump->half) || (state != PUMP_RUNNING && state != PUMP_COMPLETE))
+        if (half_ended(&pump->half) || (state != PUMP_RUNNING && state != PUMP_COMPLETE))
             return -ECANCELED;
         nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
     }

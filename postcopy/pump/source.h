@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/uio.h>
 
+#include "beat.h"
 #include "half.h"
 #include "pump.h"
 #include "wait.h"
@@ -39,11 +40,16 @@ struct source {
     uint32_t answers_max;     /* how many answers are made at a time */
     uint64_t page_size_max;   /* of the regions that are read */
     uint8_t *answers_content; /* answers_max pages of that size, NULL where no region is read */
+    uint64_t urgent_received; /* bytes */
+    struct beat urgent_beat;
     struct waiter waiter;
 
-    /* Owned by the push thread: what was read last. */
+    /* Owned by the push thread: what was read last, and what came of a beat. */
     uint8_t *push_content;
     uint64_t push_content_bytes;
+    uint8_t heard[sizeof(struct frame)];
+    uint64_t heard_end, push_received;
+    struct beat push_beat;
 
     /* Orders for the push: the owner writes at `tail`, the push thread reads at `head`. */
     struct push_extent ring[PUMP_RING_EXTENTS];
@@ -71,6 +77,8 @@ const uint8_t *content_at(struct source *pump, uint32_t role, uint32_t region, u
 void urgent_run(void *pump);
 void orders_run(void *pump);
 
+/* source.c: judge a header that came from the destination; 0, or -1 where it is refused. */
+int check_frame(struct source *pump, const struct frame *frame, uint32_t role, uint32_t allowed);
 /* source.c: drop what was sent from the front of a vector; returns the index of its first part not sent whole. */
 uint32_t parts_advance(struct iovec *parts, uint32_t begin, uint64_t sent);
 

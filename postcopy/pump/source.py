@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from postcopy.errors import HostError
+from postcopy.pages.bitmap import Bitmap
 from postcopy.pages.regions import Layout
 from postcopy.plan.push import PushExtent
 from postcopy.pump._pump import ffi, lib
@@ -37,11 +38,17 @@ class SourceStats:
     queued: int
     cpu_seconds: float
 
+    def plus(self, later: SourceStats) -> SourceStats:
+        """Return the counters of two pumps of one migration, of which the later one is still there."""
+        sums = {field.name: getattr(self, field.name) + getattr(later, field.name) for field in fields(self)}
+        return SourceStats(**{**sums, "queued": later.queued})
+
 
 class SourcePump:
     """Two threads: one answers requests out of the guest's memory, one pushes the extents it is given.
 
-    The guest must be stopped: its memory is sent as it lies there. `mappings` must outlive the pump.
+    The guest must be stopped: its memory is sent as it lies there. `mappings` must outlive the pump. `beat_ns` is the
+    tick of the heartbeats on both connections, 0: none.
     """
 
     def __init__(
@@ -50,12 +57,14 @@ class SourcePump:
         mappings: Sequence[MappedRegion],
         *,
         poll_max_ns: int,
+        beat_ns: int = 0,
         frame_bytes: int = PUSH_FRAME_BYTES,
     ) -> None:
         regions, count = describe(layout, mappings)
         self._pump: Any = lib.source_create(regions, count, poll_max_ns, frame_bytes)
         if self._pump == ffi.NULL:
             raise HostError(f"the source's pump could not be created: {os.strerror(ffi.errno)}")
+        lib.source_beat(self._pump, beat_ns)
 
     @property
     def _handle(self) -> Any:
@@ -82,6 +91,15 @@ class SourcePump:
         result = lib.source_start(self._handle)
         if result:
             raise HostError(f"the source's pump could not be started: {os.strerror(-result)}")
+
+    def watch(self) -> None:
+        """Take silence on a connection for its end, from now on."""
+        lib.source_watch(self._handle)
+
+    def skip(self, region: int, first: int, has: Bitmap) -> None:
+        """Push none of these pages of a region, bit 0 being page `first`: the destination has them. Before start."""
+        if lib.source_skip(self._handle, region, first, len(has), has.to_bytes()):
+            raise ValueError(f"region {region} has no {len(has)} pages from page {first} on")
 
     def guest_stopped(self) -> None:
         """Say that the guest stands still for good; no byte of its memory is read before."""
@@ -111,12 +129,12 @@ class SourcePump:
 
     @property
     def event_fd(self) -> int:
-        """Readable once the pump has failed."""
+        """Readable (an eventfd) once a connection broke or the pump failed: see `status()`."""
         return int(lib.source_event_fd(self._handle))
 
     def status(self) -> PumpStatus:
         """Return the state and, where it failed, why."""
-        return read_status(lib.source_status(self._handle), "destination")
+        return read_status(lib.source_status(self._handle), lib.source_broken(self._handle), "destination")
 
     def snapshot(self) -> SourceStats:
         """Return all counters; costs the C threads nothing."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from postcopy.pump._pump import lib
 from postcopy.wire.frame import FrameRefusal
 
-State = Literal["idle", "running", "complete", "failed"]
+State = Literal["idle", "running", "complete", "broken", "failed"]
 
 _STATES: dict[int, State] = {
     lib.PUMP_IDLE: "idle",
@@ -29,21 +29,29 @@ _OPERATIONS = {
     0xC028AA05: "UFFDIO_MOVE",
     0xC020AA04: "UFFDIO_ZEROPAGE",
     0xC020AA07: "UFFDIO_CONTINUE",
+    0xC020AA08: "UFFDIO_POISON",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class PumpStatus:
-    """`error` is None unless `state` is "failed"; then it is one line for a person."""
+    """`error` is None unless `state` is "failed" or "broken"; then it is one line for a person.
+
+    A pump that is broken has lost a connection, and goes on with new ones.
+    """
 
     state: State
     error: str | None
 
 
-def read_status(status: Any, other_agent: str) -> PumpStatus:
-    """Read a `struct pump_status`; `other_agent` names who is at the other end of the connections."""
+def read_status(status: Any, broken: Any, other_agent: str) -> PumpStatus:
+    """Read a pump's two `struct pump_status`; `other_agent` names who is at the other end of the connections."""
     state = _STATES[status.state]
-    return PumpStatus(state, _explain(status, other_agent) if state == "failed" else None)
+    if state == "failed":
+        return PumpStatus(state, _explain(status, other_agent))
+    if state == "running" and _STATES[broken.state] == "failed":
+        return PumpStatus("broken", _explain(broken, other_agent))
+    return PumpStatus(state, None)
 
 
 def _explain(status: Any, other_agent: str) -> str:
@@ -53,6 +61,7 @@ def _explain(status: Any, other_agent: str) -> str:
     words: dict[int, Callable[[], str]] = {
         lib.FAILURE_CLOSED: lambda: f"{connection} was closed by the {other_agent}",
         lib.FAILURE_SOCKET: lambda: f"{connection} to the {other_agent} broke: {_errno(status.number)}",
+        lib.FAILURE_SILENT: lambda: f"nothing was heard from the {other_agent} on {connection} any more",
         lib.FAILURE_FRAME: lambda: (
             f"the {other_agent} sent a frame on {connection} that is refused "
             f"({FrameRefusal(status.number).name.lower()}): {where}"

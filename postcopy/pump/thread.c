@@ -22,6 +22,10 @@ static void *body(void *argument) {
 }
 
 int thread_start(struct thread *thread, const char *name, void (*run)(void *), void *argument) {
+    if (thread->joined) {
+        atomic_fetch_add(&thread->before_ns, atomic_exchange(&thread->cpu_ns, 0));
+        thread->started = thread->joined = false;
+    }
     thread->run = run;
     thread->argument = argument;
     /* A thread inherits the mask of its creator: block everything around the creation. */
@@ -67,12 +71,12 @@ void thread_join(struct thread *thread) {
 }
 
 uint64_t thread_cpu_ns(const struct thread *thread) {
-    uint64_t finished = atomic_load(&thread->cpu_ns);
+    uint64_t finished = atomic_load(&thread->cpu_ns), before = atomic_load(&thread->before_ns);
     clockid_t clock;
     if (finished || !thread->started || thread->joined || pthread_getcpuclockid(thread->id, &clock))
-        return finished;
+        return before + finished;
     uint64_t running = clock_ns(clock);
-    return running ? running : atomic_load(&thread->cpu_ns);
+    return before + (running ? running : atomic_load(&thread->cpu_ns));
 }
 
 void close_fd(int descriptor) {

@@ -12,10 +12,11 @@ struct thread {
     void (*run)(void *);
     void *argument;
     bool started, joined;
-    _Atomic uint64_t cpu_ns; /* written by the thread as its last act */
+    _Atomic uint64_t cpu_ns;    /* written by the thread as its last act */
+    _Atomic uint64_t before_ns; /* of threads that this one follows */
 };
 
-/* Start a thread that calls `run(argument)`; the struct must outlive it. Returns 0 or -errno. */
+/* Start a thread that calls `run(argument)`; the struct must outlive it. Again after a join. Returns 0 or -errno. */
 int thread_start(struct thread *thread, const char *name, void (*run)(void *), void *argument);
 /*
  * Ask the scheduler to let the calling thread in quickly when it wakes: a short slice, and a better nice value where

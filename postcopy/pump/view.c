@@ -74,6 +74,17 @@ void views_wake(struct destination *pump, uint32_t region, uint64_t first, uint6
     }
 }
 
+void views_poison(struct destination *pump, uint32_t region, uint64_t first, uint64_t stop) {
+    uint32_t count = atomic_load_explicit(&pump->view_count, memory_order_acquire);
+    uint64_t size = pump->memory[region].region.page_size;
+    for (uint32_t i = 0; i < count; i++) {
+        const struct view *view = &pump->views[i];
+        struct placer placer = {.uffd = view->uffd, .counters = &pump->counters.views, .foreign = true};
+        if (view->bases[region] && !atomic_load(&view->ended))
+            (void)place_poison(&placer, view->bases[region] + first * size, (stop - first) * size, size);
+    }
+}
+
 static int read_view(struct destination *pump, struct view *view) {
     struct uffd_message messages[MESSAGES_MAX];
     ssize_t got = read(view->uffd, messages, sizeof messages);

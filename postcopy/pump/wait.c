@@ -51,12 +51,11 @@ static bool window_open(struct waiter *waiter) {
     return true;
 }
 
-int waiter_wait(struct waiter *waiter, struct pollfd *descriptors, nfds_t count) {
+int waiter_wait(struct waiter *waiter, struct pollfd *descriptors, nfds_t count, int milliseconds) {
     if (window_open(waiter))
         return 0;
     waiter->since_ns = 0;
-    while (poll(descriptors, count, -1) < 0)
-        if (errno != EINTR)
-            return -errno;
+    if (poll(descriptors, count, milliseconds) < 0 && errno != EINTR)
+        return -errno;
     return 0;
 }

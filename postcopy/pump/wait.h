@@ -27,7 +27,10 @@ struct waiter {
 uint64_t now_ns(void);
 /* There was something to do: the next wait begins with a whole window. */
 static inline void waiter_progress(struct waiter *waiter) { waiter->since_ns = 0; }
-/* Nothing to do. Returns at once while the window is open, else blocks until one of the descriptors is ready. */
-int waiter_wait(struct waiter *waiter, struct pollfd *descriptors, nfds_t count);
+/*
+ * Nothing to do. Returns at once while the window is open, else blocks until one of the descriptors is ready or the time
+ * is over (-1: for ever).
+ */
+int waiter_wait(struct waiter *waiter, struct pollfd *descriptors, nfds_t count, int milliseconds);
 
 #endif

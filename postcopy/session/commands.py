@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from postcopy.session.states import Owner, State
-from postcopy.wire.messages import LayoutOffer, Message
+from postcopy.wire.messages import Have, LayoutOffer, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,16 @@ class Note(Command):
 @dataclass(frozen=True, slots=True)
 class StartPump(Command):
     """Let the data plane's threads run."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchData(Command):
+    """From now on silence on a data connection is its end; a source says twice a second that it is there: AliveDue."""
+
+
+@dataclass(frozen=True, slots=True)
+class DropControl(Command):
+    """Close the control connection at once, or the dialling of one: another one may follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +88,28 @@ class HandOver(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class KeepRecord(Command):
+    """Write down, where somebody keeps it, what another agent needs to go on in this one's place."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoteResidence(Command):
+    """Keep in mind what the destination has, for the next DialData; WorkFailed where it makes no sense."""
+
+    have: Have
+
+
+@dataclass(frozen=True, slots=True)
 class StopGuest(Command):
     """Park every vCPU and take the guest's state: GuestStopped or WorkFailed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResumeGuest(Command):
-    """Let the guest run on here as if nothing had been. Only ever before Run is sent."""
+    """Let the guest run on here as if nothing had been.
+
+    Only ever before Run is sent, or where the destination says that Run never came and the guest never ran there.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +176,26 @@ class MakeReport(Command):
 @dataclass(frozen=True, slots=True)
 class Settle(Command):
     """Every page is here: trap no faults any more. Data connections stay open until StopPump."""
+
+
+@dataclass(frozen=True, slots=True)
+class DetachData(Command):
+    """Take the data connections from the pump: nothing half is left, and the guest is served with what is here."""
+
+
+@dataclass(frozen=True, slots=True)
+class TellResidence(Command):
+    """Send Have messages for all pages of a pump that is detached."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePump(Command):
+    """Have a detached pump go on with the data connections that were attached since."""
+
+
+@dataclass(frozen=True, slots=True)
+class Poison(Command):
+    """Give up the pages that are not here: whoever touches one gets SIGBUS, and nobody waits for one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ commands. Until Run is here everything can be thrown away, with one exception: a
 on its way, so then nobody's change of mind and no clock makes the destination walk off; it asks the source to cancel
 and goes on listening until either Run or the end of the connection arrives. It leaves by itself only where it could not
 run the guest any more: its pump or its own work has failed, or the source broke the protocol. After Run pages that are
-still at the source are part of the guest: when they become unreachable the guest is lost, its threads are kept waiting,
-and no zeros are given out. With the last page placed nothing the source does can harm the guest any more. Memory that
-is handed over is here as soon as its files are mapped, so that with Run the guest is whole.
+still at the source are part of the guest: see destination_recovery.py. With the last page placed nothing the source
+does can harm the guest any more. Memory that is handed over is here as soon as its files are mapped, so that with Run
+the guest is whole.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 from postcopy.session import destination_actions as actions
+from postcopy.session import destination_recovery as recovery
 from postcopy.session.commands import Command
-from postcopy.session.destination_steps import PATIENCE, STATES, Step
-from postcopy.session.events import DataAttached, Event, Prepared, Progressed, Received, WorkFailed
-from postcopy.session.limits import ANSWER_SECONDS, PROGRESS_SECONDS, SILENCE_SECONDS
+from postcopy.session.destination_steps import PATIENCE, PAUSES, STATES, Step
+from postcopy.session.events import DataAttached, Elapsed, Event, Prepared, Progressed, Received, Rejoined, WorkFailed
+from postcopy.session.limits import ANSWER_SECONDS, OWED_SECONDS, PROGRESS_SECONDS, SILENCE_SECONDS
 from postcopy.session.machine import Machine
-from postcopy.wire.messages import ALL, Hello, LayoutOffer, Piece, Run
+from postcopy.session.states import ENDED, SWITCHED, State
+from postcopy.wire.messages import ALL, GONE, UNKNOWN, UNRUN, Hello, LayoutOffer, Piece, Refuse, Run
+from postcopy.wire.version import RECOVERY_SINCE
 
 ROLES = frozenset({"urgent", "push"})
 
@@ -29,7 +32,8 @@ class DestinationMachine(Machine[Step]):
     """One migration as its destination sees it.
 
     `identity` is (migration id, token), fresh random bytes for every migration; `versions` are the lowest
-    and the highest spoken. `pieces` and `pages` are what it asks for where it fetches.
+    and the highest spoken; `give_up_seconds` is how long a pause may last, None: for ever. `pieces` and
+    `pages` are what it asks for where it fetches. `recovers`: whoever performs it lets a source come back.
     """
 
     states: ClassVar = STATES
@@ -46,12 +50,15 @@ class DestinationMachine(Machine[Step]):
         *,
         pieces: tuple[Piece, ...] = (),
         pages: str = ALL,
+        give_up_seconds: float | None = None,
+        recovers: bool = True,
     ) -> None:
         super().__init__(Step.IDLE)
         self.pieces, self.pages = pieces, pages
         self.deadline = now + ANSWER_SECONDS
         self.versions = versions
         self.migration_id, self.token = identity
+        self.first_token = self.token  # the token of the data connections is another one after a pause
         self.software = software
         self.boot_id = boot_id
         self.attached: set[str] = set()
@@ -59,11 +66,43 @@ class DestinationMachine(Machine[Step]):
         self.probed = False  # it was only ever a question: no migration began
         self.resident = False  # every page is here before Run has been read
         self.offer: LayoutOffer | None = None  # of memory that is handed over
+        self.give_up_seconds = give_up_seconds
+        self.recovers = recovers
+        self.report: dict[str, object] | None = None
+        self.first_instruction_at: float | None = None
+        self.heard_at = 0.0
+        self.paused_at = 0.0
+        self.held = False  # paused until somebody here asks to go on
+        self.reconnects = 0
+        self.attempts = 0  # the source's business
+        self.trouble = ""  # why it is paused, for people
         self._fed_bytes = -1
         self._unfed = 0  # looks in a row
 
     def key(self, event: Event) -> str:
-        """Tell a Hello in no common version, memory that is handed over, the last data connection, a mute source."""
+        """Tell a Hello in no common version, memory that is handed over, the last data connection, a mute source.
+
+        After Run: a refusal for good, a source that comes back while it may not, and an end that is one.
+        """
+        name = self._late_key(event) or self._key(event)
+        if self.step is Step.ACTIVE and not self.recoverable and name in SEVERS:
+            return "Severed"
+        return name
+
+    def _late_key(self, event: Event) -> str:
+        match event:
+            case Received(message=Refuse(code=code)) if code == GONE and self.state in SWITCHED:
+                return "RefuseGone"
+            case Elapsed(now=now) if self.give_up_at is not None and now >= self.give_up_at:
+                return "GiveUpElapsed"
+            case Rejoined() if self.held:
+                return "RejoinedHeld"
+            case Rejoined() if self.resident and self.step is Step.LOADED:
+                return "RejoinedResident"
+            case _:
+                return ""
+
+    def _key(self, event: Event) -> str:
         match event:
             case Received(message=Hello(versions=(low, high))) if not self.common(low, high):
                 return "HelloUnspoken"
@@ -78,6 +117,47 @@ class DestinationMachine(Machine[Step]):
             case _:
                 return super().key(event)
 
+    @property
+    def recoverable(self) -> bool:
+        """Whether it outlives its connections: both sides know how, and pages travel at all."""
+        return self.recovers and self.version >= RECOVERY_SINCE and self.offer is None
+
+    @property
+    def give_up_at(self) -> float | None:
+        """When a pause has lasted too long."""
+        return (
+            None if self.give_up_seconds is None or self.step not in PAUSES else self.paused_at + self.give_up_seconds
+        )
+
+    def handle(self, event: Event) -> list[Command]:
+        """Note when the source was heard last; then as any machine."""
+        if isinstance(event, Received | Rejoined):
+            self.heard_at = event.now
+        return super().handle(event)
+
+    def _deadline(self, now: float, entered: bool) -> float | None:
+        if self.step is Step.ACTIVE:
+            heard = now if entered else self.heard_at
+            return heard + SILENCE_SECONDS if self.recoverable else None
+        deadline = super()._deadline(now, entered or (self.step is Step.RECOVERING and self.heard_at == now))
+        limits = [limit for limit in (deadline, self.give_up_at) if limit is not None]
+        return min(limits, default=None)
+
+    @property
+    def wants_data(self) -> bool:
+        """Whether it waits for data connections."""
+        return self.step in {Step.WAITING, Step.RECOVERING}
+
+    def refusal_of_return(self) -> Refuse | None:
+        """Say what a source that comes back, proven, is told; None: it is let in, or told that all is done."""
+        if self.state in SWITCHED or self.state is State.COMPLETED or self.step is Step.LOADED:
+            return None
+        if self.state is State.LOST:
+            return Refuse(GONE, "the guest was given up here")
+        if self.state in ENDED and not self.probed:
+            return Refuse(UNRUN, "RUN never came here, and what had come was thrown away")
+        return Refuse(UNKNOWN, "this migration has not come so far that it could be resumed")
+
     def common(self, low: int, high: int) -> int:
         """Return the highest version both speak, 0 if there is none."""
         best = min(high, self.versions[1])
@@ -87,14 +167,14 @@ class DestinationMachine(Machine[Step]):
         """Whether it owes pages and sent no byte for too many looks (not seconds: this side may have been stopped)."""
         fed = event.owed == 0 or event.received_bytes != self._fed_bytes
         self._fed_bytes, self._unfed = event.received_bytes, 0 if fed else self._unfed + 1
-        return self._unfed * PROGRESS_SECONDS > SILENCE_SECONDS
+        return self._unfed * PROGRESS_SECONDS > OWED_SECONDS
 
     def give_up(self, failure: WorkFailed) -> list[Command]:
         """Before Run the guest is the source's; after it the pages decide whether it is whole."""
         if self.step in {Step.SETTLING, Step.RELEASING}:
             commands, self.step = actions.complete(self, failure), Step.COMPLETED
-        elif self.step is Step.ACTIVE:
-            commands, self.step = actions.lose(self, failure), Step.LOST
+        elif self.state in SWITCHED:
+            commands, self.step = recovery.lose(self, failure), Step.LOST
         else:
             commands, self.step = actions.fail(self, failure), Step.FAILED
         self.deadline = None
@@ -102,7 +182,8 @@ class DestinationMachine(Machine[Step]):
 
 
 _EARLY = (Step.GREETED, Step.PROBING, Step.TAKING, Step.PREPARING, Step.WAITING, Step.ATTACHED, Step.LOADING)
-_FAILURES = ("ControlLost", "NotSent", "Broken", "WorkFailed", "PumpFailed", "Refuse", "Elapsed")
+SEVERS = ("ControlLost", "Broken", "PumpBroken", "Refuse", "Elapsed", "Starved")
+_FAILURES = ("ControlLost", "NotSent", "Broken", "WorkFailed", "PumpFailed", "PumpBroken", "Refuse", "Elapsed")
 _GOODBYES = ("ControlLost", "Broken", "Refuse", "Elapsed")
 _LATE = ("NotSent", "PumpFailed", "Starved", "Resident")
 _CANCELS = ("Cancel", "CancelAsked")
@@ -141,16 +222,11 @@ DestinationMachine.table = {
     **{(Step.LOADED, key): (Step.FAILED, actions.fail) for key in _FAILURES if key != "Elapsed"},
     (Step.LOADED, "Cancel"): (Step.CANCELLED, actions.cancel),
     # the guest runs here
-    **{
-        (Step.ACTIVE, key): (Step.LOST, actions.lose)
-        for key in ("ControlLost", "Broken", "PumpFailed", "WorkFailed", "Refuse", "Starved")
-    },
-    (Step.ACTIVE, "NotSent"): (Step.ACTIVE, actions.stay),  # ControlLost follows it
-    (Step.ACTIVE, "CancelAsked"): (Step.ACTIVE, actions.mine),
+    **recovery.ROWS,
     # every page is here: whatever the source does now, the guest does not need it
     **{(Step.SETTLING, key): (Step.COMPLETED, actions.complete) for key in _GOODBYES},
     **{(Step.RELEASING, key): (Step.COMPLETED, actions.complete) for key in _GOODBYES},
     **{(step, key): (step, actions.stay) for step in (Step.SETTLING, Step.RELEASING) for key in _LATE},
     **{(Step.RELEASING, key): (Step.RELEASING, actions.stay) for key in ("WorkFailed", "Progressed", "AllResident")},
-    **{(step, "CancelAsked"): (step, actions.mine) for step in (Step.SETTLING, Step.RELEASING)},
+    **{(step, "CancelAsked"): (step, recovery.mine) for step in (Step.SETTLING, Step.RELEASING)},
 }

@@ -9,10 +9,8 @@ from postcopy.session.commands import (
     Command,
     Discard,
     Finish,
-    HoldMemory,
     Load,
     MakeReport,
-    Note,
     Prepare,
     Send,
     Settle,
@@ -21,6 +19,7 @@ from postcopy.session.commands import (
     StopPump,
     TakeFiles,
     TryOut,
+    WatchData,
 )
 from postcopy.session.destination_steps import Step
 from postcopy.session.events import (
@@ -34,12 +33,12 @@ from postcopy.session.events import (
     GuestRunning,
     NotSent,
     Progressed,
+    PumpBroken,
     PumpFailed,
     Resident,
     TriedOut,
     WorkFailed,
 )
-from postcopy.session.limits import SILENCE_SECONDS
 from postcopy.session.states import Owner, State
 from postcopy.wire.messages import (
     AllPlaced,
@@ -140,14 +139,15 @@ def loaded(_machine: DestinationMachine, _event: Event) -> list[Command]:
     return [Send(Loaded())]
 
 
-def start_guest(_machine: DestinationMachine, _event: Event) -> list[Command]:
+def start_guest(machine: DestinationMachine, _event: Event) -> list[Command]:
     """Run the guest: the right to is here now."""
-    return [StartGuest()]
+    return [StartGuest(), *([WatchData()] if machine.recoverable else [])]
 
 
 def running(machine: DestinationMachine, event: GuestRunning) -> list[Command]:
     """Tell when the guest made its first step."""
-    return [Send(Running(event.first_instruction_at if machine.comparable else 0.0))]
+    machine.first_instruction_at = event.first_instruction_at if machine.comparable else 0.0
+    return [Send(Running(machine.first_instruction_at))]
 
 
 def progress(_machine: DestinationMachine, event: Progressed) -> list[Command]:
@@ -172,12 +172,12 @@ def sum_up(_machine: DestinationMachine, _event: Event) -> list[Command]:
     return [MakeReport()]
 
 
-def all_placed(_machine: DestinationMachine, event: AllResident | WorkFailed) -> list[Command]:
+def all_placed(machine: DestinationMachine, event: AllResident | WorkFailed) -> list[Command]:
     """Tell the source that its copy is needed no more."""
     # The data connections stay open until Released: closed earlier, the source would take their end for a loss. It
     # would do so for want of this message, too, so a report that cannot be made does not hold it back.
-    report = event.report if isinstance(event, AllResident) else {}
-    return [Settle(), Send(AllPlaced(report))]
+    machine.report = event.report if isinstance(event, AllResident) else {}
+    return [Settle(), Send(AllPlaced(machine.report))]
 
 
 def complete(machine: DestinationMachine, _event: Event) -> list[Command]:
@@ -211,7 +211,7 @@ def _away(subject: Event | Message, state: State) -> list[Command]:
         case Broken(text=text):
             text = f"the source broke the protocol: {text}"
             goodbye = [Send(Refuse("protocol", text))]
-        case CancelAsked(text=text) | PumpFailed(text=text):
+        case CancelAsked(text=text) | PumpFailed(text=text) | PumpBroken(text=text):
             goodbye = [Send(Cancel(text))]
         case Resident():
             text = "every page came before the guest's state"
@@ -238,21 +238,3 @@ def ask_to_cancel(machine: DestinationMachine, event: Event) -> list[Command]:
         machine.deadline = None  # asked once; from here the connection itself tells
     text = event.text if isinstance(event, CancelAsked) else "Run did not come in time"
     return [Send(Cancel(text))]
-
-
-# --- after Run --------------------------------------------------------------------------------------------
-
-
-def lose(_machine: DestinationMachine, subject: Event | Message) -> list[Command]:
-    """Keep the guest waiting where it misses pages: they are gone."""
-    if isinstance(subject, Progressed):
-        why = f"the source owes {subject.owed} pages and sent nothing for {SILENCE_SECONDS:g} s"
-    else:
-        why = str(getattr(subject, "text", type(subject).__name__))
-    text = f"lost after the switchover: {why}; pages that were still at the source are gone"
-    return [HoldMemory(), CloseLinks(), Finish(State.LOST, Owner.LOST, text, 6)]
-
-
-def mine(_machine: DestinationMachine, _event: Event) -> list[Command]:
-    """Refuse to cancel."""
-    return [Note("not cancelled: the guest runs here")]

@@ -28,6 +28,8 @@ class Step(StrEnum):
     LOADING = "loading"  # for its own work
     LOADED = "loaded"  # for Run
     ACTIVE = "active"  # for the last page
+    PAUSED = "paused"  # for the source to come back
+    RECOVERING = "recovering"  # for the data connections, with the source back
     SETTLING = "settling"  # for its own report; needs nothing more from the source
     RELEASING = "releasing"  # for Released; as before
     PROBED = "probed"
@@ -48,6 +50,8 @@ STATES: dict[Step, State] = {
     Step.LOADING: State.DEVICE,
     Step.LOADED: State.DEVICE,
     Step.ACTIVE: State.POSTCOPY_ACTIVE,
+    Step.PAUSED: State.POSTCOPY_PAUSED,
+    Step.RECOVERING: State.POSTCOPY_RECOVER,
     Step.SETTLING: State.COMPLETED,
     Step.RELEASING: State.COMPLETED,
     Step.PROBED: State.CANCELLED,
@@ -64,6 +68,10 @@ PATIENCE: dict[Step, float] = {
     Step.WAITING: DIAL_SECONDS + ANSWER_SECONDS,
     Step.ATTACHED: STOP_SECONDS + ANSWER_SECONDS,
     Step.LOADED: LOAD_SECONDS + ANSWER_SECONDS,
+    Step.RECOVERING: ANSWER_SECONDS,
     Step.RELEASING: RELEASE_SECONDS,
 }
 """Seconds that a step may take."""
+
+PAUSES = (Step.PAUSED, Step.RECOVERING)
+"""Steps of a migration whose guest runs here and gets no pages."""

@@ -73,6 +73,32 @@ class PumpFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class PumpBroken(Event):
+    """A data connection ended, broke, fell silent or brought what it may not: the data plane wants new ones."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PauseAsked(Event):
+    """Somebody on this side wants the connections closed after the switchover, and none until he says so."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeAsked(Event):
+    """Somebody on this side wants a paused migration to go on: now, and again by itself from here on."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoseAsked(Event):
+    """Somebody on this side gives up what the other side still has, or this side ends and takes it along."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class CancelAsked(Event):
     """Somebody on this side wants the migration to end."""
 
@@ -102,6 +128,11 @@ class PushAsked(Event):
 @dataclass(frozen=True, slots=True)
 class Connected(Event):
     """The control connection stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class AliveDue(Event):
+    """Half a second has passed since WatchData or the last of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +175,16 @@ class TriedOut(Event):
     """An offer was tried out and nothing of it is left: what is to be answered."""
 
     answer: Probed
+
+
+@dataclass(frozen=True, slots=True)
+class Rejoined(Event):
+    """The source came back: a Resume that proved itself came over what is the control connection from here on.
+
+    `token` is fresh random bytes for the data connections of this attempt.
+    """
+
+    token: bytes
 
 
 @dataclass(frozen=True, slots=True)

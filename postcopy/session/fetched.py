@@ -10,7 +10,8 @@ from typing import ClassVar
 from postcopy.errors import ProtocolError
 from postcopy.session.commands import CloseLinks, Command, Finish, Send
 from postcopy.session.events import Event, Received
-from postcopy.session.source import SourceMachine, Step, accept
+from postcopy.session.source import SourceMachine, accept
+from postcopy.session.source_steps import Step
 from postcopy.session.states import Owner, State
 from postcopy.wire.messages import ALL, GuestOffer, Hello, LayoutOffer, Piece, Refuse, RegionOffer, Welcome
 
@@ -28,6 +29,11 @@ class FetchedMachine(SourceMachine):
         super().__init__(hello, LayoutOffer((), GUEST), push=False)
         self.size = size
         self.pieces: tuple[Piece, ...] = ()
+
+    @property
+    def recoverable(self) -> bool:
+        """Say no: it is the destination that dials, and it begins anew."""
+        return False
 
     def key(self, event: Event) -> str:
         """Tell a destination that asks for more than there is."""

@@ -22,12 +22,31 @@ LOAD_SECONDS = 5.0
 STOP_SECONDS = 20.0
 """For the guest to park its vCPUs: one that does not would hold the migration, not itself."""
 
-SILENCE_SECONDS = 6.0
-"""After Run: nothing heard although something was due. Progress comes twice a second, so this is a dozen missed;
-together with what noticing and ending cost it stays under the 10 s within which a loss must be reported."""
+SILENCE_SECONDS = 2.5
+"""After Run: nothing heard on the control connection. Progress and Alive come twice a second, so this is four missed;
+a break has to be noticed within 3 s. What a host that is merely slow makes of it is a pause, which mends itself."""
+
+OLD_SILENCE_SECONDS = 6.0
+"""The same where the other side knows no recovery, so that silence is a loss."""
+
+OWED_SECONDS = 6.0
+"""After Run: a source that owes pages and sends none of them, though it says that it is there."""
 
 PROGRESS_SECONDS = 0.5
-"""Between two Progress messages."""
+"""Between two Progress messages, and between two Alive."""
+
+BEAT_SECONDS = 0.5
+"""The tick of the data connections' heartbeats: silent after four, so within the same 2.5 s."""
+
+REDIAL_SECONDS = 3.0
+"""For the control connection of a migration that is paused: shorter than at first, for the next try follows at once."""
+
+REJOIN_SECONDS = 4.0
+"""For the next word of a destination that is asked to resume: it is up and has it ready, and the next try follows."""
+
+RECONNECT_SECONDS = (0.05, 0.25, 0.5, 1.0, 2.0, 5.0)
+"""Between two attempts to reconnect: a connection that was cut is back at once, and a host that is away for an hour is
+asked every five seconds, which costs nothing and is no longer than anybody waits."""
 
 RELEASE_SECONDS = 5.0
 """For Released after AllPlaced: the destination needs nothing more from the source, so it does not wait long."""

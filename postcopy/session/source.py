@@ -4,16 +4,17 @@ In come the user's wish, the destination's messages and what this host's own wor
 no return is the *sending* of Run, not its acknowledgement: once the message has left this process nobody here can
 know whether the destination acted on it, and two running guests would both write to disks and networks, which
 nothing mends. So after it the source never resumes the guest by itself, and every way out before it resumes the guest
-first of all. One case is let through: the connection was known to be closed when Run was to be sent (NotSent), so that
-no destination can ever see it.
+first of all. Two cases are let through: the connection was known to be closed when Run was to be sent (NotSent), so
+that no destination can ever see it; and the destination itself says, when the source comes back after a pause, that Run
+never came and what it had of the guest was thrown away. What happens after Run is in source_recovery.py.
 """
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Any, ClassVar
 
 from postcopy.errors import ProtocolError
+from postcopy.session import source_recovery as recovery
 from postcopy.session.commands import (
     CloseLinks,
     Command,
@@ -21,6 +22,7 @@ from postcopy.session.commands import (
     DialData,
     Finish,
     HandOver,
+    KeepRecord,
     Note,
     ReleaseMemory,
     ResumeGuest,
@@ -29,6 +31,7 @@ from postcopy.session.commands import (
     StartPush,
     StopGuest,
     StopPump,
+    WatchData,
 )
 from postcopy.session.events import (
     Broken,
@@ -43,18 +46,14 @@ from postcopy.session.events import (
     Started,
     WorkFailed,
 )
-from postcopy.session.limits import (
-    ANSWER_SECONDS,
-    DIAL_SECONDS,
-    LOAD_SECONDS,
-    PREPARE_SECONDS,
-    SILENCE_SECONDS,
-    STOP_SECONDS,
-)
+from postcopy.session.limits import OLD_SILENCE_SECONDS, RECONNECT_SECONDS, SILENCE_SECONDS
 from postcopy.session.machine import Machine
-from postcopy.session.states import Owner, State
+from postcopy.session.source_steps import BEFORE_RUN, PATIENCE, PAUSES, STATES, Step
+from postcopy.session.states import SWITCHED, Owner, State
 from postcopy.session.timeline import Timeline
 from postcopy.wire.messages import (
+    GONE,
+    UNRUN,
     AllPlaced,
     Cancel,
     Hello,
@@ -69,75 +68,72 @@ from postcopy.wire.messages import (
     Welcome,
 )
 from postcopy.wire.messages import State as StateMessage
-from postcopy.wire.version import HANDED_OVER_SINCE
-
-
-class Step(StrEnum):
-    """What the source waits for."""
-
-    IDLE = "idle"
-    DIALLING = "dialling"  # for the control connection
-    GREETING = "greeting"  # for Welcome
-    OFFERING = "offering"  # for Ready
-    HANDING = "handing"  # for the files of its memory to be with the destination
-    ATTACHING = "attaching"  # for the data connections
-    STOPPING = "stopping"  # for the guest to stand still
-    LOADING = "loading"  # for Loaded
-    ACTIVE = "active"  # for AllPlaced; the right to run has passed
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    LOST = "lost"
+from postcopy.wire.version import HANDED_OVER_SINCE, RECOVERY_SINCE
 
 
 class SourceMachine(Machine[Step]):
     """One migration as its source sees it.
 
     `hello` and `offer` are sent as they are. `push`: pages are to be sent in the background, too; what was begun is
-    wanted no more, until it is asked for again.
+    wanted no more, until it is asked for again. `give_up_seconds` is how long a pause may last, None: for ever.
     """
 
-    states: ClassVar = {
-        Step.IDLE: State.NONE,
-        Step.DIALLING: State.SETUP,
-        Step.GREETING: State.SETUP,
-        Step.OFFERING: State.SETUP,
-        Step.HANDING: State.SETUP,
-        Step.ATTACHING: State.SETUP,
-        Step.STOPPING: State.DEVICE,
-        Step.LOADING: State.DEVICE,
-        Step.ACTIVE: State.POSTCOPY_ACTIVE,
-        Step.COMPLETED: State.COMPLETED,
-        Step.FAILED: State.FAILED,
-        Step.CANCELLED: State.CANCELLED,
-        Step.LOST: State.LOST,
-    }
-    patience: ClassVar = {
-        Step.DIALLING: DIAL_SECONDS,
-        Step.GREETING: ANSWER_SECONDS,
-        Step.OFFERING: PREPARE_SECONDS,
-        Step.HANDING: PREPARE_SECONDS,
-        Step.ATTACHING: ANSWER_SECONDS,
-        Step.STOPPING: STOP_SECONDS,
-        Step.LOADING: LOAD_SECONDS,
-        Step.ACTIVE: SILENCE_SECONDS,
-    }
+    states: ClassVar = STATES
+    patience: ClassVar = PATIENCE
 
-    def __init__(self, hello: Hello, offer: LayoutOffer, *, push: bool = True) -> None:
+    def __init__(
+        self, hello: Hello, offer: LayoutOffer, *, push: bool = True, give_up_seconds: float | None = None
+    ) -> None:
         super().__init__(Step.IDLE)
         self.hello = hello
         self.offer = offer
         self.push = push
         self.pushing = False
-        self.token = b""
+        self.token = b""  # of the data connections
+        self.first_token = b""  # of the migration
         self.timeline = Timeline()
         self.pages = sum(region.size // region.page_size for region in offer.regions)
         self.placed_pages = 0
         self.report: dict[str, Any] = {}
         self._limit_at: float | None = None
+        self.give_up_seconds = give_up_seconds
+        self.heard_at = 0.0
+        self.paused_at = 0.0
+        self.held = False  # paused until somebody asks to go on
+        self.attempts = 0  # to reconnect, in a row
+        self.reconnects = 0
+        self.trouble = ""  # why it is paused, for people
+
+    @property
+    def recoverable(self) -> bool:
+        """Whether it outlives its connections: both sides know how, and pages travel at all."""
+        return self.version >= RECOVERY_SINCE and not self.offer.handed_over
+
+    def handle(self, event: Event) -> list[Command]:
+        """Note when the destination was heard last, and that it stays; then as any machine."""
+        if isinstance(event, Received):
+            self.heard_at = event.now
+            if isinstance(event.message, Progress):
+                self.attempts = 0
+        return super().handle(event)
 
     def key(self, event: Event) -> str:
-        """Tell the user's limit from a step's, a Run that never left, and memory that is handed over."""
+        """Tell limits of the user's from a step's, a Run that never left, memory that is handed over, and refusals."""
+        name = self._late_key(event) or self._key(event)
+        if self.step is Step.ACTIVE and not self.recoverable and name in SEVERS:
+            return "Severed"
+        return name
+
+    def _late_key(self, event: Event) -> str:
+        match event:
+            case Elapsed(now=now) if self.give_up_at is not None and now >= self.give_up_at:
+                return "GiveUpElapsed"
+            case Received(message=Refuse(code=code)) if self.state in SWITCHED:
+                return {GONE: "RefuseGone", UNRUN: "RefuseUnrun"}.get(code, "Refuse")
+            case _:
+                return ""
+
+    def _key(self, event: Event) -> str:
         if isinstance(event, Elapsed) and self._limit_at is not None and event.now >= self._limit_at:
             return "LimitElapsed"
         if isinstance(event, NotSent) and isinstance(event.message, Run):
@@ -152,16 +148,34 @@ class SourceMachine(Machine[Step]):
 
     def _deadline(self, now: float, entered: bool) -> float | None:
         if self.step is Step.ACTIVE:
-            return now + SILENCE_SECONDS
-        deadline = super()._deadline(now, entered)
-        if self._limit_at is None or deadline is None:
-            return deadline
-        return min(deadline, self._limit_at)
+            heard = now if entered else max(self.heard_at, self.timeline.run_sent)
+            return heard + (SILENCE_SECONDS if self.recoverable else OLD_SILENCE_SECONDS)
+        deadline = super()._deadline(now, entered or (self.step is Step.REJOINING and self.heard_at == now))
+        if self.step is Step.PAUSED:
+            wait = RECONNECT_SECONDS[min(self.attempts, len(RECONNECT_SECONDS) - 1)]
+            deadline = None if self.held else now + wait if entered else deadline
+        limits = [limit for limit in (deadline, self._limit_at, self.give_up_at) if limit is not None]
+        return min(limits, default=None) if deadline is not None or self.step is Step.PAUSED else None
+
+    @property
+    def give_up_at(self) -> float | None:
+        """When a pause has lasted too long."""
+        return (
+            None if self.give_up_seconds is None or self.step not in PAUSES else self.paused_at + self.give_up_seconds
+        )
+
+    def why(self, subject: Event | Message) -> str:
+        """Say what happened, for a person."""
+        return _why(self, subject)[0]
+
+    def begin_push(self) -> list[Command]:
+        """Begin the push where it is wanted, once."""
+        return _begin_push(self)
 
     def give_up(self, failure: WorkFailed) -> list[Command]:
         """Before Run the guest goes on here; after it nobody knows where it runs."""
-        if self.step is Step.ACTIVE:
-            commands, self.step = _lose(self, failure), Step.LOST
+        if self.state in SWITCHED:
+            commands, self.step = recovery.lose(self, failure), Step.LOST
         else:
             commands, self.step = _fail(self, failure), Step.FAILED
         self.deadline = None
@@ -190,6 +204,7 @@ def accept(machine: SourceMachine, welcome: Welcome) -> list[Command]:
         raise ProtocolError(f"the destination chose version {welcome.version}: {spoken}")
     machine.version = welcome.version
     machine.migration_id, machine.token = welcome.migration_id, welcome.token
+    machine.first_token = welcome.token
     return [Send(machine.offer)]
 
 
@@ -225,7 +240,8 @@ def _send_state(machine: SourceMachine, event: GuestStopped) -> list[Command]:
 def _run(machine: SourceMachine, _loaded: Message) -> list[Command]:
     machine.timeline.run_sent = machine.now
     machine._limit_at = None  # noqa: SLF001 - a limit on the switchover has no say after it
-    return [Send(Run())]
+    # what must not be lost with this agent is safe before the guest is anybody else's
+    return [KeepRecord(), Send(Run()), WatchData()] if machine.recoverable else [Send(Run())]
 
 
 def _begin_push(machine: SourceMachine) -> list[Command]:
@@ -251,6 +267,8 @@ def _push(machine: SourceMachine, _event: PushAsked) -> list[Command]:
 
 
 def _running(machine: SourceMachine, message: Running) -> list[Command]:
+    if machine.timeline.running:
+        return []  # said once more after a pause
     machine.timeline.running = machine.now
     machine.timeline.first_instruction_at = message.first_instruction_at
     return [
@@ -259,9 +277,13 @@ def _running(machine: SourceMachine, message: Running) -> list[Command]:
     ]
 
 
-def _progress(machine: SourceMachine, message: Progress) -> list[Command]:
+def _note_progress(machine: SourceMachine, message: Progress) -> list[Command]:
     machine.placed_pages = min(message.placed_pages, machine.pages)
-    return _begin_push(machine)
+    return []
+
+
+def _progress(machine: SourceMachine, message: Progress) -> list[Command]:
+    return _note_progress(machine, message) + _begin_push(machine)
 
 
 def _release(machine: SourceMachine, message: AllPlaced) -> list[Command]:
@@ -298,6 +320,8 @@ def _why(machine: SourceMachine, subject: Event | Message) -> tuple[str, int]:
             text = f"the destination broke the protocol: {text}"
         case Elapsed() if machine.key(subject) == "LimitElapsed":
             text, status = "the time limit passed before the switchover", 7
+        case Elapsed() if machine.step is Step.ACTIVE:
+            text = "nothing was heard from the destination any more"
         case Elapsed():
             text = f"the destination did not answer in time ({machine.step})"
         case _:
@@ -317,8 +341,9 @@ def _goodbye(machine: SourceMachine, subject: Event | Message, text: str) -> lis
 def _back(machine: SourceMachine, subject: Event | Message, state: State) -> list[Command]:
     """Let the guest run on here, say goodbye, give up."""
     text, status = _why(machine, subject)
-    resume = [ResumeGuest()] if machine.step in {Step.STOPPING, Step.LOADING, Step.ACTIVE} else []
-    running = machine.step in {Step.HANDING, Step.ATTACHING, Step.STOPPING, Step.LOADING, Step.ACTIVE}
+    stopped = {Step.STOPPING, Step.LOADING, Step.ACTIVE, *PAUSES}
+    resume = [ResumeGuest()] if machine.step in stopped else []
+    running = machine.step in {Step.HANDING, Step.ATTACHING, *stopped}
     pump = [StopPump()] if running else []
     end = Finish(state, Owner.SOURCE, text, status)
     return [*resume, *_goodbye(machine, subject, text), *pump, CloseLinks(), end]
@@ -332,30 +357,8 @@ def _cancel(machine: SourceMachine, subject: Event | Message) -> list[Command]:
     return _back(machine, subject, State.CANCELLED)
 
 
-# --- after Run --------------------------------------------------------------------------------------------
-
-
-def _lose(machine: SourceMachine, subject: Event | Message) -> list[Command]:
-    silent = isinstance(subject, Elapsed)
-    why = "nothing was heard from the destination any more" if silent else _why(machine, subject)[0]
-    text = f"lost after the switchover: {why}; the destination may be running the guest, so it stays stopped here"
-    return [StopPump(), CloseLinks(), Finish(State.LOST, Owner.LOST, text, 6)]
-
-
-def _too_late(_machine: SourceMachine, _event: Event) -> list[Command]:
-    return [Note("not cancelled: the guest runs at the destination")]
-
-
-def _note(machine: SourceMachine, event: WorkFailed) -> list[Command]:
-    # Faults are served as before: a push that stopped is no reason to give up a running guest, and may be asked for
-    # again.
-    machine.pushing = False
-    return [Note(f"the push stopped: {event.text}")]
-
-
-_SETUP = (Step.DIALLING, Step.GREETING, Step.OFFERING, Step.HANDING, Step.ATTACHING)
-BEFORE_RUN = (*_SETUP, Step.STOPPING, Step.LOADING)
-_FAILURES = ("ControlLost", "NotSent", "Broken", "WorkFailed", "PumpFailed", "Refuse", "Elapsed")
+SEVERS = ("ControlLost", "Broken", "PumpBroken", "Refuse", "Elapsed")
+_FAILURES = (*SEVERS, "NotSent", "WorkFailed", "PumpFailed")
 _CANCELS = ("Cancel", "CancelAsked", "LimitElapsed")
 
 SourceMachine.table = {
@@ -380,9 +383,11 @@ SourceMachine.table = {
     **{(step, "PushAsked"): (step, _wish_push) for step in (Step.IDLE, *BEFORE_RUN)},
     (Step.ACTIVE, "PushAsked"): (Step.ACTIVE, _push),
     (Step.ACTIVE, "RunNotSent"): (Step.FAILED, _fail),
-    **{(Step.ACTIVE, key): (Step.LOST, _lose) for key in ("ControlLost", "Broken", "PumpFailed", "Refuse", "Elapsed")},
-    (Step.ACTIVE, "NotSent"): (Step.ACTIVE, _stay),  # ControlLost follows it
-    (Step.ACTIVE, "WorkFailed"): (Step.ACTIVE, _note),
-    (Step.ACTIVE, "CancelAsked"): (Step.ACTIVE, _too_late),
-    (Step.ACTIVE, "Cancel"): (Step.ACTIVE, _stay),  # it crossed Run on the way
+    # after it, until the last page
+    **recovery.ROWS,
+    # the guest never ran there and never will: the source has everything of it
+    **{(step, "RefuseUnrun"): (Step.FAILED, _fail) for step in (Step.ACTIVE, Step.REJOINING, Step.REATTACHING)},
+    **{(step, "Running"): (step, _running) for step in (Step.REJOINING, Step.REATTACHING)},
+    **{(step, "Progress"): (step, _note_progress) for step in (Step.REJOINING, Step.REATTACHING)},
+    **{(step, "AllPlaced"): (Step.COMPLETED, _release) for step in (Step.REJOINING, Step.REATTACHING)},
 }

@@ -12,6 +12,8 @@ class State(StrEnum):
     SETUP = "setup"
     DEVICE = "device"
     POSTCOPY_ACTIVE = "postcopy-active"
+    POSTCOPY_PAUSED = "postcopy-paused"
+    POSTCOPY_RECOVER = "postcopy-recover"
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -20,6 +22,9 @@ class State(StrEnum):
 
 ENDED = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED, State.LOST})
 """States that a migration never leaves."""
+
+SWITCHED = frozenset({State.POSTCOPY_ACTIVE, State.POSTCOPY_PAUSED, State.POSTCOPY_RECOVER})
+"""States in which the guest runs at the destination and pages of it are still at the source."""
 
 
 class Owner(StrEnum):
@@ -37,6 +42,8 @@ OWNERS: dict[State, Owner] = {
     State.FAILED: Owner.SOURCE,
     State.CANCELLED: Owner.SOURCE,
     State.POSTCOPY_ACTIVE: Owner.DESTINATION,
+    State.POSTCOPY_PAUSED: Owner.DESTINATION,
+    State.POSTCOPY_RECOVER: Owner.DESTINATION,
     State.COMPLETED: Owner.DESTINATION,
     State.LOST: Owner.LOST,
 }

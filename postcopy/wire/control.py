@@ -18,9 +18,11 @@ from postcopy.wire.limits import CONTROL_BYTES_MAX, FIRST_BYTES_MAX
 from postcopy.wire.messages import (
     MESSAGES,
     SINCE,
+    Alive,
     AllPlaced,
     Cancel,
     GuestOffer,
+    Have,
     Hello,
     LayoutOffer,
     Loaded,
@@ -33,6 +35,7 @@ from postcopy.wire.messages import (
     Refuse,
     RegionOffer,
     Released,
+    Resume,
     Run,
     Running,
     State,
@@ -43,10 +46,12 @@ from postcopy.wire.unpack import unpack
 from postcopy.wire.version import VERSION, VERSION_MIN
 
 __all__ = [
+    "Alive",
     "AllPlaced",
     "Cancel",
     "ControlDecoder",
     "GuestOffer",
+    "Have",
     "Hello",
     "LayoutOffer",
     "Loaded",
@@ -59,6 +64,7 @@ __all__ = [
     "Refuse",
     "RegionOffer",
     "Released",
+    "Resume",
     "Run",
     "Running",
     "State",

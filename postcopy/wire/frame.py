@@ -29,6 +29,7 @@ class FrameType(IntEnum):
     PAGES = 2
     ZERO = 3
     END = 4
+    BEAT = 5
 
 
 class FrameRefusal(IntEnum):
@@ -47,9 +48,10 @@ class FrameRefusal(IntEnum):
 class Direction(Enum):
     """Where frames are read, each with the types that may arrive there."""
 
-    TO_SOURCE = frozenset({FrameType.REQUEST})
-    URGENT = frozenset({FrameType.PAGES, FrameType.ZERO})
-    PUSH = frozenset({FrameType.PAGES, FrameType.ZERO, FrameType.END})
+    TO_SOURCE = frozenset({FrameType.REQUEST, FrameType.BEAT})
+    URGENT = frozenset({FrameType.PAGES, FrameType.ZERO, FrameType.BEAT})
+    PUSH = frozenset({FrameType.PAGES, FrameType.ZERO, FrameType.END, FrameType.BEAT})
+    PUSH_TO_SOURCE = frozenset({FrameType.BEAT})
 
     @property
     def allowed(self) -> int:
@@ -107,7 +109,7 @@ def refusal(header: Header, layout: Layout, direction: Direction) -> FrameRefusa
         return FrameRefusal.TYPE
     if header.flags or header.reserved:
         return FrameRefusal.RESERVED
-    if header.type == FrameType.END:
+    if header.type in {FrameType.END, FrameType.BEAT}:
         unused = header.region | header.offset | header.length
         return FrameRefusal.RESERVED if unused else FrameRefusal.OK
     return _range_refusal(header, layout)

@@ -48,6 +48,12 @@ VCPUS_MAX = 8192
 NAME_CHARS_MAX = 64
 TEXT_CHARS_MAX = 1000
 
+# Pages that one HAVE tells of: 1 MiB of bits, so that neither end makes more than that out of one message.
+HAVE_PAGES_MAX = 8 << 20
+
+# Bytes of bits in one HAVE, as they travel. Bits that nothing can be saved of grow a little by packing.
+HAVE_BYTES_MAX = (1 << 20) + (4 << 10)
+
 # Bytes of the migration id and of the token that data connections present.
 MIGRATION_ID_BYTES = 16
 TOKEN_BYTES = 32

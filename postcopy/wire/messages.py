@@ -30,6 +30,8 @@ from postcopy.wire.fields import (
 )
 from postcopy.wire.limits import (
     CONTROL_BYTES_MAX,
+    HAVE_BYTES_MAX,
+    HAVE_PAGES_MAX,
     PAGE_SIZE_MAX,
     PAGE_SIZE_MIN,
     REGIONS_MAX,
@@ -39,7 +41,14 @@ from postcopy.wire.records import Record, Records, Since
 from postcopy.wire.version import HANDED_OVER_SINCE
 
 # Why an agent refuses, in one word for programs; the text beside it is for people.
-REFUSE_CODES = ("version", "layout", "host", "busy", "memory", "guest", "protocol", "internal")
+REFUSE_CODES = (
+    *("version", "layout", "host", "busy", "memory", "guest", "protocol", "internal"),
+    *("unknown", "paused", "unrun", "lost"),
+)
+
+# Of these, what answers RESUME: there is no such migration here; somebody holds it here; RUN never came here and the
+# guest never ran; what the other side needs is gone for good.
+UNKNOWN, HELD, UNRUN, GONE = REFUSE_CODES[-4:]
 
 # What PROBED answers: a migration would be let in, or the code of the REFUSE that it would meet.
 READY = "ready"
@@ -96,7 +105,7 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Either way before RUN: this cannot be, and why. The sender closes behind it."""
+    """Either way: this cannot be, and why. The sender closes behind it."""
 
     code: Annotated[str, OneOf(REFUSE_CODES)]
     text: LineText
@@ -228,6 +237,35 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Resume:
+    """Source to destination, first on a new control connection: go on with a migration whose connections ended.
+
+    The id and token are those of its first WELCOME. It says as well that RUN was sent.
+    """
+
+    migration_id: MigrationId
+    token: Token = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """Destination to source, after RESUME: which of `pages` pages from page `first` on it needs no more.
+
+    `bits` is a bitmap of them, compressed: residence.py makes and reads it.
+    """
+
+    region: Annotated[int, Whole(0, REGIONS_MAX - 1)]
+    first: Count
+    pages: Annotated[int, Whole(1, HAVE_PAGES_MAX)]
+    bits: Annotated[bytes, Octets(1, HAVE_BYTES_MAX)] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """Source to destination, about twice a second after RUN: it is there. PROGRESS says so the other way."""
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """Source to destination, in place of LAYOUT_OFFER: it asks what would come of a migration of this."""
 
@@ -269,6 +307,9 @@ Message = (
     | AllPlaced
     | Released
     | Cancel
+    | Resume
+    | Have
+    | Alive
     | Probe
     | Probed
 )
@@ -287,9 +328,12 @@ MESSAGES: dict[str, type[Message]] = {
     "all_placed": AllPlaced,
     "released": Released,
     "cancel": Cancel,
+    "resume": Resume,
+    "have": Have,
+    "alive": Alive,
     "probe": Probe,
     "probed": Probed,
 }
 
 # Messages that were not there from the first version on.
-SINCE: dict[str, int] = {"progress": 2, "probe": 2, "probed": 2}
+SINCE: dict[str, int] = {"progress": 2, "probe": 2, "probed": 2, "resume": 3, "have": 3, "alive": 3}

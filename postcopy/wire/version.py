@@ -4,7 +4,8 @@ What enters: the range of versions that the other agent speaks. What leaves: the
 ProtocolError that names both ranges. Each agent speaks the current version and the one before.
 
     3  memory that is handed over: LAYOUT_OFFER says so, its files come on a connection of their own;
-       TLS: a preamble says whether it follows; the fetch connection, and what WELCOME asks for over it
+       TLS: a preamble says whether it follows; the fetch connection, and what WELCOME asks for over it;
+       recovery: RESUME, HAVE and ALIVE messages, BEAT frames
     2  PROGRESS, PROBE and PROBED messages; how much data there is, in LAYOUT_OFFER
     1  the first
 """
@@ -24,6 +25,9 @@ FETCH_SINCE = 3
 
 # From here on an offer may say that the memory itself comes.
 HANDED_OVER_SINCE = 3
+
+# From here on both ends tell each other that they are there, and a migration survives its connections.
+RECOVERY_SINCE = 3
 
 
 def spoken() -> str:

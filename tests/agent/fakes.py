@@ -45,6 +45,10 @@ class Channel:
             self._messages += self._decoder.feed(data)
         return self._messages.pop(0)
 
+    def speak(self, version):
+        """Read messages as they are in this version."""
+        self._decoder.version = version
+
     def expect(self, shape):
         message = self.receive()
         assert isinstance(message, shape), message
@@ -108,6 +112,7 @@ class FakeSource:
         end = time.monotonic() + SECONDS
         while True:
             self.control.send(Hello(versions, "a fake"))
+            self.control.speak(min(versions[1], VERSION))
             answer = self.control.receive()
             if not isinstance(answer, Refuse) or answer.code != "busy" or time.monotonic() > end:
                 break

@@ -8,7 +8,8 @@ import pytest
 
 from agent import metrics
 from agent.daemon import Parent
-from agent.source_daemon import SourceDaemon, SourceOptions, pages_sent
+from agent.metrics import pages_sent
+from agent.source_daemon import SourceDaemon, SourceOptions
 from postcopy.errors import MigrationFailed, UsageError
 from postcopy.session.commands import Finish
 from postcopy.session.states import OWNERS, Owner, State

@@ -65,6 +65,7 @@ def test_the_data_plane_uses_the_same_numbers():
         "IOC_MOVE": abi.IOC_MOVE,
         "IOC_ZEROPAGE": abi.IOC_ZEROPAGE,
         "IOC_CONTINUE": abi.IOC_CONTINUE,
+        "IOC_POISON": abi.IOC_POISON,
         "EVENT_PAGEFAULT": abi.EventCode.PAGEFAULT,
         "FAULT_WP": abi.FaultFlag.WP,
         "FAULT_MINOR": abi.FaultFlag.MINOR,

@@ -2,10 +2,11 @@
  * A whole migration in one process without Python, for the sanitizers: both pumps over TCP, vCPU threads that fault
  * while the push runs, duplicates sent on purpose, every byte checked.
  *
- * usage: migrate copy|continue|move|remove|view PAGES STEPS [tls]
+ * usage: migrate copy|continue|move|remove|view|cut-copy|cut-continue PAGES STEPS [tls]
  *
  * `remove` is copy with a balloon: a thread gives pages back, again and again, that the guest leaves blank.
  * `view` is continue with a backend: a thread reads a second mapping, which has a userfaultfd of its own.
+ * `cut-…` cuts both connections in the middle of it, twice, and goes on with new ones and a new source's pump.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -168,22 +169,6 @@ static void beside_stop(struct beside *beside) {
         require(!pthread_join(beside->thread, NULL), "pthread_join");
 }
 
-static void push_everything(struct source *source, uint64_t size) {
-    /* Backwards, so that the push meets the vCPUs, in extents of some pages each. */
-    uint64_t piece = 37 * PAGE;
-    for (uint64_t end = size; end;) {
-        uint64_t offset = end > piece ? end - piece : 0;
-        struct push_extent extent = {.offset = offset, .length = end - offset};
-        int accepted = source_push(source, &extent, 1);
-        require(accepted >= 0, "source_push");
-        if (accepted)
-            end = offset;
-        else
-            sched_yield();
-    }
-    source_push_end(source);
-}
-
 /* Both ends of a connection's TLS session, shaken hands with in turns. */
 static void encrypt(const struct tls_library *library, const int ends[2], struct tls *sessions[2]) {
     static const uint8_t key[TLS_KEY_BYTES] = "a secret of 32 bytes, or nearly";
@@ -202,11 +187,13 @@ static void encrypt(const struct tls_library *library, const int ends[2], struct
 }
 
 /* Connect the two, with TLS where its library is there. */
-static void attach(struct source *source, struct destination *destination, const struct tls_library *library) {
+static void attach(struct source *source, struct destination *destination, const struct tls_library *library,
+                   int near[2]) {
     for (uint32_t role = ROLE_URGENT; role <= ROLE_PUSH; role++) {
         int ends[2];
         struct tls *sessions[2] = {NULL, NULL};
         connection(ends);
+        near[role - ROLE_URGENT] = ends[0];
         if (library)
             encrypt(library, ends, sessions);
         require(!source_attach(source, role, ends[0], sessions[0]), "source_attach");
@@ -214,13 +201,83 @@ static void attach(struct source *source, struct destination *destination, const
     }
 }
 
+static struct source *source_of(const struct pump_region *region) {
+    struct source *source = source_create(region, 1, 50000, 64 * PAGE);
+    require(source, "source_create");
+    source_beat(source, 5000000);
+    return source;
+}
+
+/* Cut both connections once so many pages are there, and go on with what the destination says that it has. */
+static struct source *cut(struct source *source, struct destination *destination, const struct pump_region *region,
+                          const struct tls_library *library, int near[2], uint64_t resident) {
+    uint64_t pages = region->size / PAGE;
+    while (destination_counters(destination)->resident < resident)
+        sched_yield();
+    require(!shutdown(near[0], SHUT_RDWR) && !shutdown(near[1], SHUT_RDWR), "shutdown");
+    require(!destination_detach(destination), "destination_detach");
+    uint64_t count;
+    bool complete = destination_status(destination)->state == PUMP_COMPLETE;
+    if (!complete) /* the break was told; the end will be */
+        (void)!read(destination_event_fd(destination), &count, sizeof count);
+    source_destroy(source);
+    uint8_t *bits = calloc(1, pages / 8);
+    require(bits, "calloc");
+    const uint8_t *map = destination_map(destination, 0);
+    for (uint64_t page = 0; page < pages; page++) {
+        uint8_t state = __atomic_load_n(&map[page], __ATOMIC_ACQUIRE);
+        require(state != PAGE_PLACING && state != PAGE_WATCHED, "a page is claimed by nobody");
+        bits[page / 8] |= (uint8_t)((state == PAGE_PLACED || state == PAGE_ZERO) << (page % 8));
+    }
+    source = source_of(region);
+    require(!source_skip(source, 0, 0, pages, bits), "source_skip");
+    free(bits);
+    attach(source, destination, library, near);
+    source_guest_stopped(source);
+    require(!source_start(source) && !destination_resume(destination), "resume");
+    return source;
+}
+
+static void push_everything(struct source *source, uint64_t size) {
+    /* Backwards, so that the push meets the vCPUs, in extents of some pages each. */
+    uint64_t piece = 37 * PAGE;
+    for (uint64_t end = size; end;) {
+        uint64_t offset = end > piece ? end - piece : 0;
+        struct push_extent extent = {.offset = offset, .length = end - offset};
+        int accepted = source_push(source, &extent, 1);
+        require(accepted >= 0, "source_push");
+        if (accepted)
+            end = offset;
+        else
+            sched_yield();
+    }
+    source_push_end(source);
+}
+
+static void await_end(const struct destination *destination) {
+    struct pollfd event = {.fd = destination_event_fd(destination), .events = POLLIN};
+    require(poll(&event, 1, 60000) == 1, "no end of the migration");
+    require(destination_status(destination)->state == PUMP_COMPLETE, "the migration failed");
+}
+
+static void sum_up(const struct destination *destination, uint64_t pages) {
+    const struct destination_counters *counters = destination_counters(destination);
+    uint64_t placed = counters->urgent.pages + counters->push.pages + counters->urgent.zero + counters->push.zero +
+                      counters->removed;
+    printf("demand %llu, push %llu, duplicate %llu\n", (unsigned long long)counters->urgent.pages,
+           (unsigned long long)counters->push.pages,
+           (unsigned long long)(counters->urgent.duplicate + counters->push.duplicate));
+    require(placed == pages && counters->resident == pages, "the pages do not add up");
+}
+
 int main(int argc, char **argv) {
     bool encrypts = argc == 5 && !strcmp(argv[4], "tls");
-    require(argc == 4 || encrypts, "usage: migrate copy|continue|move|remove|view PAGES STEPS [tls]");
+    require(argc == 4 || encrypts, "usage: migrate copy|continue|move|remove|view|cut-copy|cut-continue PAGES STEPS [tls]");
     char reason[256] = "";
     struct tls_library *library = encrypts ? tls_load(reason, sizeof reason) : NULL;
     require(!encrypts || library, reason);
-    bool viewed = !strcmp(argv[1], "view"), minor = viewed || !strcmp(argv[1], "continue");
+    bool cuts = !strncmp(argv[1], "cut-", 4);
+    bool viewed = !strcmp(argv[1], "view"), minor = viewed || !strcmp(argv[1] + (cuts ? 4 : 0), "continue");
     bool balloons = !strcmp(argv[1], "remove"), move = !strcmp(argv[1], "move");
     uint64_t pages = strtoull(argv[2], NULL, 10), steps = strtoull(argv[3], NULL, 10), size = pages * PAGE;
     int from_fd = memory_file(size), to_fd = move ? -1 : memory_file(size);
@@ -234,14 +291,16 @@ int main(int argc, char **argv) {
 
     uint32_t way = minor ? PLACE_CONTINUE : move ? PLACE_MOVE : PLACE_COPY;
     struct pump_region region = {.guest = (uint64_t)(uintptr_t)from, .size = size, .page_size = PAGE, .fd = from_fd};
-    struct source *source = source_create(&region, 1, 50000, 64 * PAGE);
-    require(source, "source_create");
+    const struct pump_region sends = region;
+    struct source *source = source_of(&sends);
     region = (struct pump_region){.guest = (uint64_t)(uintptr_t)to, .alias = (uint64_t)(uintptr_t)alias, .size = size,
                                   .page_size = PAGE, .demand = way, .push = way, .fd = viewed ? to_fd : -1, .zeropage = 1,
                                   .removal = balloons ? REMOVAL_DISCARDS : REMOVAL_UNTOLD};
     struct destination *destination = destination_create(uffd, &region, 1, 50000);
     require(destination, "destination_create");
-    attach(source, destination, library);
+    destination_beat(destination, 5000000);
+    int near[2];
+    attach(source, destination, library, near);
     struct guest *after = guest_on(to, -1, pages);
     hand_over(before, after);
     require(!source_start(source) && !destination_start(destination), "start");
@@ -250,19 +309,14 @@ int main(int argc, char **argv) {
     struct beside beside;
     beside_start(&beside, argv[1], destination, to, to_fd, pages);
     push_everything(source, size);
-
-    struct pollfd event = {.fd = destination_event_fd(destination), .events = POLLIN};
-    require(poll(&event, 1, 60000) == 1, "no end of the migration");
-    require(destination_status(destination)->state == PUMP_COMPLETE, "the migration failed");
+    for (uint64_t part = 1; cuts && part < 3; part++) {
+        source = cut(source, destination, &sends, library, near, pages * part / 3);
+        push_everything(source, size);
+    }
+    await_end(destination);
     await(after);
     beside_stop(&beside);
-    const struct destination_counters *counters = destination_counters(destination);
-    uint64_t placed = counters->urgent.pages + counters->push.pages + counters->urgent.zero + counters->push.zero +
-                      counters->removed;
-    printf("demand %llu, push %llu, duplicate %llu\n", (unsigned long long)counters->urgent.pages,
-           (unsigned long long)counters->push.pages,
-           (unsigned long long)(counters->urgent.duplicate + counters->push.duplicate));
-    require(placed == pages && counters->resident == pages, "the pages do not add up");
+    sum_up(destination, pages);
     /* Read through the registered mapping: what is known to be zero is placed by the pump when it is touched. */
     check(after, pages);
     require(!viewed || !memcmp(beside.memory, to, size), "the backend sees something else");

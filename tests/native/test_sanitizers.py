@@ -56,7 +56,11 @@ def migrate(compiler: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     return compile_to(program, tmp_path_factory.mktemp("native") / "migrate")
 
 
-@pytest.mark.parametrize("way", ["copy", "continue", "move", "remove", "view", "copy tls", "continue tls"])
+WAYS = ["copy", "continue", "move", "remove", "view", "copy tls", "continue tls"]
+WAYS += ["cut-copy", "cut-continue", "cut-copy tls"]
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_a_migration_is_clean(migrate: Path, way: str) -> None:
     way, *tls = way.split()
     ended = run(migrate, way, "4096", "6000", *tls)

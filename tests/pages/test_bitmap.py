@@ -103,3 +103,11 @@ def test_runs_of_a_large_bitmap_take_no_step_for_each_bit() -> None:
     bitmap.set(1 << 29)
     assert list(bitmap.runs()) == [(1 << 29, (1 << 29) + 1)]
     assert list(bitmap.runs(value=False)) == [(0, 1 << 29), ((1 << 29) + 1, 1 << 30)]
+
+
+@given(st.binary(max_size=70).map(lambda raw: bytes(byte % 7 for byte in raw)))
+def test_pages_in_some_states(states: bytes) -> None:
+    bitmap = Bitmap.of_states(memoryview(states), 3, 4)
+    assert len(bitmap) == len(states)
+    assert [bitmap.test(page) for page in range(len(states))] == [state in {3, 4} for state in states]
+    assert Bitmap.from_bytes(bitmap.to_bytes(), len(states)) == bitmap

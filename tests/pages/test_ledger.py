@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from postcopy.pages import Action, Ledger, PageState
 
-ABSENT, REQUESTED, PLACING, PLACED, ZERO, WATCHED, DROPPED = PageState
+ABSENT, REQUESTED, PLACING, PLACED, ZERO, WATCHED, DROPPED, POISONED = PageState
 
 # (state, call) -> (state after, what the call returns); what is not here is a ValueError.
 TABLE = {
@@ -44,6 +44,14 @@ TABLE = {
     (WATCHED, "discard"): (DROPPED, False),
     (PLACED, "discard"): (PLACED, False),
     (ZERO, "discard"): (ZERO, False),
+    (ABSENT, "poison"): (POISONED, True),
+    (REQUESTED, "poison"): (POISONED, True),
+    **{(state, "poison"): (state, False) for state in (PLACING, PLACED, ZERO, WATCHED, DROPPED, POISONED)},
+    **{(POISONED, call): (POISONED, False) for call in ("claim", "zero", "discard")},
+    (POISONED, "fault"): (POISONED, Action.POISON),
+    (PLACING, "release"): (ABSENT, True),
+    (WATCHED, "release"): (REQUESTED, True),
+    (DROPPED, "release"): (DROPPED, False),
 }
 WAYS = {
     ABSENT: [],
@@ -53,8 +61,9 @@ WAYS = {
     PLACED: ["claim", "place"],
     ZERO: ["zero"],
     DROPPED: ["claim", "discard"],
+    POISONED: ["poison"],
 }
-CALLS = ["fault", "claim", "zero", "place", "discard", "drop"]
+CALLS = ["fault", "claim", "zero", "place", "discard", "drop", "release", "poison"]
 
 
 OWNED = {PLACING, WATCHED, DROPPED}
@@ -72,7 +81,7 @@ def test_every_transition(state: PageState, call: str) -> None:
         assert getattr(ledger, call)(1) is result
         assert ledger[1] is after
     else:
-        mistake = rf"page 1 is (placed without a claim|dropped and nobody asked for it): it is {state.name}"
+        mistake = rf"page 1 is ((plac|releas)ed without a claim|dropped and nobody asked for it): it is {state.name}"
         with pytest.raises(ValueError, match=mistake):
             getattr(ledger, call)(1)
         assert ledger[1] is state
@@ -86,14 +95,17 @@ def test_a_page_is_written_once_and_asked_for_once(calls: list[tuple[int, str]])
     requests = [0] * 3
     for page, call in calls:
         before = ledger[page]
-        if (call == "place" and before not in OWNED) or (call == "drop" and before is not DROPPED):
+        if (call in {"place", "release"} and before not in OWNED) or (call == "drop" and before is not DROPPED):
             continue
         result = getattr(ledger, call)(page)
         requests[page] += result is Action.REQUEST
         claims[page] += before not in OWNED and ledger[page] in OWNED
         claims[page] -= call == "drop"  # what is zeros by that may be placed, as zeros
+        claims[page] -= call == "release" and result  # what came in part may come again
+        requests[page] -= call == "release" and ledger[page] is ABSENT and requests[page]
         assert not (before is PLACED and ledger[page] is not PLACED), "placed for ever"
-        assert not (before is not ABSENT and ledger[page] is ABSENT), "nothing is forgotten"
+        if call != "release":
+            assert not (before is not ABSENT and ledger[page] is ABSENT), "nothing is forgotten"
     assert max(claims) <= 1
     assert max(requests) <= 1
     settled = [ledger[page] in {PLACED, ZERO} for page in range(3)]

@@ -22,7 +22,7 @@ from postcopy.pages.regions import Layout, Region
 from postcopy.pump._pump import ffi
 from postcopy.pump.destination import DestinationPump
 from postcopy.pump.regions import Placement, Removal
-from postcopy.wire.frame import FrameType, Header, pack
+from postcopy.wire.frame import FrameType, Header, pack, unpack
 
 DEADLINE = 10.0
 
@@ -52,18 +52,22 @@ class Toucher:
     def __init__(self, page: memoryview, content: bytes | None = None) -> None:
         self._page, self._content = page, content
         self.read = b""
+        self.refused: OSError | None = None
         self._thread = threading.Thread(target=self._touch, daemon=True)
         self._thread.start()
 
     def _touch(self) -> None:
         reader, writer = os.pipe()
         count = min(len(self._page), 4096)
-        if self._content is None:
-            os.write(writer, self._page[:count])
-            self.read = os.read(reader, count)
-        else:
-            os.write(writer, self._content)
-            os.readv(reader, [self._page[: len(self._content)]])
+        try:
+            if self._content is None:
+                os.write(writer, self._page[:count])
+                self.read = os.read(reader, count)
+            else:
+                os.write(writer, self._content)
+                os.readv(reader, [self._page[: len(self._content)]])
+        except OSError as refused:
+            self.refused = refused
         os.close(reader)
         os.close(writer)
 
@@ -74,7 +78,15 @@ class Toucher:
     def done(self) -> bytes:
         self._thread.join(DEADLINE)
         assert not self._thread.is_alive(), "the access is still waiting"
+        assert self.refused is None, self.refused
         return self.read
+
+    def failed(self) -> int:
+        """Return the errno with which the access was refused."""
+        self._thread.join(DEADLINE)
+        assert not self._thread.is_alive(), "the access is still waiting"
+        assert self.refused is not None, "the access went through"
+        return self.refused.errno or 0
 
 
 class Stage:
@@ -89,6 +101,7 @@ class Stage:
         removal: Removal = Removal.UNTOLD,
         foreign: bool = False,
         features: Feature = NO_FEATURES,
+        beat_ns: int = 0,
     ) -> None:
         self.type = memory_type(type_name)
         self.page_size = self.type.page_size
@@ -107,15 +120,27 @@ class Stage:
             push=[placement],
             zeropage=[self.type.zero_way(alias=False) is Way.ZEROPAGE],
             poll_max_ns=0,
+            beat_ns=beat_ns,
             removal=[removal],
             foreign=foreign,
         )
-        self.urgent, urgent = connect()
-        self.push, push = connect()
-        self.pump.attach("urgent", urgent.detach())
-        self.pump.attach("push", push.detach())
+        self._connect = connect
+        self._attach()
         self.before_start()
         self.pump.start()
+
+    def _attach(self) -> None:
+        self.urgent, urgent = self._connect()
+        self.push, push = self._connect()
+        self.pump.attach("urgent", urgent.detach())
+        self.pump.attach("push", push.detach())
+
+    def resume(self) -> None:
+        """Give a pump that was detached new connections."""
+        self.urgent.close()
+        self.push.close()
+        self._attach()
+        self.pump.resume()
 
     def before_start(self) -> None:
         """What a stage of another kind does with its pump first."""
@@ -147,6 +172,15 @@ class Stage:
 
     def pages(self, page: int, *fills: int) -> bytes:
         return self.frame(FrameType.PAGES, page, len(fills)) + b"".join(map(self.content, fills))
+
+    def requested(self, count: int) -> set[int]:
+        """Read `count` requests off the urgent connection and return their pages."""
+        data = b""
+        while len(data) < count * 24:
+            data += self.urgent.recv(count * 24 - len(data))
+        headers = [unpack(data[at : at + 24]) for at in range(0, len(data), 24)]
+        assert {header.type for header in headers} <= {FrameType.REQUEST}
+        return {header.offset // self.page_size for header in headers}
 
     def request(self, page: int) -> None:
         """Read one request off the urgent connection and see that it is for `page`."""

@@ -31,6 +31,7 @@ def test_constants_are_the_same() -> None:
     assert frame.Direction.TO_SOURCE.allowed == lib.FRAMES_TO_SOURCE
     assert frame.Direction.URGENT.allowed == lib.FRAMES_URGENT
     assert frame.Direction.PUSH.allowed == lib.FRAMES_PUSH
+    assert frame.Direction.PUSH_TO_SOURCE.allowed == lib.FRAMES_PUSH_TO_SOURCE
 
 
 def refusal_in_c(header: bytes, allowed: int) -> int:
@@ -45,7 +46,7 @@ U64 = st.one_of(
 )
 HEADERS = st.builds(
     frame.Header,
-    type=st.integers(0, 6),
+    type=st.integers(0, 7),
     region=st.integers(0, 3),
     offset=U64,
     length=U64,
@@ -80,7 +81,7 @@ def test_the_page_map_follows_the_ledger(data: st.DataObject) -> None:
     ours = states + 8
     for _ in range(data.draw(st.integers(0, 60), "steps")):
         page = data.draw(st.integers(0, pages - 1))
-        match data.draw(st.sampled_from(["fault", "claim", "place", "zero", "discard", "drop"])):
+        match data.draw(st.sampled_from(["fault", "claim", "place", "zero", "discard", "drop", "release"])):
             case "fault":
                 before = ledger[page]
                 ledger.fault(page)
@@ -93,6 +94,8 @@ def test_the_page_map_follows_the_ledger(data: st.DataObject) -> None:
                 before = ledger[page]
                 assert lib.page_map_discard(ours, page) == before
                 ledger.discard(page)
+            case "release" if ledger[page] in {PageState.PLACING, PageState.WATCHED, PageState.DROPPED}:
+                assert lib.page_map_release(ours, page) == ledger.release(page)
             case "drop" if ledger[page] is PageState.DROPPED:
                 assert lib.page_map_kept(ours, page, 1) == 0
                 ours[page] = PageState.ZERO  # the owner's move
@@ -110,7 +113,7 @@ def test_the_page_map_follows_the_ledger(data: st.DataObject) -> None:
 
 
 @settings(max_examples=500)
-@given(st.binary(min_size=1, max_size=80).map(lambda raw: bytes(byte % 7 for byte in raw)), st.data())
+@given(st.binary(min_size=1, max_size=80).map(lambda raw: bytes(byte % 8 for byte in raw)), st.data())
 def test_the_first_absent_page_is_found_whatever_is_around_it(states: bytes, data: st.DataObject) -> None:
     first = data.draw(st.integers(0, len(states)))
     stop = data.draw(st.integers(first, len(states)))

@@ -208,7 +208,7 @@ def refused_frame(role: str, changes: dict[str, int], text: str) -> None:
         end.sendall(pack(Header(**{**GOOD, **changes})) + b"\xff" * 4096)
         stage.finished()
         status = stage.pump.status()
-        assert status.state == "failed"
+        assert status.state == "broken"
         assert status.error is not None
         assert text in status.error
         assert f"the {role} connection" in status.error
@@ -241,7 +241,7 @@ def ends(how: str) -> None:
             "incomplete": "and a page never came: region 0, offset 0x1000, length 0x1000",
         }[how]
         status = stage.pump.status()
-        assert status.state == "failed"
+        assert status.state == "broken"
         assert expected in str(status.error)
 
 
@@ -256,7 +256,7 @@ def lost_while_waiting() -> None:
     stage.request(0)
     stage.urgent.close()
     stage.finished()
-    assert stage.pump.status().state == "failed"
+    assert stage.pump.status().state == "broken"
     stage.pump.close()
     assert guest.waits, "the guest was let go without its page"
 

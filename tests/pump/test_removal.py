@@ -229,7 +229,7 @@ def discard_ends() -> None:
         until(lambda: stage.state(1) == PLACING, "the push's claim")
         call = Call(stage.pump.discard, 0, stage.page_size, stage.page_size)
         until(lambda: stage.state(1) == DROPPED, "the mark")
-        stage.push.close()
+        stage.pump.stop()
         with pytest.raises(LinkError, match="the pump ended"):
             call.done()
         for offset, length in ((1, 4096), (0, 4097), (16384, 4096), (2**63, 4096), (4096, 2**64 - 4096)):
@@ -239,6 +239,25 @@ def discard_ends() -> None:
 
 def test_the_call_ends_where_the_page_can_not_come_any_more() -> None:
     run_in_child(discard_ends)
+
+
+def discard_outlives_a_connection() -> None:
+    with Stage("shmem", 4, Placement.CONTINUE) as stage:
+        stage.push.sendall(stage.pages(1, 0x71)[:-1])
+        until(lambda: stage.state(1) == PLACING, "the push's claim")
+        call = Call(stage.pump.discard, 0, stage.page_size, stage.page_size)
+        until(lambda: stage.state(1) == DROPPED, "the mark")
+        stage.push.close()
+        stage.finished()
+        assert call.is_alive(), "the page is claimed, and what came of it is there"
+        stage.pump.detach()
+        call.done()
+        assert stage.state(1) == ZERO
+        assert stage.touch(1).done() == bytes(4096)
+
+
+def test_the_call_ends_when_what_came_in_part_is_forgotten() -> None:
+    run_in_child(discard_outlives_a_connection)
 
 
 # --- everything at once ---------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from postcopy.errors import HostError
+from postcopy.pages.bitmap import Bitmap
 from postcopy.pages.regions import Layout, Region
 from postcopy.plan.push import PushExtent
 from postcopy.pump._pump import ffi
@@ -34,6 +35,7 @@ class Source:
         page_size: int = PAGE,
         stopped: bool = True,
         read: bool = False,
+        has: Bitmap | None = None,
         **options: Any,
     ) -> None:
         self.page_size = page_size
@@ -51,6 +53,8 @@ class Source:
         self.push, push = connection()
         self.pump.attach("urgent", urgent.detach())
         self.pump.attach("push", push.detach())
+        if has is not None:
+            self.pump.skip(0, 0, has)
         self.pump.start()
         if stopped:
             self.pump.guest_stopped()
@@ -212,7 +216,7 @@ def test_a_bad_request_ends_it_with_the_reason(make: Any, header: Header, reason
     source.urgent.sendall(pack(header))
     assert select.select([source.pump.event_fd], [], [], 10)[0]
     status = source.pump.status()
-    assert status.state == "failed"
+    assert status.state == "broken"
     assert f"refused ({reason})" in str(status.error)
 
 
@@ -266,3 +270,79 @@ def test_a_region_with_neither_mapping_nor_file_is_refused() -> None:
     mapping = SimpleNamespace(region=region, address=0, alias=0, fd=-1, fd_offset=0)
     with pytest.raises(HostError, match="Invalid argument"):
         SourcePump(Layout((region,)), [mapping], poll_max_ns=0)
+
+
+def test_what_the_destination_has_is_not_pushed_and_yet_answered(make: Any) -> None:
+    has = Bitmap(8)
+    for page in (1, 2, 7):
+        has.set(page)
+    source = make(8, data=set(range(8)), has=has)
+    source.order(0, 8)
+    source.pump.push_end()
+    frames = []
+    while not frames or frames[-1][0].type != FrameType.END:
+        frames.append(frame_from(source.push))
+    assert [(header.offset // PAGE, header.length // PAGE) for header, _ in frames[:-1]] == [(0, 1), (3, 4)]
+    source.ask(7)
+    assert frame_from(source.urgent)[1] == source.content(7)
+    with pytest.raises(ValueError, match="no 8 pages from page 1 on"):
+        source.pump.skip(0, 1, has)
+
+
+BEAT = pack(Header(FrameType.BEAT, 0, 0, 0))
+
+
+def test_both_connections_have_heartbeats_and_silence_counts_once_it_is_watched_for(make: Any) -> None:
+    source = make(4, data={0}, beat_ns=20_000_000)
+    for end in (source.urgent, source.push):
+        assert receive(end, 48) == BEAT + BEAT
+    assert source.pump.status().state == "running"
+    source.pump.watch()
+    assert select.select([source.pump.event_fd], [], [], 10)[0]
+    assert "nothing was heard from the destination on the" in str(source.pump.status().error)
+
+
+@pytest.mark.parametrize("role", ["urgent", "push"])
+def test_one_connection_that_is_silent_is_enough(make: Any, role: str) -> None:
+    source = make(4, data={0}, beat_ns=200_000_000)
+    source.pump.watch()
+    other = source.push if role == "urgent" else source.urgent
+    while source.pump.status().state == "running":
+        assert receive(other, 24) == BEAT
+        other.sendall(BEAT)
+    assert f"on the {role} connection any more" in str(source.pump.status().error)
+
+
+def test_heartbeats_keep_a_push_alive_that_sends_nothing_and_end_with_it(make: Any) -> None:
+    source = make(4, data={0, 1}, beat_ns=200_000_000)
+    source.pump.watch()
+    source.order(0, 1)
+    assert frame_from(source.push)[1] == source.content(0)
+    source.pump.push_end()
+    assert frame_from(source.push)[0].type == FrameType.END
+    for _ in range(6):
+        for end in (source.urgent, source.push):
+            assert receive(end, 24) == BEAT
+            end.sendall(BEAT)
+    source.ask(1)
+    assert frame_from(source.urgent)[1] == source.content(1)
+    assert source.pump.status().state == "running"
+    source.push.sendall(pack(Header(FrameType.REQUEST, 0, 0, PAGE)))
+    assert select.select([source.pump.event_fd], [], [], 10)[0]
+    assert "refused (type)" in str(source.pump.status().error)
+
+
+def test_a_destination_that_reads_no_push_is_told_from_one_that_is_gone(make: Any) -> None:
+    pages = 16384
+    source = make(pages, data=set(range(pages)), beat_ns=200_000_000)
+    source.pump.watch()
+    source.order(0, pages)
+    for _ in range(8):
+        assert receive(source.urgent, 24) == BEAT
+        source.urgent.sendall(BEAT)
+        source.push.sendall(BEAT)
+    assert source.pump.status().state == "running"
+    while source.pump.status().state == "running":
+        source.urgent.sendall(BEAT)
+        receive(source.urgent, 24)
+    assert "on the push connection any more" in str(source.pump.status().error)

@@ -1,14 +1,17 @@
 """One event of every kind, for both machines: what the tests feed them."""
 
+import zlib
 from dataclasses import replace
 
 from postcopy.session import events
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.source import SourceMachine
 from postcopy.wire.control import (
+    Alive,
     AllPlaced,
     Cancel,
     GuestOffer,
+    Have,
     Hello,
     LayoutOffer,
     Loaded,
@@ -19,6 +22,7 @@ from postcopy.wire.control import (
     Refuse,
     RegionOffer,
     Released,
+    Resume,
     Run,
     Running,
     State,
@@ -31,6 +35,8 @@ IDENTITY = (b"i" * 16, b"t" * 32)
 REPORT = {"pages": {"total": 256, "demand": 6, "push": 250, "zero": 0}}
 
 PROBED = Probed("ready", "", "auto", {"kernel": "6.18"})
+
+HAVE = Have(0, 0, 8, zlib.compress(b"\xff"))
 
 MESSAGES = (
     Hello((2, 3), "test"),
@@ -47,6 +53,11 @@ MESSAGES = (
     AllPlaced(REPORT),
     Released(),
     Cancel("enough"),
+    Refuse("lost", "given up"),
+    Refuse("unrun", "it never ran here"),
+    Resume(*IDENTITY),
+    HAVE,
+    Alive(),
     Probe(OFFER.regions, OFFER.guest),
     PROBED,
 )
@@ -60,7 +71,11 @@ def both(now: float) -> list[events.Event]:
         events.NotSent(now, Ready(), "cut"),
         events.Broken(now, "nonsense"),
         events.WorkFailed(now, "host", "no room", 3),
-        events.PumpFailed(now, "urgent closed"),
+        events.PumpFailed(now, "the kernel refused"),
+        events.PumpBroken(now, "urgent closed"),
+        events.PauseAsked(now, "user"),
+        events.ResumeAsked(now),
+        events.LoseAsked(now, "user"),
         events.CancelAsked(now, "user"),
         events.Elapsed(now),
     ]
@@ -74,6 +89,7 @@ def of_source(now: float) -> list[events.Event]:
         events.Started(now, None),
         events.PushAsked(now),
         events.Connected(now),
+        events.AliveDue(now),
         events.DataConnected(now),
         events.FilesHanded(now),
         events.GuestStopped(now, b"state", 5.0, "boot"),
@@ -89,6 +105,7 @@ def of_destination(now: float) -> list[events.Event]:
         events.Prepared(now),
         events.TriedOut(now, PROBED),
         events.DataAttached(now, "urgent"),
+        events.Rejoined(now, b"r" * 32),
         events.GuestLoaded(now),
         events.GuestRunning(now, 5.25),
         events.Progressed(now, 1, 256, 3, 0, 100),
@@ -97,12 +114,12 @@ def of_destination(now: float) -> list[events.Event]:
     ]
 
 
-def source(push: bool = True, offer: LayoutOffer = OFFER) -> SourceMachine:
-    return SourceMachine(Hello((2, 3), "test"), offer, push=push)
+def source(push: bool = True, offer: LayoutOffer = OFFER, versions: tuple[int, int] = (2, 3)) -> SourceMachine:
+    return SourceMachine(Hello(versions, "test"), offer, push=push)
 
 
-def destination(boot: str = "boot") -> DestinationMachine:
-    return DestinationMachine((2, 3), IDENTITY, "test", boot, 0.0)
+def destination(boot: str = "boot", versions: tuple[int, int] = (2, 3)) -> DestinationMachine:
+    return DestinationMachine(versions, IDENTITY, "test", boot, 0.0)
 
 
 def names(commands: list[object]) -> list[str]:

@@ -7,7 +7,7 @@ from postcopy.session import destination as destination_room
 from postcopy.session import events
 from postcopy.session import source as source_room
 from postcopy.session.machine import SessionError
-from postcopy.session.states import ENDED, State
+from postcopy.session.states import ENDED, SWITCHED, State
 from postcopy.wire.control import Run
 
 from . import samples
@@ -22,6 +22,7 @@ def machine_in(room, step, offer=samples.OFFER):
     machine.step = step
     machine.version = 3
     machine.migration_id, machine.token = samples.IDENTITY
+    machine.first_token = machine.token
     machine.deadline = 0.0
     return machine
 
@@ -79,14 +80,17 @@ def check_source(step, event, machine, commands):
     unsent = isinstance(event, events.NotSent) and isinstance(event.message, Run)
     if stopped and machine.state in {State.FAILED, State.CANCELLED}:
         assert commands[0] == "ResumeGuest"
+    unrun = isinstance(event, events.Received) and getattr(event.message, "code", None) == "unrun"
     if "ResumeGuest" in commands:
-        assert stopped or (step is source_room.Step.ACTIVE and unsent)
+        assert stopped or (step is source_room.Step.ACTIVE and unsent) or unrun
     if "Send(Run)" in commands:
         assert machine.state is State.POSTCOPY_ACTIVE
     if "ReleaseMemory" in commands:
         assert machine.state is State.COMPLETED
-    if step is source_room.Step.ACTIVE and not unsent:
-        assert machine.state in {State.POSTCOPY_ACTIVE, State.COMPLETED, State.LOST}
+    if step in {source_room.Step.ACTIVE, *source_room.PAUSES} and not unsent and not unrun:
+        assert machine.state in {*SWITCHED, State.COMPLETED, State.LOST}
+    if machine.step is source_room.Step.PAUSED and step is not machine.step:
+        assert commands[:2] == ["StopPump", "DropControl"]
 
 
 WHOLE = {destination_room.Step.SETTLING, destination_room.Step.RELEASING}
@@ -95,10 +99,10 @@ WHOLE = {destination_room.Step.SETTLING, destination_room.Step.RELEASING}
 def check_destination(step, event, machine, commands):
     if "StartGuest" in commands:
         assert step is destination_room.Step.LOADED
-        assert isinstance(event, events.Received)
-        assert isinstance(event.message, Run)
+        run = isinstance(event, events.Received) and isinstance(event.message, Run)
+        assert run or isinstance(event, events.Rejoined)  # who comes back has sent it
     if "Discard" in commands:
-        assert step not in {destination_room.Step.ACTIVE, *WHOLE}
+        assert step not in {destination_room.Step.ACTIVE, *destination_room.PAUSES, *WHOLE}
     if step in WHOLE:  # every page is here: nothing that happens loses the guest
         assert machine.state is State.COMPLETED
         assert "HoldMemory" not in commands
@@ -132,7 +136,7 @@ def test_a_mistake_that_no_table_foresaw_ends_each_step_by_its_own_way_out(room)
         assert machine.ended
         assert machine.deadline is None
         check_sound(room, step, event, machine, commands)
-        if room is source_room and step is not source_room.Step.ACTIVE:
+        if room is source_room and step not in {source_room.Step.ACTIVE, *source_room.PAUSES}:
             assert commands[-1] == "Finish(failed, source, 4)"
-        if step.value == "active":
+        if step.value == "active" or step in room.PAUSES:
             assert commands[-1] == "Finish(lost, lost, 6)"

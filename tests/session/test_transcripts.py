@@ -30,7 +30,7 @@ SOURCE_STORY = [
     (Ready(), "attaching", ["DialData"]),
     (events.DataConnected(1.4), "stopping", ["StartPump", "StopGuest"]),
     (events.GuestStopped(1.5, b"s", 1.45, "boot"), "loading", ["Send(State)"]),
-    (Loaded(), "active", ["Send(Run)"]),
+    (Loaded(), "active", ["KeepRecord", "Send(Run)", "WatchData"]),
     (Running(1.7), "active", ["StartPush", "Note"]),
     (Progress(9, 256, 1), "active", []),
     (
@@ -49,7 +49,7 @@ DESTINATION_STORY = [
     (events.DataAttached(1.1, "push"), "attached", ["StartPump"]),
     (StateMessage(b"s", 1.45, "boot"), "loading", ["Load"]),
     (events.GuestLoaded(1.5), "loaded", ["Send(Loaded)"]),
-    (Run(), "active", ["StartGuest"]),
+    (Run(), "active", ["StartGuest", "WatchData"]),
     (events.GuestRunning(1.7, 1.65), "active", ["Send(Running)"]),
     (events.Progressed(2.0, 9, 256, 1, 1, 4096), "active", ["Send(Progress)"]),
     (events.Resident(3.0), "settling", ["MakeReport"]),
@@ -207,15 +207,21 @@ def test_before_run_the_guest_comes_first(step, happening, end, goodbye):
     "happening",
     [
         events.ControlLost(2.0, "cut"),
-        events.PumpFailed(2.0, "urgent closed"),
+        events.PumpBroken(2.0, "urgent closed"),
         events.Broken(2.0, "nonsense"),
         events.Elapsed(99.0),
         events.Received(2.0, Refuse("internal", "oops")),
+        events.PauseAsked(2.0, "user"),
     ],
 )
-def test_after_run_the_source_never_resumes(happening):
+def test_after_run_the_source_never_resumes_the_guest_but_comes_back_to_the_migration(happening):
     machine = play(source(), upto(SOURCE_STORY, "active"))
-    assert names(machine.handle(happening)) == ["StopPump", "CloseLinks", "Finish(lost, lost, 6)"]
+    assert names(machine.handle(happening)) == ["StopPump", "DropControl", "Note"]
+    assert machine.state is State.POSTCOPY_PAUSED
+    if isinstance(happening, events.PauseAsked):
+        assert machine.deadline is None  # until somebody asks
+    else:
+        assert names(machine.handle(events.Elapsed(machine.deadline))) == ["Connect"]
 
 
 def test_a_run_that_never_left_is_no_run():
@@ -243,12 +249,13 @@ def test_the_users_limit_cancels_and_a_steps_limit_fails():
     assert names(machine.handle(events.Elapsed(machine.deadline)))[-1] == "Finish(failed, source, 4)"
 
 
-def test_silence_after_run_is_a_loss_and_progress_is_not_silence():
+def test_silence_after_run_is_a_pause_and_progress_is_not_silence():
     machine = play(source(), upto(SOURCE_STORY, "active"))
     first = machine.deadline
     machine.handle(events.Received(first - 0.1, Progress(1, 256, 0)))
     assert machine.handle(events.Elapsed(first)) == []
-    assert names(machine.handle(events.Elapsed(machine.deadline)))[-1] == "Finish(lost, lost, 6)"
+    assert machine.deadline - machine.now <= 3.0
+    assert names(machine.handle(events.Elapsed(machine.deadline))) == ["StopPump", "DropControl", "Note"]
 
 
 def test_a_version_that_nobody_speaks():
@@ -282,7 +289,7 @@ def test_after_loaded_the_destination_asks_and_waits():
     assert names(machine.handle(events.CancelAsked(2.0, "user"))) == ["Send(Cancel)"]
     assert names(machine.handle(events.Elapsed(99.0))) == ["Send(Cancel)"]
     assert machine.deadline is None
-    assert names(machine.handle(events.Received(100.0, Run()))) == ["StartGuest"]
+    assert names(machine.handle(events.Received(100.0, Run()))) == ["StartGuest", "WatchData"]
 
 
 def test_a_source_that_owes_and_sends_nothing():
@@ -290,7 +297,8 @@ def test_a_source_that_owes_and_sends_nothing():
     for look in range(13):
         assert names(machine.handle(events.Progressed(2.0 + look / 2, 9, 256, 1, 1, 4096))) == ["Send(Progress)"]
     commands = names(machine.handle(events.Progressed(8.5, 9, 256, 1, 1, 4096)))
-    assert commands == ["HoldMemory", "CloseLinks", "Finish(lost, lost, 6)"]
+    assert commands == ["DetachData", "DropControl", "Note"]
+    assert machine.state is State.POSTCOPY_PAUSED
 
 
 def test_an_agent_that_was_stopped_itself_has_not_waited():

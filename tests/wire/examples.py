@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import msgpack
 from hypothesis import strategies as st
 
@@ -31,6 +33,9 @@ EXAMPLES: list[Message] = [
     control.AllPlaced({"pages": {"total": 3, "list": [1, None, True, "x", 2.5]}}),
     control.Released(),
     control.Cancel("the user said so"),
+    control.Resume(bytes(range(16)), bytes(range(32))),
+    control.Have(1, 4096, 16, zlib.compress(b"\xff\x01")),
+    control.Alive(),
     control.Probe((control.RegionOffer("shmem", 4096, 8192),), control.GuestOffer("emulated", 2)),
     control.Probed("memory", "the pool of 2 MiB pages has 3, 128 are needed", "auto", {"kernel": "6.18", "cpus": 2}),
 ]
@@ -86,6 +91,14 @@ MESSAGES = st.one_of(
     st.builds(control.Progress, _COUNT, _COUNT, _COUNT),
     st.builds(control.AllPlaced, st.dictionaries(st.text(max_size=8), _JSON, max_size=4)),
     st.builds(control.Cancel, _LINE),
+    st.builds(control.Resume, st.binary(min_size=16, max_size=16), st.binary(min_size=32, max_size=32)),
+    st.builds(
+        control.Have,
+        st.integers(0, limits.REGIONS_MAX - 1),
+        _COUNT,
+        st.integers(1, limits.HAVE_PAGES_MAX),
+        st.binary(min_size=1, max_size=50),
+    ),
     st.builds(
         control.Probe,
         st.lists(_REGION, min_size=1, max_size=4).map(tuple),
@@ -99,7 +112,7 @@ MESSAGES = st.one_of(
         _NAME,
         st.dictionaries(st.text(max_size=8), _JSON, max_size=4),
     ),
-    st.sampled_from([control.Ready(), control.Loaded(), control.Run(), control.Released()]),
+    st.sampled_from([control.Ready(), control.Loaded(), control.Run(), control.Released(), control.Alive()]),
 )
 
 

@@ -261,7 +261,7 @@ def test_how_memory_gets_there_is_new_in_version_3() -> None:
         decode(encode(offer), version=2)
     with pytest.raises(ProtocolError, match="message layout_offer: field memory is missing"):
         decode(old, version=3)
-    assert all(control.speaks(shape, 2) for shape in SHAPES.values())
+    assert [name for name, shape in SHAPES.items() if not control.speaks(shape, 2)] == ["resume", "have", "alive"]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def headers(draw: st.DrawFn) -> Header:
         st.integers(0, U64),
     )
     return Header(
-        draw(st.integers(0, 5)),
+        draw(st.integers(0, 6)),
         draw(st.sampled_from([0, 0, 1, 2, 3, 65535])),
         draw(numbers),
         draw(numbers),
@@ -49,12 +49,17 @@ def reasons(header: Header, direction: Direction) -> set[FrameRefusal]:
     wrong = set()
     if header.magic != 0x5043:
         wrong.add(R.MAGIC)
-    allowed = {Direction.TO_SOURCE: {1}, Direction.URGENT: {2, 3}, Direction.PUSH: {2, 3, 4}}[direction]
-    if header.type not in allowed:
+    allowed = {
+        Direction.TO_SOURCE: {1, 5},
+        Direction.PUSH_TO_SOURCE: {5},
+        Direction.URGENT: {2, 3, 5},
+        Direction.PUSH: {2, 3, 4, 5},
+    }
+    if header.type not in allowed[direction]:
         wrong.add(R.TYPE)
     if header.flags != 0 or header.reserved != 0:
         wrong.add(R.RESERVED)
-    if header.type == 4:
+    if header.type in {4, 5}:
         return wrong | ({R.RESERVED} if (header.region, header.offset, header.length) != (0, 0, 0) else set())
     if header.region > 2:
         return wrong | {R.REGION}
@@ -137,11 +142,12 @@ def test_a_truncated_header(size: int) -> None:
 
 def test_only_pages_have_a_payload() -> None:
     assert Header(FrameType.PAGES, 0, 0, SMALL).payload_bytes == SMALL
-    for kind in (FrameType.REQUEST, FrameType.ZERO, FrameType.END):
+    for kind in (FrameType.REQUEST, FrameType.ZERO, FrameType.END, FrameType.BEAT):
         assert Header(kind, 0, 0, SMALL).payload_bytes == 0
 
 
 def test_what_may_arrive_where_as_bits() -> None:
-    assert Direction.TO_SOURCE.allowed == 0b00010
-    assert Direction.URGENT.allowed == 0b01100
-    assert Direction.PUSH.allowed == 0b11100
+    assert Direction.TO_SOURCE.allowed == 0b100010
+    assert Direction.PUSH_TO_SOURCE.allowed == 0b100000
+    assert Direction.URGENT.allowed == 0b101100
+    assert Direction.PUSH.allowed == 0b111100

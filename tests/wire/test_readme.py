@@ -48,8 +48,10 @@ def test_frame_types_and_where_they_go() -> None:
     said: dict[Direction, set[FrameType]] = {direction: set() for direction in Direction}
     for _, name, on, to, *_ in rows:
         for connection in filter(None, on.split(", ")):
-            direction = Direction.TO_SOURCE if to == "source" else Direction[connection.upper()]
-            said[direction].add(FrameType[name])
+            if to != "source":
+                said[Direction[connection.upper()]].add(FrameType[name])
+            if to != "destination":
+                said[Direction.TO_SOURCE if connection == "urgent" else Direction.PUSH_TO_SOURCE].add(FrameType[name])
     assert said == {direction: set(direction.value) for direction in Direction}
 
 

@@ -101,7 +101,7 @@ class OutsideMemory(Memory):
         zeropage = [region.page_size == _SMALL_PAGE for region in layout.regions]
         return cls(layout, mappings, handed.uffd, [handling] * len(mappings), zeropage, OutsideGuest())
 
-    def pump(self, poll_max_ns: int) -> DestinationPump | None:
+    def pump(self, poll_max_ns: int, beat_ns: int = 0) -> DestinationPump | None:
         """Build the pump that serves this memory's faults."""
         if self.uffd is None:
             return None
@@ -113,6 +113,7 @@ class OutsideMemory(Memory):
             push=[one.push for one in self.handlings],
             zeropage=self.zeropage,
             poll_max_ns=poll_max_ns,
+            beat_ns=beat_ns,
             removal=[Removal.DISCARDS] * len(self.mappings),
             foreign=True,
         )

@@ -33,9 +33,9 @@ from postcopy.session.commands import Finish
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import Received
 from postcopy.session.states import State
-from postcopy.wire.control import Refuse
+from postcopy.wire.control import Refuse, Resume
 from postcopy.wire.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
-from postcopy.wire.messages import ALL, ASKED_FOR
+from postcopy.wire.messages import ALL, ASKED_FOR, GONE
 from postcopy.wire.preamble import Preamble, Security
 from postcopy.wire.version import FETCH_SINCE, VERSION, VERSION_MIN
 
@@ -164,6 +164,7 @@ class OutsideDestination:
             OutsideInterpreter.now(),
             pieces=() if address is None else tuple(one.piece for one in handed.message.mappings),
             pages=self._pages if address is not None else ALL,
+            recovers=False,
         )
         interpreter = OutsideInterpreter(
             machine, handed, dial=address, poll_max_ns=self._poll_max_ns, tls=self._tls is not None
@@ -246,6 +247,11 @@ class OutsideDestination:
 
     async def _on_control(self, channel: ControlChannel) -> None:
         first = await first_message(channel)
+        if isinstance(first, Resume):
+            # its connections ended, and with them the pages that had not come were given up
+            channel.send(Refuse(GONE, "what the process lacked was given up when the connections ended"))
+            await channel.close()
+            return
         while self.waiting and not self.waiting[0].process.lives:
             self.waiting.popleft().close()
         if not self.waiting:

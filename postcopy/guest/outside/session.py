@@ -15,12 +15,14 @@ from postcopy.guest.outside.memory import OutsideMemory
 from postcopy.link.address import Address
 from postcopy.link.destination_interpreter import DestinationInterpreter
 from postcopy.link.dial import DataConnection, dial_data
+from postcopy.link.pumping import BEAT_NS
 from postcopy.pump.destination import DestinationStats
 from postcopy.session.commands import Discard, Prepare, Settle, StartGuest, StartPump, StopPump
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import CancelAsked, DataAttached, Prepared
 from postcopy.session.states import ENDED, State
 from postcopy.wire.preamble import Preamble, Role
+from postcopy.wire.version import RECOVERY_SINCE
 
 DataRole = Literal["urgent", "push"]
 ROLES: dict[Role, DataRole] = {Role.URGENT: "urgent", Role.PUSH: "push"}
@@ -52,7 +54,8 @@ class OutsideInterpreter(DestinationInterpreter):
 
     async def _make_room(self, command: Prepare) -> None:
         self.memory = await asyncio.to_thread(OutsideMemory.of, self.handed, command.offer)
-        self._pump = self.memory.pump(self._poll_max_ns)
+        # a source that dialled expects to hear from it
+        self._pump = self.memory.pump(self._poll_max_ns, BEAT_NS if self.machine.version >= RECOVERY_SINCE else 0)
         dialled = [] if self._dial is None else await self._dial_roles(self._dial)
         self.post(Prepared(self.now()))
         for role, connection in dialled:

@@ -1,0 +1,133 @@
+"""What the daemons do for `postcopy pause`, `resume` and `cancel --lost`, and these commands as click sees them.
+
+A source or a destination enters, its state once something has come of the wish leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+
+from agent.commands import admin_option, json_option
+from agent.parameters import ADDRESS
+from agent.security.options import credentials, insecure_option
+from postcopy.errors import MigrationLost, MigrationPaused
+from postcopy.link.address import Address, parse_address
+from postcopy.session.states import State
+
+if TYPE_CHECKING:
+    from postcopy.link.source import Source
+
+LOOK_SECONDS = 0.02
+# For what needs nobody else: closing connections, giving pages up.
+DONE_SECONDS = 5.0
+# For one attempt to reconnect: dialling, what the destination has, the data connections.
+RESUME_SECONDS = 20.0
+
+
+class Side(Protocol):
+    """A Source or a Destination."""
+
+    @property
+    def state(self) -> State:
+        """Where the latest migration stands."""
+
+    @property
+    def pause_state(self) -> dict[str, Any] | None:
+        """Why it is paused."""
+
+
+def another_address(source: Source, arguments: dict[str, Any]) -> Address | None:
+    """Return where `resume --to` has the destination; UsageError where it would be reached in plain unasked."""
+    if "to" not in arguments:
+        return None
+    address = parse_address(str(arguments["to"]))
+    if not source.encrypted:
+        credentials(address, None, insecure=bool(arguments.get("insecure")))
+    return address
+
+
+async def paused(side: Side) -> dict[str, Any]:
+    """Wait until the migration is paused, or has ended meanwhile."""
+    async with asyncio.timeout(DONE_SECONDS):
+        while side.state is State.POSTCOPY_ACTIVE:
+            await asyncio.sleep(LOOK_SECONDS)
+    return {"schema_version": 1, "state": side.state.value, "paused": side.pause_state}
+
+
+async def resumed(side: Side) -> dict[str, Any]:
+    """Wait until pages travel again; MigrationPaused where an attempt failed, the next one following by itself."""
+    try:
+        async with asyncio.timeout(RESUME_SECONDS):
+            while (now := side.pause_state) is not None and not now["attempts"]:
+                await asyncio.sleep(LOOK_SECONDS)
+    except TimeoutError:
+        now = side.pause_state
+    if now is not None:
+        raise MigrationPaused(f"paused still: {now['text']}; it is tried again and again")
+    if side.state is State.LOST:
+        raise MigrationLost("the migration is lost")
+    return {"schema_version": 1, "state": side.state.value, "paused": None}
+
+
+async def lost(side: Side) -> dict[str, Any]:
+    """Wait until the migration is given up."""
+    async with asyncio.timeout(DONE_SECONDS):
+        while side.state is not State.LOST:
+            await asyncio.sleep(LOOK_SECONDS)
+    report = getattr(side, "report", None)
+    pages = report["pages"].get("lost") if isinstance(report, dict) else None
+    return {"schema_version": 1, "state": side.state.value, "lost_pages": pages}
+
+
+@click.command()
+@admin_option
+@json_option
+def pause(admin: str, as_json: bool) -> None:
+    """Close a migration's connections after its switchover, until `resume`; the guest runs on with what it has."""
+    from agent.client import ask_now  # noqa: PLC0415 - as in commands.py
+    from agent.output import print_json, print_rows  # noqa: PLC0415
+
+    found = ask_now(admin, "pause")
+    if as_json:
+        print_json(found)
+    else:
+        print_rows([("state", found["state"])])
+
+
+@click.command()
+@admin_option
+@click.option("--to", type=ADDRESS, metavar="tcp:HOST:PORT", help="Where the destination is to be found now.")
+@insecure_option
+@json_option
+def resume(admin: str, to: Address | None, insecure: bool, as_json: bool) -> None:
+    """Have a paused migration go on, now; ends with 5 where that did not work, and is tried on."""
+    from agent.client import ask_now  # noqa: PLC0415
+    from agent.output import print_json, print_rows  # noqa: PLC0415
+
+    found = ask_now(admin, "resume", {"to": str(to), "insecure": insecure} if to is not None else {})
+    if as_json:
+        print_json(found)
+    else:
+        print_rows([("state", found["state"])])
+
+
+@click.command()
+@admin_option
+@click.option("--lost", is_flag=True, help="Give up a migration that is paused: what did not arrive is lost.")
+@json_option
+def cancel(admin: str, lost: bool, as_json: bool) -> None:
+    """Cancel a migration that has not reached its switchover; the source runs the guest on."""
+    from agent.client import ask_now  # noqa: PLC0415
+    from agent.output import print_json, print_rows  # noqa: PLC0415
+
+    found = ask_now(admin, "cancel", {"lost": lost})
+    if as_json:
+        print_json(found)
+    elif lost:
+        pages = found["lost_pages"]
+        print_rows([("migration", "given up" if pages is None else f"given up: {pages} pages are lost")])
+    else:
+        print_rows([("migration", "asked to cancel")])

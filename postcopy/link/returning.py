@@ -1,0 +1,72 @@
+"""A source that comes back: who it is, and what it is told.
+
+A control connection that began with Resume enters; the interpreter of its migration gets it, or it is answered here and
+closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import secrets
+from collections import OrderedDict
+
+from postcopy.errors import PostcopyError
+from postcopy.link.control import ControlChannel
+from postcopy.link.destination_interpreter import DestinationInterpreter
+from postcopy.session.limits import RELEASE_SECONDS
+from postcopy.wire.control import AllPlaced, Refuse, Resume, Welcome
+from postcopy.wire.limits import TOKEN_BYTES
+from postcopy.wire.messages import UNKNOWN
+
+# Migrations whose source may still ask what became of them.
+KNOWN_MAX = 16
+
+log = logging.getLogger("postcopy.destination")
+
+
+class Known:
+    """The latest migrations of a destination, by id: a source may come back to any of them."""
+
+    def __init__(self) -> None:
+        self._interpreters: OrderedDict[bytes, DestinationInterpreter] = OrderedDict()
+
+    def add(self, interpreter: DestinationInterpreter) -> None:
+        """Remember a migration that was let in."""
+        self._interpreters[interpreter.machine.migration_id] = interpreter
+        while len(self._interpreters) > KNOWN_MAX:
+            self._interpreters.popitem(last=False)
+
+    async def take(self, channel: ControlChannel, resume: Resume) -> None:
+        """Give the connection to its migration, or answer it and close it."""
+        interpreter = self._interpreters.get(resume.migration_id)
+        proven = interpreter is not None and hmac.compare_digest(resume.token, interpreter.machine.first_token)
+        refusal = interpreter.machine.refusal_of_return() if interpreter is not None and proven else None
+        if interpreter is None or not proven:
+            refusal = Refuse(UNKNOWN, "there is no such migration here")
+        if refusal is not None or interpreter is None:
+            log.warning("closed %s: it came back to a migration: %s", channel.name, refusal.text if refusal else "")
+            if refusal is not None:
+                channel.send(refusal)
+            await channel.close()
+        elif interpreter.finish is None:
+            interpreter.rejoin(channel, secrets.token_bytes(TOKEN_BYTES))
+        else:
+            await answer_late(channel, interpreter)
+
+
+async def answer_late(channel: ControlChannel, interpreter: DestinationInterpreter) -> None:
+    """Tell a source that its pages are needed no more: it may not have heard of it."""
+    machine = interpreter.machine
+    channel.version = machine.version
+    log.info("destination: %s came back to a migration that is completed", channel.name)
+    try:
+        token = secrets.token_bytes(TOKEN_BYTES)
+        channel.send(Welcome(machine.version, machine.migration_id, token, machine.software))
+        channel.send(AllPlaced(interpreter.report or {}))
+        async with asyncio.timeout(RELEASE_SECONDS):
+            await channel.receive()
+    except (PostcopyError, TimeoutError) as error:
+        log.warning("closed %s: %s", channel.name, str(error) or "it did not say that it let go of its memory")
+    await channel.close()

@@ -1,0 +1,84 @@
+"""Performs what a destination's machine wants done while a migration is paused, and on its way back.
+
+A source that came back enters with its connection; the pump is detached, tells what it has, and goes on. Or it does
+not: what is missing then is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from postcopy.link.control import ControlChannel
+from postcopy.link.course import Course
+from postcopy.link.guest import MigratingGuest
+from postcopy.link.prepare import Memory
+from postcopy.link.pumping import PumpInterpreter
+from postcopy.link.report import Report, gone
+from postcopy.link.residence import what_is_here
+from postcopy.pump.destination import DestinationPump, DestinationStats
+from postcopy.session.commands import Command, DetachData, Poison, ResumePump, Send, TellResidence
+from postcopy.session.destination import DestinationMachine
+from postcopy.session.events import Rejoined
+
+log = logging.getLogger("postcopy.session")
+
+
+class WayBack(PumpInterpreter[DestinationPump, DestinationStats]):
+    """The part of a destination's interpreter that outlives connections."""
+
+    machine: DestinationMachine
+    mode: str
+    memory: Memory | None
+    guest: MigratingGuest | None
+    report: Report | None
+    _attached: set[str]
+    _course: Course
+
+    def performers_of_pauses(self) -> dict[type[Command], Callable[[Any], Awaitable[None]]]:
+        """Return how these commands are performed."""
+        return {
+            DetachData: self._detach_data,
+            TellResidence: self._tell_residence,
+            ResumePump: self._resume_pump,
+            Poison: self._poison,
+        }
+
+    @abstractmethod
+    def timing(self) -> dict[str, float]:
+        """Return what this side's clock says."""
+
+    def rejoin(self, channel: ControlChannel, token: bytes) -> None:
+        """Take the connection of a source that came back and proved itself."""
+        channel.version = self.machine.version
+        self.listen(channel)
+        self.post(Rejoined(self.now(), token), channel)
+
+    async def _detach_data(self, _command: DetachData) -> None:
+        self._attached.clear()
+        if self._pump is not None:
+            await asyncio.to_thread(self._pump.detach)
+
+    async def _tell_residence(self, _command: TellResidence) -> None:
+        if self._pump is not None and self.memory is not None:
+            for have in await asyncio.to_thread(what_is_here, self.memory.layout, self._pump):
+                await self._send(Send(have))
+
+    async def _resume_pump(self, _command: ResumePump) -> None:
+        if self._pump is not None:
+            await asyncio.to_thread(self._pump.resume)
+
+    async def _poison(self, _command: Poison) -> None:
+        if self._pump is None or self.memory is None or self.guest is None:
+            return
+        # A guest whose threads are this process's would end it: it ends soon anyway, and in its own words.
+        if getattr(self.guest, "takes_poison", False):
+            lost = await asyncio.to_thread(self._pump.poison)
+            log.warning("destination: %d pages are lost: whoever touches one gets SIGBUS", lost)
+        stats = self._pump.snapshot()
+        course = self._course.columns(stats.pages_total)
+        known = (self.mode, self.memory.layout, stats, self.guest, self.timing())
+        self.report = gone(*known, course=course, tls=self.encrypted)

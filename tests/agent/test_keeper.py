@@ -1,0 +1,132 @@
+"""A source's agent that is killed after the switchover, and another one that takes its place: no page is lost by it."""
+
+import asyncio
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from .agents import Command, Daemon, destination, run, source
+from .proxy import wait_for
+
+SLOW = ("--steps-per-second", "500", "--workload", "random")
+
+
+def returned(folder, keeper):
+    (folder / "again").mkdir(exist_ok=True)
+    return Daemon(folder / "again", "source", "--resume", keeper)
+
+
+@pytest.fixture
+def keeper(tmp_path):
+    return f"unix:{tmp_path}/keeper.sock"
+
+
+def gone(keeper):
+    wait_for(lambda: not Path(keeper.removeprefix("unix:")).exists(), "the keeper stays")
+
+
+@pytest.mark.parametrize("memory", ["shmem", "hugetlb-2M"])
+def test_a_killed_source_is_followed_by_another(memory, keeper, tmp_path, huge_pages):
+    if memory == "hugetlb-2M":
+        huge_pages(memory, 64)
+    with (
+        destination(tmp_path) as there,
+        source(tmp_path, "--memory", memory, "--keeper", keeper, *SLOW, size="32MiB") as here,
+        Command("migrate", "--admin", here.admin, there.address, "--no-push") as migration,
+    ):
+        there.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] >= 5)
+        here.signal(signal.SIGKILL)
+        assert migration.result().status == 6  # as far as the command can know
+        there.until(lambda now: now["state"] == "postcopy-paused")
+        for times in (1, 2):
+            with returned(tmp_path, keeper) as again:
+                there.until(lambda now, times=times: now["state"] == "postcopy-active" and now["reconnects"] == times)
+                placed = there.status()["pages"]["placed"]
+                if times == 1:  # and killed once more
+                    if memory == "shmem":
+                        there.until(lambda now, placed=placed: now["pages"]["placed"] > placed)
+                    assert run("source", "--resume", keeper).status == 2  # its agent lives
+                    again.signal(signal.SIGKILL)
+                    again.wait()
+                    continue
+                assert run("set", "--admin", again.admin, "--push").status == 0
+                assert again.wait(40) == 0, again.log
+        there.until(lambda now: now["state"] == "completed")
+        assert run("check", "--admin", there.admin, "--json").json["pages_mismatched"] == 0
+        report = there.status()["report"]
+        assert sum(report["pages"][path] for path in ("demand", "push", "zero")) == report["pages"]["total"]
+        gone(keeper)
+
+
+def test_a_source_that_ends_leaves_the_rest_with_the_keeper(keeper, tmp_path):
+    with (
+        destination(tmp_path) as there,
+        source(tmp_path, "--keeper", keeper, *SLOW, size="32MiB") as here,
+        Command("migrate", "--admin", here.admin, there.address, "--no-push") as _,
+    ):
+        there.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] >= 50)
+        there.signal(signal.SIGSTOP)  # so that the push comes to nothing
+        here.signal(signal.SIGTERM)
+        here.until_log("pages of the running guest are still here")
+        here.signal(signal.SIGTERM)
+        assert here.wait() == 5
+        assert f"postcopy source --resume {keeper} goes on" in here.log
+        there.signal(signal.SIGCONT)
+        with returned(tmp_path, keeper) as again:
+            there.until(lambda now: now["reconnects"] >= 1)
+            run("set", "--admin", again.admin, "--push")
+            assert again.wait(40) == 0, again.log
+        there.until(lambda now: now["state"] == "completed")
+        assert run("check", "--admin", there.admin, "--json").json["pages_mismatched"] == 0
+        gone(keeper)
+
+
+def test_without_a_migration_it_ends_with_its_agent(keeper, tmp_path):
+    with source(tmp_path, "--keeper", keeper, size="8MiB") as here:
+        assert Path(keeper.removeprefix("unix:")).stat().st_mode & 0o777 == 0o600
+        early = run("source", "--resume", keeper)
+        assert early.status == 2
+        assert "it has nothing to go on with, or its agent lives" in early.one_line()
+        here.runs_on()
+        here.signal(signal.SIGKILL)
+        here.wait()
+        gone(keeper)
+    nobody = run("source", "--resume", keeper)
+    assert nobody.status == 2
+    assert "no migration can be taken up" in nobody.one_line()
+
+
+def test_memory_without_a_file_cannot_be_kept(keeper):
+    refused = run("source", "--memory", "anonymous", "--size", "8MiB", "--keeper", keeper)
+    assert refused.status == 2
+    assert "has no file that could outlive this agent" in refused.one_line()
+
+
+def test_a_migration_that_comes_through_needs_its_keeper_no_more(keeper, tmp_path):
+    with destination(tmp_path) as there, source(tmp_path, "--keeper", keeper, size="8MiB") as here:
+        assert run("migrate", "--admin", here.admin, there.address).status == 0
+        gone(keeper)
+
+
+def test_a_stranger_gets_nothing(keeper, tmp_path):
+    """Another user than the agent's own and root is let in nowhere, whatever the socket's mode says by then."""
+    with source(tmp_path, "--keeper", keeper, size="8MiB"):
+        path = keeper.removeprefix("unix:")
+        Path(path).chmod(0o666)
+        tmp_path.chmod(0o755)
+        child = os.fork()
+        if child == 0:
+            os.setuid(65534)
+            status = 1
+            try:
+                with socket.socket(socket.AF_UNIX) as stranger:
+                    stranger.connect(path)
+                    status = 0 if stranger.recv(1) == b"" else 2
+            except OSError:
+                status = 0
+            os._exit(status)
+        _, ended = asyncio.run(asyncio.to_thread(os.waitpid, child, 0))
+        assert os.waitstatus_to_exitcode(ended) == 0
