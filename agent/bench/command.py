@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ PIPE_COLUMNS = 200
 @click.option("--pairs", type=click.IntRange(1, 1000), help="Runs of product and floor in turns.  [default: 5]")
 @click.option("--list", "list_only", is_flag=True, help="Name the scenarios and end.")
 @click.option("--compare", "earlier", type=click.Path(dir_okay=False, path_type=Path), help="An earlier --json.")
+@click.option("--reserve-huge-pages", is_flag=True, help="Reserve them meanwhile; then the pool is as it was.")
 @click.option("--pin", is_flag=True, help="A CPU for each end, of product and floor alike.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
 def bench(scenarios: tuple[str, ...], quick: bool, list_only: bool, as_json: bool, **rest: Any) -> None:
@@ -37,22 +38,22 @@ def bench(scenarios: tuple[str, ...], quick: bool, list_only: bool, as_json: boo
 
     Scenarios are named like demand, mixed/shmem or stream/*/auto; all of them run by default.
     """
-    from agent.bench import compare, machine, render, results, runner  # noqa: PLC0415 - not for --help
-    from agent.bench.scenarios import Machine, catalogue, choose  # noqa: PLC0415
+    from agent.bench import compare, machine, pool, render, results, runner  # noqa: PLC0415 - not for --help
+    from agent.bench.scenarios import HUGE_PAGES, Machine, catalogue, choose  # noqa: PLC0415
     from agent.output import print_json  # noqa: PLC0415
 
     earlier = compare.read_document(rest["earlier"]) if rest["earlier"] is not None else None
-    here = Machine(machine.available_bytes(), machine.huge_pages_free(), quick)
     scenarios = (*scenarios, "tls") if rest["tls"] else scenarios
-    chosen = choose(catalogue(here), scenarios, quick=quick)
     if list_only:
-        for scenario in chosen:
+        for scenario in choose(catalogue(Machine.here(quick=quick)), scenarios, quick=quick):
             click.echo(scenario.name + (f"  (cannot run here: {scenario.lacking})" if scenario.lacking else ""))
         return
     pins = _pins() if rest["pin"] else (0, 0)
     pairs = rest["pairs"] or (QUICK_PAIRS if quick else PAIRS)
     plan = runner.Plan(pairs, QUICK_SECONDS if quick else None, *pins)
-    with progress() as tell, _ending_on_sigterm():
+    reserving = pool.reserved(HUGE_PAGES) if rest["reserve_huge_pages"] else nullcontext()
+    with _ending_on_sigterm(), reserving, progress() as tell:
+        chosen = choose(catalogue(Machine.here(quick=quick)), scenarios, quick=quick)
         running = runner.Bench(plan, tell)
         measured = running.run([one for one in chosen if one.lacking is None])
     found = {result.name: result for result in results.results(measured)}

@@ -97,16 +97,6 @@ def available_bytes() -> int:
     return _meminfo("MemAvailable") * 1024
 
 
-def huge_pages_free() -> int:
-    """Return how many 2 MiB huge pages are there for the taking."""
-    directory = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
-    try:
-        free, reserved = (int((directory / name).read_text()) for name in ("free_hugepages", "resv_hugepages"))
-    except OSError:
-        return 0
-    return free - reserved
-
-
 def warm(size: int) -> None:
     """Have the machine find `size` bytes of memory, and give them back at once.
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.bench.floor import FloorSetup, Way
+from agent.bench.pool import HUGE_POOL, free_pages
 from agent.bench.product import ProductSetup
-from postcopy.errors import HostError
 from postcopy.kernel.hugetlb import Hugetlb
 
 MIB = 1 << 20
@@ -23,7 +23,7 @@ SMALL_BYTES = 128 * MIB
 MOUNTS = Path("/proc/self/mounts")
 THP = Path("/sys/kernel/mm/transparent_hugepage")
 POLL_NS = 200_000  # the product's default
-HUGE_POOL, GIGANTIC_POOL = Hugetlb("hugetlb-2M", HUGE), Hugetlb("hugetlb-1G", GIB)
+GIGANTIC_POOL = Hugetlb("hugetlb-1G", GIB)
 # Both ends have their page, and by COPY each connection a buffer of one besides.
 GIGANTIC_BYTES = {"minor": 0, "missing": 3 * GIB}
 
@@ -77,7 +77,7 @@ def _small(
 
 def _hugetlbfs() -> Iterator[Row]:
     folder = _mount("hugetlbfs", pagesize="2M")
-    size = max(8, min(SMALL_BYTES // HUGE, _unclaimed(HUGE_POOL) // 3)) * HUGE
+    size = max(8, min(SMALL_BYTES // HUGE, free_pages(HUGE_POOL) // 3)) * HUGE
     lacking = None if folder else "no hugetlbfs of 2 MiB pages is mounted: mount -t hugetlbfs -o pagesize=2M none DIR"
     lacking = lacking or _short(HUGE_POOL, 2 * size // HUGE + 4)
     for mode in ("auto", "minor", "missing"):
@@ -97,15 +97,8 @@ def _gigantic(available: int) -> Iterator[Row]:
 # --- what this machine has --------------------------------------------------------------------------------------------
 
 
-def _unclaimed(pool: Hugetlb) -> int:
-    try:
-        return pool.pool().unclaimed
-    except HostError:
-        return 0
-
-
 def _short(pool: Hugetlb, needed: int) -> str | None:
-    free = _unclaimed(pool)
+    free = free_pages(pool)
     if free >= needed:
         return None
     command = f"echo {needed} > {pool.pool_folder / 'nr_hugepages'}"

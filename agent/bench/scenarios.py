@@ -11,7 +11,9 @@ from fnmatch import fnmatchcase
 
 from agent.bench import encryption
 from agent.bench.floor import FloorSetup, Way
+from agent.bench.machine import available_bytes
 from agent.bench.memory_types import rows
+from agent.bench.pool import free_pages
 from agent.bench.product import SOURCE_STEPS, ProductSetup
 from agent.bench.targets import FLOOR, Target
 from postcopy.errors import UsageError
@@ -28,8 +30,10 @@ SCRAPES = (0, 10)
 SIZES = (64 * MIB, 256 * MIB, GIB, 4 * GIB, 8 * GIB)
 HANDOVER_SIZES = (64 * MIB, GIB, 8 * GIB)
 # Of the huge pages that are free: both ends need theirs, and others may need some.
-HUGE_SHARE = 0.36
+HUGE_SHARE = 0.45
 HUGE_PAGES_MIN = 8
+# So many let every scenario have its whole size, which is what --reserve-huge-pages reserves.
+HUGE_PAGES = 1140
 # A guest that is alive and touches next to nothing.
 IDLE_STEPS_PER_SECOND = 100
 # On the link a fault takes half a millisecond: this many keep the demand pages' part of the link at 2 %.
@@ -80,6 +84,11 @@ class Machine:
     huge_pages: int
     quick: bool = False
 
+    @classmethod
+    def here(cls, *, quick: bool) -> Machine:
+        """Return what this machine has now."""
+        return cls(available_bytes(), free_pages(), quick)
+
 
 def catalogue(machine: Machine) -> list[Scenario]:
     """Return all scenarios in the order of the table, with sizes that fit the machine."""
@@ -126,20 +135,23 @@ def _judged(scenario: Scenario, machine: Machine) -> Scenario:
     if product.memory == "hugetlb-2M":
         if machine.huge_pages < 2 * HUGE_PAGES_MIN:
             free = f"{machine.huge_pages} huge pages of 2 MiB are free"
-            return replace(scenario, lacking=f"{free}, {2 * HUGE_PAGES_MIN} are needed (vm.nr_hugepages)")
+            needed = f"{2 * HUGE_PAGES_MIN} are needed, {HUGE_PAGES} for the whole"
+            return replace(scenario, lacking=f"{free}, {needed}: --reserve-huge-pages, or vm.nr_hugepages")
     else:
         copies = 1 if product.handover else 2
-        needed = copies * data + data // 4
-        if needed > machine.available:
+        bytes_needed = copies * data + data // 4
+        if bytes_needed > machine.available:
             free = f"{format_size(machine.available)} of memory are available"
-            return replace(scenario, lacking=f"{free}, {format_size(needed)} are needed")
+            return replace(scenario, lacking=f"{free}, {format_size(bytes_needed)} are needed")
     return scenario
 
 
-def _size(memory: str, machine: Machine, shmem: int) -> int:
+def _size(memory: str, machine: Machine, shmem: int, huge: int | None = None) -> int:
+    """Return the size of a memory: of huge pages `huge` bytes, or as `shmem`, or what part of that the machine has."""
     if memory == "shmem":
         return shmem
-    return max(HUGE_PAGES_MIN, min(256, int(machine.huge_pages * HUGE_SHARE))) * HUGE
+    wanted = (shmem if huge is None else huge) // HUGE
+    return max(HUGE_PAGES_MIN, min(wanted, int(machine.huge_pages * HUGE_SHARE))) * HUGE
 
 
 def _kinds() -> Iterator[tuple[str, str]]:
@@ -164,7 +176,7 @@ def waiting(base: FloorSetup) -> dict[str, FloorSetup]:
 
 def _demand(machine: Machine) -> Iterator[Scenario]:
     for memory, mode in _kinds():
-        size = _size(memory, machine, 64 * MIB)
+        size = _size(memory, machine, 64 * MIB, 512 * MIB)
         floors: dict[str, FloorSetup] = {}
         for way in _ways(memory, mode):
             floors |= waiting(FloorSetup(size=size, page_size=PAGE_SIZES[memory], demand=way))
@@ -181,7 +193,7 @@ def _demand(machine: Machine) -> Iterator[Scenario]:
 
 def _mixed(machine: Machine) -> Iterator[Scenario]:
     for memory, mode in _kinds():
-        size = _size(memory, machine, 128 * MIB if machine.quick else 256 * MIB)
+        size = _size(memory, machine, 128 * MIB if machine.quick else 256 * MIB, 512 * MIB)
         floors: dict[str, FloorSetup] = {}
         for way in _ways(memory, mode)[: 1 if memory == "shmem" else None]:
             floors |= waiting(FloorSetup(size=size, page_size=PAGE_SIZES[memory], demand=way, push=way))

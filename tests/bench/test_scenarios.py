@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.bench.scenarios import GIB, HUGE, MIB, Machine, catalogue, choose
+from agent.bench.scenarios import GIB, HUGE, HUGE_PAGES, Machine, catalogue, choose
 from postcopy.errors import UsageError
 
 ROOMY = Machine(available=64 * GIB, huge_pages=1024)
@@ -93,7 +93,8 @@ def test_a_machine_says_what_it_lacks():
     small = {one.name: one.lacking for one in catalogue(Machine(available=3 * GIB, huge_pages=0))}
     assert small["demand/shmem/auto"] is None
     assert small["sparse"] is None, "holes need no memory"
-    assert "huge pages" in small["stream/hugetlb-2M/auto"]
+    assert "0 huge pages of 2 MiB are free" in small["stream/hugetlb-2M/auto"]
+    assert "--reserve-huge-pages" in small["stream/hugetlb-2M/auto"]
     assert small["size/8GiB"].startswith("3 GiB of memory are available")
 
 
@@ -103,4 +104,6 @@ def test_huge_pages_are_shared_with_others():
             if one.product.memory == "hugetlb-2M":
                 assert one.lacking is None
                 assert 2 * one.product.size <= free * HUGE
-                assert one.product.size <= 512 * MIB
+                assert one.product.size <= GIB
+    whole = catalogue(Machine(64 * GIB, HUGE_PAGES))
+    assert max(one.product.size for one in whole if one.product.memory == "hugetlb-2M") == GIB
