@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from postcopy.pages.regions import Layout, Region
-from postcopy.plan.push import PushExtent, PushPlan
+from postcopy.plan.push import EXTENT_BYTES, PushExtent, PushPlan
 from postcopy.pump.source import RING_EXTENTS, SourcePump
 
 # With a rate, as much as it allows in this time is ordered at once, and never more.
@@ -123,8 +123,10 @@ class Push:
             await self._hand_over(holes)
             return
         if self._pace.rate is None:
+            self._plan.cut(EXTENT_BYTES)
             await self._hand_over(self._plan.next(RING_EXTENTS))
             return
+        self._plan.cut(min(EXTENT_BYTES, max(1, int(self._pace.rate * BURST_SECONDS))))
         allowed, pause = self._pace.allowance(time.monotonic(), self._pump.snapshot().bytes_sent_push)
         if allowed <= 0:
             await asyncio.sleep(pause)

@@ -28,7 +28,8 @@ DEMANDS_MAX = 16
 AHEAD_EXTENTS = 4
 BACK_EXTENTS = 1
 
-EXTENT_BYTES = 256 << 10
+# One frame's payload: the longer, the less each byte costs (see the pump's README).
+EXTENT_BYTES = 2 << 20
 
 
 class PushExtent(NamedTuple):
@@ -63,15 +64,19 @@ class PushPlan:
     def __init__(self, layout: Layout, order: str = "sequential", extent_bytes: int = EXTENT_BYTES) -> None:
         if order not in ORDERS:
             raise UsageError(f"unknown order of the push {order!r}: known are {', '.join(ORDERS)}")
-        if extent_bytes < 1:
-            raise UsageError(f"extents of {extent_bytes} bytes")
         self._layout = layout
-        # Extents are cut at multiples of this, for each region.
-        self._steps = [max(1, extent_bytes // region.page_size) * region.page_size for region in layout.regions]
+        self.cut(extent_bytes)
         self._found = [IntervalSet() for _ in layout.regions]
         self._data = [IntervalSet() for _ in layout.regions]
         self._holes = [IntervalSet() for _ in layout.regions]
         self._demands: deque[_Demand] = deque(maxlen=DEMANDS_MAX)
+
+    def cut(self, extent_bytes: int) -> None:
+        """Return extents of at most so many bytes from now on, or of one page; UsageError for less than a byte."""
+        if extent_bytes < 1:
+            raise UsageError(f"extents of {extent_bytes} bytes")
+        # Extents are cut at multiples of this, for each region.
+        self._steps = [max(1, extent_bytes // region.page_size) * region.page_size for region in self._layout.regions]
 
     def data(self, region: int, offset: int, length: int) -> None:
         """Take note of an extent that holds data; ValueError if it is not whole pages or partly known already."""

@@ -44,4 +44,14 @@ static inline uint64_t channel_arrived(const struct channel *channel) {
     return (uint64_t)arrived + (channel->tls ? tls_pending(channel->tls) : 0);
 }
 
+/*
+ * Have poll() find it readable once `bytes` of content have come, not before: a wish, that only spares wake-ups. Of
+ * them TLS may hold the beginning already, less than a record; what it adds to them makes it no less.
+ */
+static inline void channel_await(const struct channel *channel, uint64_t bytes) {
+    uint64_t held = channel->tls ? 2 * TLS_RECORD_BYTES : 0;
+    int enough = bytes > held ? (int)(bytes - held) : 1;
+    (void)!setsockopt(channel->socket, SOL_SOCKET, SO_RCVLOWAT, &enough, sizeof enough);
+}
+
 #endif

@@ -69,15 +69,25 @@ static int push_beat(struct destination *pump) {
     return 0;
 }
 
+/*
+ * Sleep until what is being received has come, or enough of it to be worth waking up for: on a fast link every packet
+ * would wake this thread. Never for more than a part of what the source may have under way.
+ */
+static int await_push(struct destination *pump, const struct window *window, int timeout_ms) {
+    struct pollfd descriptors[2] = {
+        {.fd = pump->half.stop_fd, .events = POLLIN},
+        {.fd = pump->half.push.socket, .events = POLLIN},
+    };
+    uint64_t wanted = receiver_wanted(&pump->push), most = window_enough(window);
+    channel_await(&pump->half.push, wanted < most ? wanted : most);
+    return poll(descriptors, 2, timeout_ms) < 0 && errno != EINTR ? -1 : 0;
+}
+
 void push_run(void *argument) {
     struct destination *pump = argument;
     struct beat *beat = &pump->push.beat;
     beat_begin(beat, pump->half.tick_ns);
     pump->push.beat_sent = 0;
-    struct pollfd descriptors[2] = {
-        {.fd = pump->half.stop_fd, .events = POLLIN},
-        {.fd = pump->half.push.socket, .events = POLLIN},
-    };
     struct window window;
     window_init(&window, pump->half.push.socket, pump->half.urgent.socket);
     while (!half_stopping(&pump->half)) {
@@ -92,7 +102,7 @@ void push_run(void *argument) {
             break;
         if (step != STEP_IDLE)
             continue;
-        if (poll(descriptors, 2, beat_wait_ms(beat)) < 0 && errno != EINTR) {
+        if (await_push(pump, &window, beat_wait_ms(beat))) {
             struct pump_status failure = {.failure = FAILURE_KERNEL, .role = ROLE_PUSH, .number = errno};
             half_fail(&pump->half, &failure);
             break;

@@ -102,6 +102,8 @@ enum step { STEP_IDLE = 0, STEP_PROGRESS = 1, STEP_ENDED = 2, STEP_FAILED = -1 }
 
 /* receive.c: read what is there and place what is whole. Returns an enum step; a failure is recorded in the status. */
 int receiver_step(struct destination *pump, struct receiver *receiver);
+/* receive.c: so many bytes complete what is being received: a header, a staged payload, a run. Never 0. */
+uint64_t receiver_wanted(const struct receiver *receiver);
 /* receive.c: place one page of zeros that the caller has claimed, and account for it. 0, or -1 with a failed status. */
 int zero_claimed(struct destination *pump, struct receiver *receiver, uint32_t region, uint64_t page);
 

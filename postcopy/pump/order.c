@@ -6,6 +6,9 @@
 
 #include "source.h"
 
+/* The payload of a frame while faults are about: see frame_bytes(). */
+#define FRAME_BYTES_FAULTS (256u << 10)
+
 /* Nothing but beats comes from the destination on this connection, and one day its end. */
 static int hear(struct source *pump) {
     for (;;) {
@@ -86,21 +89,33 @@ static int send_run(struct source *pump, enum kind kind, uint32_t region, uint64
     return send_frame(pump, kind == KIND_ZERO ? FRAME_ZERO : FRAME_PAGES, region, begin, end - begin, content);
 }
 
+/*
+ * The payload of the next frame. A long one costs the least: both ends are woken less often. But its pages are placed
+ * when all of it has come, and until then a fault has them sent once more. So where pages are asked for it is short.
+ */
+static uint64_t frame_bytes(struct source *pump) {
+    uint64_t requests = atomic_load_explicit(&pump->counters.urgent.requests, memory_order_relaxed);
+    bool faults = requests != pump->requests_seen;
+    pump->requests_seen = requests;
+    return faults && pump->frame_bytes > FRAME_BYTES_FAULTS ? FRAME_BYTES_FAULTS : pump->frame_bytes;
+}
+
 /* Send content in frames: each a run of claimed pages that are all zero or all not. */
 static int push_content(struct source *pump, uint32_t region, uint64_t start, uint64_t length, const uint8_t *content) {
     struct source_memory *memory = &pump->memory[region];
-    uint64_t size = memory->region.page_size, begin = start, end = start + length;
+    uint64_t size = memory->region.page_size, begin = start, end = start + length, most = 0;
     enum kind kind = KIND_NONE;
     for (uint64_t offset = start; offset < end; offset += size) {
         enum kind next = KIND_NONE;
         if (claim(memory, offset / size))
             next = is_zero(content + (offset - start), size) ? KIND_ZERO : KIND_PAGES;
-        bool full = kind == KIND_PAGES && offset + size - begin > pump->frame_bytes;
+        bool full = kind == KIND_PAGES && offset + size - begin > most;
         if (next != kind || full) {
             if (send_run(pump, kind, region, begin, offset, content + (begin - start)))
                 return -1;
             kind = next;
             begin = offset;
+            most = frame_bytes(pump);
         }
     }
     return send_run(pump, kind, region, begin, end, content + (begin - start));

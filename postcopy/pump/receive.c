@@ -301,6 +301,12 @@ static int use(struct destination *pump, struct receiver *receiver) {
     return drain_staging(pump, receiver) ? end_run(pump, receiver) : STEP_IDLE;
 }
 
+uint64_t receiver_wanted(const struct receiver *receiver) {
+    if (!receiver->in_payload)
+        return sizeof(struct frame) - buffered(receiver);
+    return receiver->run_end ? receiver->run_end - receiver->taken : receiver->frame.length - buffered(receiver);
+}
+
 /* Read towards what is being waited for. Bytes for the alias go there directly, dropped ones into the staging. */
 static ssize_t read_some(struct destination *pump, struct receiver *receiver) {
     const struct channel *channel = half_channel(&pump->half, receiver->role);
@@ -324,10 +330,7 @@ static ssize_t read_some(struct destination *pump, struct receiver *receiver) {
         }
         return got;
     }
-    uint64_t wanted = READ_AHEAD;
-    if (receiver->in_payload)
-        wanted = receiver->run_end ? receiver->run_end - receiver->taken : receiver->frame.length - buffered(receiver);
-    wanted += sizeof(struct frame);
+    uint64_t wanted = (receiver->in_payload ? receiver_wanted(receiver) : READ_AHEAD) + sizeof(struct frame);
     struct iovec room = {.iov_base = free_space, .iov_len = wanted < free_bytes ? wanted : free_bytes};
     ssize_t got = channel_receive(channel, &room, 1);
     if (got > 0)

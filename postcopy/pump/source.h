@@ -54,6 +54,7 @@ struct source {
     /* Orders for the push: the owner writes at `tail`, the push thread reads at `head`. */
     struct push_extent ring[PUMP_RING_EXTENTS];
     _Atomic uint32_t head, tail;
+    uint64_t requests_seen; /* by the push thread, when it began its latest frame */
     _Atomic bool ended;
     _Atomic bool low_told;
     _Atomic bool guest_stopped; /* before that, nothing of its memory is read */

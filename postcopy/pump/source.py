@@ -20,7 +20,7 @@ from postcopy.pump.tls import TlsSession, released
 
 RING_EXTENTS: int = lib.PUMP_RING_EXTENTS
 # Payload of one pushed frame: small enough that the destination's staging buffer stays in its CPU's cache.
-PUSH_FRAME_BYTES = 256 << 10
+PUSH_FRAME_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)

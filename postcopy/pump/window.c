@@ -29,6 +29,15 @@ static int one_host(int socket) {
 
 void window_init(struct window *window, int push, int urgent) {
     *window = (struct window){.push = push, .urgent = urgent, .shared = !one_host(push), .bytes = WINDOW_BYTES_MAX};
+    int buffer = 0;
+    socklen_t length = sizeof buffer;
+    (void)!getsockopt(push, SOL_SOCKET, SO_RCVBUF, &buffer, &length);
+    window->buffer = (uint64_t)buffer;
+}
+
+uint64_t window_enough(const struct window *window) {
+    uint64_t offered = window->bytes / 2, held = window->buffer / 4;
+    return offered < held ? offered : held;
 }
 
 uint64_t window_next(uint64_t bytes, uint64_t rate, uint64_t round_trip_us, uint64_t least_us, bool faults) {

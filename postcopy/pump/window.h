@@ -25,6 +25,7 @@ struct window {
     uint64_t faults;         /* seen at the last look */
     uint64_t fault_at;       /* ns: when they last moved */
     uint64_t bytes;          /* what is offered */
+    uint64_t buffer;         /* what the kernel may hold of the push here, its own overhead included */
 };
 
 /*
@@ -36,5 +37,8 @@ uint64_t window_next(uint64_t bytes, uint64_t rate, uint64_t round_trip_us, uint
 void window_init(struct window *window, int push, int urgent);
 /* Bytes received so far, faults so far: called whenever something was received, acts every few milliseconds. */
 void window_update(struct window *window, uint64_t received, uint64_t faults, uint64_t now_ns);
+
+/* So much of the push is worth waking up for, where as much is wanted: never all that may be under way. */
+uint64_t window_enough(const struct window *window);
 
 #endif

@@ -90,6 +90,22 @@ def test_a_new_rate_cancels_the_debt_of_the_old_one():
     assert pace.allowance(2.02, 256 << 10)[0] == pytest.approx(20)
 
 
+def test_what_is_sent_at_once_is_what_the_rate_allows_in_a_short_time():
+    async def story():
+        pace = Pace(4 * MIB)
+        pump, push = make(pace)
+        running = asyncio.create_task(push.run())
+        while not any(not order.zero for order in pump.orders):
+            await asyncio.sleep(0.002)
+        pace.rate = 0
+        await running
+        first, *_, last = [order.length for order in pump.orders if not order.zero]
+        assert first == int(4 * MIB * BURST_SECONDS) // PAGE * PAGE
+        assert last == MIB  # as the data lies there
+
+    play(story)
+
+
 def test_a_rate_of_a_byte_a_second_holds_up_no_holes_and_ends_when_it_is_lifted():
     async def story():
         pace = Pace(1)

@@ -112,6 +112,19 @@ def test_without_hints_lowest_first_in_extents_that_end_on_their_multiples() -> 
     assert plan.done
 
 
+def test_extents_may_become_shorter_and_longer_on_the_way() -> None:
+    plan = full_plan(extent_pages=16)
+    assert ranges(plan.next(1)) == [(0, 15)]
+    plan.cut(2 * PAGE)
+    assert ranges(plan.next(1)) == [(16, 17)]
+    plan.cut(1)
+    assert ranges(plan.next(1)) == [(18, 18)]
+    plan.cut(16 * PAGE)
+    assert ranges(plan.next(2)) == [(19, 31), (32, 47)]
+    with pytest.raises(UsageError, match="extents of 0 bytes"):
+        plan.cut(0)
+
+
 def test_holes_go_first_and_whole() -> None:
     plan = full_plan()
     plan.hole(1, 0, 32 * PAGE)

@@ -160,6 +160,17 @@ def test_the_push_sends_runs_once_and_skips_what_was_asked_for(make: Any) -> Non
     assert (stats.pages_push, stats.pages_zero, stats.pages_demand) == (9, 6, 1)
 
 
+def test_frames_are_short_only_while_pages_are_asked_for(make: Any) -> None:
+    pages = 1024
+    source = make(pages, data=set(range(pages)))
+    source.ask(pages - 1)
+    frame_from(source.urgent)
+    source.order(0, 512)
+    source.order(512, 512)
+    frames = [frame_from(source.push)[0] for _ in range(3)]
+    assert [(frame.offset // PAGE, frame.length // PAGE) for frame in frames] == [(0, 64), (64, 448), (512, 511)]
+
+
 def test_a_request_for_a_pushed_page_overtakes_the_push_once(make: Any) -> None:
     source = make(4, data={0, 1})
     source.order(0, 2)
