@@ -27,8 +27,18 @@ static int one_host(int socket) {
     return 1;
 }
 
+static void offer(struct window *window, uint64_t bytes) {
+    /* The kernel tunes by itself as well, so a bound is set anew each time. No bound need be set only once. */
+    int clamp = (int)bytes;
+    if (bytes != WINDOW_BYTES_MAX || window->bytes != bytes)
+        (void)!setsockopt(window->push, IPPROTO_TCP, TCP_WINDOW_CLAMP, &clamp, sizeof clamp);
+    window->bytes = bytes;
+}
+
 void window_init(struct window *window, int push, int urgent) {
     *window = (struct window){.push = push, .urgent = urgent, .shared = !one_host(push), .bytes = WINDOW_BYTES_MAX};
+    if (window->shared)
+        offer(window, WINDOW_BYTES_START);
     int buffer = 0;
     socklen_t length = sizeof buffer;
     (void)!getsockopt(push, SOL_SOCKET, SO_RCVBUF, &buffer, &length);
@@ -70,9 +80,5 @@ void window_update(struct window *window, uint64_t received, uint64_t faults, ui
         info.tcpi_rtt = info.tcpi_min_rtt = 0;
     bool about = window->fault_at && now_ns - window->fault_at < QUIET_NS;
     uint64_t bytes = window_next(window->bytes, rate, info.tcpi_rtt, info.tcpi_min_rtt, about);
-    /* The kernel tunes by itself as well, so a bound is set anew each time. No bound need be set only once. */
-    int clamp = (int)bytes;
-    if (bytes != WINDOW_BYTES_MAX || window->bytes != bytes)
-        (void)!setsockopt(window->push, IPPROTO_TCP, TCP_WINDOW_CLAMP, &clamp, sizeof clamp);
-    window->bytes = bytes;
+    offer(window, bytes);
 }

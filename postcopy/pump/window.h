@@ -5,7 +5,9 @@
  * way that queue stands. The receiver bounds it by the window it offers on the push connection. It learns of the queue
  * from the urgent connection, whose packets wait in it: when their round trip has grown, the link is full and its rate
  * is what arrives now, so the window becomes what fills the link and a short queue. When the round trip is short, or
- * no faults are about, the window grows again. Two ends on one host share no link and are left alone.
+ * no faults are about, the window grows again. It begins small: a guest's first faults come with the push's first bytes,
+ * and a window that begins wide has filled the queue before its length is known. Two ends on one host share no link and
+ * are left alone.
  */
 #ifndef POSTCOPY_WINDOW_H
 #define POSTCOPY_WINDOW_H
@@ -13,8 +15,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Below the first the link runs dry between two wake-ups, above the second nothing is gained. */
+/* Below the first the link runs dry between two wake-ups, above the last nothing is gained. */
 #define WINDOW_BYTES_MIN (24u << 10)
+/* On a link of which nothing is known yet: half a millisecond of queue at 1 Gbit/s. */
+#define WINDOW_BYTES_START (64u << 10)
 #define WINDOW_BYTES_MAX (4u << 20)
 
 struct window {

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postcopy.pump._pump import lib
+from postcopy.pump._pump import ffi, lib
 
 GIGABIT = 125_000_000  # bytes a second
 BYTES = st.integers(lib.WINDOW_BYTES_MIN, lib.WINDOW_BYTES_MAX)
@@ -19,6 +22,20 @@ def settled(rate: int, least_us: int, *, faults: bool = True, window: int = lib.
         queue_us = max(0, window - rate * least_us // 10**6) * 10**6 // rate
         window = lib.window_next(window, rate, least_us + queue_us, least_us, faults)
     return int(window)
+
+
+@pytest.mark.parametrize(("far", "begins"), [("127.0.0.1", lib.WINDOW_BYTES_MAX), ("127.0.0.2", 64 << 10)])
+def test_it_begins_small_where_a_link_is_shared(far: str, begins: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        urgent, push = (socket.create_connection(listener.getsockname(), source_address=(far, 0)) for _ in range(2))
+        window = ffi.new("struct window *")
+        lib.window_init(window, push.fileno(), urgent.fileno())
+        clamp = push.getsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP)
+        urgent.close()
+        push.close()
+    assert window.bytes == begins
+    assert (clamp == begins) == (begins < lib.WINDOW_BYTES_MAX)
+    assert lib.window_enough(window) <= begins // 2
 
 
 def test_on_a_full_link_it_becomes_what_fills_the_link_and_a_short_queue() -> None:
