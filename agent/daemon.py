@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import shutil
@@ -79,6 +80,7 @@ def run(role: str, daemon: Coroutine[Any, Any, int]) -> NoReturn:
     """Run a daemon, with no more rights than it needs, and end the process with the status it returns."""
     privileges.drop()
     speak_of(About(role))
+    gc.freeze()  # what is loaded by now stays, so no collection in the middle of a switchover looks at all of it
     raise SystemExit(uvloop.run(daemon))
 
 

@@ -22,6 +22,7 @@ from postcopy.link.limits import MESSAGES_AHEAD_MAX
 from postcopy.session.commands import CloseLinks, Command, DropControl, Finish, Note, Send
 from postcopy.session.events import Broken, ControlLost, Elapsed, Event, NotSent, Received, WorkFailed
 from postcopy.session.machine import Machine, SessionError
+from postcopy.session.states import State
 from postcopy.wire.messages import REFUSE_CODES
 
 # After a time-out, how often the loop may look for what had arrived by then: a message is read, decoded and posted in
@@ -183,10 +184,18 @@ class Interpreter:
         if self.channel is not None and self.machine.version:
             self.channel.version = self.machine.version
         self.about.migration = self.machine.migration_id.hex()
-        if self.machine.state is not before:
-            log.info("%s: %s -> %s", self.role, before, self.machine.state, extra={"state": str(self.machine.state)})
+        # A journal may be slow, and the guest stands still: only the end is told before it is brought about.
+        if self.machine.ended:
+            self._tell_state(before)
         for command in commands:
             await self._perform(command)
+        if not self.machine.ended:
+            self._tell_state(before)
+
+    def _tell_state(self, before: State) -> None:
+        state = self.machine.state
+        if state is not before:
+            log.info("%s: %s -> %s", self.role, before, state, extra={"state": str(state)})
 
     async def _perform(self, command: Command) -> None:
         """Do one command. What goes wrong becomes an event: the commands behind it are still owed."""
