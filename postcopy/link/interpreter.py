@@ -55,6 +55,7 @@ class Interpreter:
         self._reading: asyncio.Task[None] | None = None
         self._former_bytes = (0, 0)
         self.encrypted = False
+        self._untold: list[tuple[State, State]] = []
         self._arrived = asyncio.Event()
         self._ahead = asyncio.Semaphore(MESSAGES_AHEAD_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -137,6 +138,7 @@ class Interpreter:
                     await self._give_up(error)
             return self.finish
         finally:
+            self._tell_states()
             await self._end_tasks()
 
     async def _give_up(self, error: Exception) -> None:
@@ -158,6 +160,7 @@ class Interpreter:
     async def _arrives(self) -> bool:
         """Wait for an event; False where the machine's deadline passes before."""
         while not self._events:
+            self._tell_states()
             self._arrived.clear()
             deadline = self.machine.deadline
             try:
@@ -184,18 +187,21 @@ class Interpreter:
         if self.channel is not None and self.machine.version:
             self.channel.version = self.machine.version
         self.about.migration = self.machine.migration_id.hex()
-        # A journal may be slow, and the guest stands still: only the end is told before it is brought about.
+        if self.machine.state is not before:
+            self._untold.append((before, self.machine.state))
         if self.machine.ended:
-            self._tell_state(before)
+            self._tell_states()
         for command in commands:
             await self._perform(command)
-        if not self.machine.ended:
-            self._tell_state(before)
 
-    def _tell_state(self, before: State) -> None:
-        state = self.machine.state
-        if state is not before:
+    def _tell_states(self) -> None:
+        """Log the states that were come through; at the end, or when there is nothing to do.
+
+        The guest may be standing still, and a line takes as long as whoever takes it in.
+        """
+        for before, state in self._untold:
             log.info("%s: %s -> %s", self.role, before, state, extra={"state": str(state)})
+        self._untold.clear()
 
     async def _perform(self, command: Command) -> None:
         """Do one command. What goes wrong becomes an event: the commands behind it are still owed."""
