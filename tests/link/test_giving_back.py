@@ -9,7 +9,7 @@ import uvloop
 
 from postcopy.errors import UsageError
 from tests.child import run_in_child
-from tests.link.test_library import make_destination, make_source
+from tests.link.test_library import make_destination, make_source, switched_over
 
 SIZE = 16 << 20
 BLANK = SIZE // 8  # at the end of the memory: the guest leaves it blank
@@ -23,8 +23,7 @@ async def inflate(memory: str, mode: str) -> tuple[dict, int, int]:
     mapping, guest = make_source(memory, size=SIZE)
     async with make_destination(mode) as destination, Source([mapping], guest) as source:
         migration = asyncio.create_task(source.migrate(str(destination.address), push=False))
-        while destination.state != "postcopy-active":
-            await asyncio.sleep(0.001)
+        await switched_over(destination, migration)
         pages = range(SIZE - BLANK, SIZE, mapping.region.page_size * 4)
         for offset in pages[: len(pages) // 2]:
             await asyncio.to_thread(destination.give_back, 0, offset, mapping.region.page_size * 4)
@@ -50,8 +49,7 @@ async def madvise(memory: str, mode: str, removal: str, advice: str) -> tuple[in
     calls.write_memory(mapping.address + SIZE - page_size, TEXT)
     async with make_destination(mode, removal=removal) as destination, Source([mapping], guest) as source:
         migration = asyncio.create_task(source.migrate(str(destination.address), push=False))
-        while destination.state != "postcopy-active":
-            await asyncio.sleep(0.001)
+        await switched_over(destination, migration)
         last = destination._current.memory.mappings[0].address + SIZE - page_size
         await asyncio.to_thread(calls.advise, last, page_size, getattr(calls, advice))
         seen = await asyncio.to_thread(calls.read_memory, last, len(TEXT))

@@ -12,6 +12,7 @@ from tests.child import run_in_child
 
 SIZE = 16 << 20
 SECONDS = 60
+WAIT = 30  # for one condition: below what a story has in all, so that it is told which one did not come
 
 
 def make_source(memory, workload="random", steps_per_second=0, size=SIZE):
@@ -49,9 +50,16 @@ class Loading:
 
 
 async def until(wanted):
-    async with asyncio.timeout(SECONDS):
+    async with asyncio.timeout(WAIT):
         while not wanted():
             await asyncio.sleep(0.002)
+
+
+async def switched_over(destination, migration):
+    """Wait until the guest runs at the destination; a migration that ends before that raises its own reason."""
+    await until(lambda: destination.state == "postcopy-active" or migration.done())
+    if migration.done():
+        migration.result()
 
 
 def play(loop, story, *arguments):

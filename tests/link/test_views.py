@@ -12,7 +12,7 @@ import uvloop
 from postcopy.errors import HostError, UsageError
 from tests.backend import Backend
 from tests.child import run_in_child
-from tests.link.test_library import make_destination, make_source, until
+from tests.link.test_library import make_destination, make_source, switched_over
 
 SIZE = 8 << 20
 SECONDS = 40
@@ -49,7 +49,7 @@ async def beside_the_guest(memory: str, mode: str) -> tuple[dict[str, Any], int,
         destination.add_view(Userfaultfd.from_fd(-1), {0: 4096})
     async with destination, Source([mapping], guest) as source:
         migration = asyncio.create_task(source.migrate(str(destination.address), push=False))
-        await until(lambda: destination.state == "postcopy-active")
+        await switched_over(destination, migration)
         (backend,) = backends
         pages = range(0, SIZE // page_size, max(1, SIZE // page_size // 32))
         before = {page: calls.read_memory(mapping.address + page * page_size, 8) for page in pages}
@@ -97,7 +97,7 @@ async def events() -> None:
     mapping, guest = make_source("anonymous", steps_per_second=500, size=1 << 20)
     async with make_destination() as destination, Source([mapping], guest) as source:
         migration = asyncio.create_task(source.migrate(str(destination.address), push=False))
-        await until(lambda: destination.state == "postcopy-active")
+        await switched_over(destination, migration)
         with Userfaultfd.open(Feature.EVENT_FORK) as uffd, pytest.raises(UsageError, match="without EVENT_FORK"):
             destination.add_view(uffd, {0: 4096})
         with Userfaultfd.open() as uffd:
