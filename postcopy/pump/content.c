@@ -2,11 +2,13 @@
  * Where the source's bytes are: in the mapping of a stopped guest, or in a file that is read, a snapshot's.
  *
  * Such a file is not mapped, because it is somebody else's: cut short under a mapping it would end this process by
- * SIGBUS. A read of it ends in an error that ends one pump.
+ * SIGBUS. A read of it ends in an error that ends one pump. The same end has a file that was written to meanwhile: half of
+ * one snapshot and half of another (or of zeros, where it was emptied and grown again) is nobody's memory.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "source.h"
@@ -14,11 +16,15 @@
 int content_create(struct source *pump) {
     uint64_t largest = 0;
     for (uint32_t i = 0; i < pump->half.count; i++) {
-        const struct source_memory *memory = &pump->memory[i];
+        struct source_memory *memory = &pump->memory[i];
         if (is_mapped(memory))
             continue;
         if (memory->region.fd < 0)
             return -EINVAL;
+        struct stat now;
+        if (fstat(memory->region.fd, &now))
+            return -errno;
+        memory->written_at = now.st_mtim;
         largest = memory->region.page_size > largest ? memory->region.page_size : largest;
     }
     pump->answers_max = ANSWERS_MAX;
@@ -38,6 +44,23 @@ void content_destroy(struct source *pump) {
     free(pump->push_content);
 }
 
+static int fail_file(struct source *pump, uint32_t role, uint32_t region, uint64_t offset, uint64_t length, int number) {
+    struct pump_status failure = {.failure = FAILURE_FILE, .role = role, .number = number, .region = region,
+                                  .offset = offset, .length = length};
+    return half_fail(&pump->half, &failure);
+}
+
+int content_holds(struct source *pump, uint32_t role, uint32_t region, uint64_t offset, uint64_t length) {
+    const struct source_memory *memory = &pump->memory[region];
+    struct stat now;
+    if (is_mapped(memory))
+        return 0;
+    if (fstat(memory->region.fd, &now))
+        return fail_file(pump, role, region, offset, length, errno);
+    bool same = now.st_mtim.tv_sec == memory->written_at.tv_sec && now.st_mtim.tv_nsec == memory->written_at.tv_nsec;
+    return same ? 0 : fail_file(pump, role, region, offset, length, ESTALE);
+}
+
 const uint8_t *content_at(struct source *pump, uint32_t role, uint32_t region, uint64_t offset, uint64_t length,
                           uint8_t *buffer) {
     const struct pump_region *r = &pump->memory[region].region;
@@ -49,11 +72,10 @@ const uint8_t *content_at(struct source *pump, uint32_t role, uint32_t region, u
         if (got > 0) {
             done += (uint64_t)got;
         } else if (!got || errno != EINTR) {
-            struct pump_status failure = {.failure = FAILURE_FILE, .role = role, .number = got ? errno : 0,
-                                          .region = region, .offset = offset, .length = length};
-            half_fail(&pump->half, &failure);
+            fail_file(pump, role, region, offset, length, got ? errno : 0);
             return NULL;
         }
     }
-    return buffer;
+    /* Asked behind the reading: what was read before the file changed is right. */
+    return content_holds(pump, role, region, offset, length) ? NULL : buffer;
 }

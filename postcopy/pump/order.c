@@ -125,6 +125,9 @@ static int push_content(struct source *pump, uint32_t region, uint64_t start, ui
 static int push_extent(struct source *pump, const struct push_extent *extent) {
     const struct source_memory *memory = &pump->memory[extent->region];
     uint64_t end = extent->offset + extent->length, piece = extent->length;
+    /* That it is zero was found out before: of a file it is true as long as nobody wrote to it. */
+    if (extent->zero && content_holds(pump, ROLE_PUSH, extent->region, extent->offset, extent->length))
+        return -1;
     if (extent->zero)
         return send_run(pump, KIND_ZERO, extent->region, extent->offset, end, NULL);
     if (!is_mapped(memory))

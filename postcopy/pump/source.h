@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #include "beat.h"
 #include "half.h"
@@ -23,6 +24,7 @@ enum sent { UNSENT = 0, SENT_PUSH = 1, SENT_DEMAND = 2 };
 
 struct source_memory {
     struct pump_region region;
+    struct timespec written_at; /* of a region that is read: when its file was last written to, as the pump was made */
     _Atomic uint8_t *sent; /* one enum sent for each page */
 };
 
@@ -68,8 +70,13 @@ struct source {
 int content_create(struct source *pump);
 void content_destroy(struct source *pump);
 /*
+ * content.c: whether what was found out of a region's bytes still holds: 0, or -1 with a failed status where its file was
+ * written to since the pump was made. A mapping always holds: its guest is stopped.
+ */
+int content_holds(struct source *pump, uint32_t role, uint32_t region, uint64_t offset, uint64_t length);
+/*
  * content.c: the bytes at `offset` of a region: those of its mapping, or read into `buffer`. NULL with a failed status
- * where the file cannot be read or has become shorter.
+ * where the file cannot be read, has become shorter or was written to.
  */
 const uint8_t *content_at(struct source *pump, uint32_t role, uint32_t region, uint64_t offset, uint64_t length,
                           uint8_t *buffer);

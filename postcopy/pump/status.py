@@ -70,13 +70,15 @@ def _explain(status: Any, other_agent: str) -> str:
             f"the {other_agent} says that everything was sent, and a page never came: {where}"
         ),
         lib.FAILURE_FILE: lambda: (
-            "the file behind the memory cannot be read: "
-            f"{_errno(status.number) if status.number else 'it has become shorter'}: {where}"
+            f"the file behind the memory cannot be read: {_FILE.get(status.number) or _errno(status.number)}: {where}"
         ),
         lib.FAILURE_EARLY: lambda: f"the {other_agent} asked for a page while the guest still ran here",
         lib.FAILURE_KERNEL: lambda: f"{operation} failed with {_errno(status.number)} at {where}",
     }
     return words[status.failure]()
+
+
+_FILE = {0: "it has become shorter", errno.ESTALE: "it was written to while it was served"}
 
 
 def _errno(number: int) -> str:

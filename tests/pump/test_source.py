@@ -262,10 +262,11 @@ def test_it_stops_while_the_other_side_reads_nothing(make: Any) -> None:
 @pytest.mark.parametrize("asked", ["urgent", "push"])
 def test_a_file_that_became_shorter_is_an_error_and_not_zeros(asked: str) -> None:
     source = Source(8, data={0, 5}, read=True)
-    os.ftruncate(source.fd, 6 * PAGE)  # page 3 begins there
     if asked == "urgent":
         source.ask(2)
         assert frame_from(source.urgent)[0] == Header(FrameType.ZERO, 0, 2 * PAGE, PAGE)
+    os.ftruncate(source.fd, 6 * PAGE)  # page 3 begins there
+    if asked == "urgent":
         source.ask(3)
     else:
         source.order(0, 8)
@@ -273,6 +274,23 @@ def test_a_file_that_became_shorter_is_an_error_and_not_zeros(asked: str) -> Non
     assert "the file behind the memory cannot be read: it has become shorter" in str(source.pump.status().error)
     stats = source.pump.snapshot()
     assert (stats.pages_push, stats.pages_zero) == (0, int(asked == "urgent"))
+    source.close()
+
+
+@pytest.mark.parametrize("asked", ["urgent", "push", "hole"])
+def test_a_file_that_was_emptied_and_grown_again_is_an_error_and_not_zeros(asked: str) -> None:
+    source = Source(8, data={0, 5}, read=True)
+    size = os.fstat(source.fd).st_size
+    os.ftruncate(source.fd, 0)
+    os.ftruncate(source.fd, size)
+    if asked == "urgent":
+        source.ask(5)
+    else:
+        source.order(0, 8, zero=asked == "hole")
+    assert select.select([source.pump.event_fd], [], [], 10)[0]
+    assert "it was written to while it was served" in str(source.pump.status().error)
+    stats = source.pump.snapshot()
+    assert (stats.pages_push, stats.pages_zero, stats.pages_demand) == (0, 0, 0)
     source.close()
 
 
