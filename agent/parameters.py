@@ -116,19 +116,29 @@ class Memory:
         return f"{size}{self.type}" + (f" in {self.place}" if self.place else "")
 
 
+def parse_space(text: str) -> int:
+    """Return the size of a memory: more than none, which would otherwise be taken for "not said"."""
+    size = parse_size(text)
+    if not size:
+        raise UsageError(f"size {text!r}: there is no memory of no size: write it like 256MiB")
+    return size
+
+
 def parse_memory(text: str) -> Memory:
     """Return what "TYPE", "TYPE:SIZE", "TYPE:PATH" or "TYPE:PATH:SIZE" says; a PATH begins with a slash."""
     kind, colon, rest = text.partition(":")
     if rest.startswith("/"):
         place, _, tail = rest.rpartition(":")
         # A size begins with a digit, and what follows a colon in a path would begin with a slash or be part of a name.
-        return Memory(kind, Path(place), parse_size(tail)) if place and tail[:1].isdigit() else Memory(kind, Path(rest))
+        return (
+            Memory(kind, Path(place), parse_space(tail)) if place and tail[:1].isdigit() else Memory(kind, Path(rest))
+        )
     if not kind or (colon and not rest):
         raise UsageError(f"memory {text!r} is not understood: write TYPE, TYPE:SIZE, TYPE:/PATH or TYPE:/PATH:SIZE")
-    return Memory(kind, None, parse_size(rest) if colon else None)
+    return Memory(kind, None, parse_space(rest) if colon else None)
 
 
-SIZE = Parsed("size", parse_size)
+SIZE = Parsed("size", parse_space)
 RATE = Parsed("rate", parse_bandwidth)
 SECONDS = Parsed("seconds", parse_seconds)
 LIMIT = Parsed("seconds", parse_limit)

@@ -10,6 +10,7 @@ import click
 
 from agent.parameters import ADDRESS, SIZE
 from agent.security.options import credentials, insecure_option, tls_option
+from postcopy.wire.limits import VCPUS_MAX
 
 if TYPE_CHECKING:
     from postcopy.link.address import Address
@@ -25,7 +26,7 @@ SIZE_BYTES = 256 << 20
 @click.option("--size", type=SIZE, help="With --peer: how much of it.  [default: 256MiB]")
 @click.option("--mode", help="With --peer: how pages are to be placed.  [default: as the destination does]")
 @click.option("--guest", help="With --peer: the guest's kind, emulated or kvm.  [default: emulated]")
-@click.option("--vcpus", type=click.IntRange(1), help="With --peer: the guest's vCPUs.  [default: 1]")
+@click.option("--vcpus", type=click.IntRange(1, VCPUS_MAX), help="With --peer: the guest's vCPUs.  [default: 1]")
 @tls_option
 @insecure_option
 @click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")

@@ -124,6 +124,8 @@ def test_a_user_without_rights_is_told_how_to_get_them():
         (["--need", "paper:minor"], "unknown memory type 'paper'"),
         (["--size", "1GiB"], "they go with --peer"),
         (["--peer", "tcp:192.0.2.1:7000"], "add --insecure"),
+        (["--peer", "tcp:127.0.0.1:1", "--size", "0"], "there is no memory of no size"),
+        (["--peer", "tcp:127.0.0.1:1", "--vcpus", "8193"], "not in the range 1<=x<=8192"),
         (["--peer", "tcp:127.0.0.1:1", "--size", "4097"], "multiple of the page size"),
         (["--peer", "tcp:127.0.0.1:1", "--memory", "paper"], "unknown memory type 'paper'"),
         (["--peer", "tcp:127.0.0.1:1", "--mode", "sideways"], "unknown mode 'sideways'"),
