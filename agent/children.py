@@ -119,8 +119,8 @@ class Daemon:
         if self._process is not None and self._process.returncode is None:
             await self._end(self._process)
         if self._alive_fd >= 0:
-            os.close(self._alive_fd)
-            self._alive_fd = -1
+            fd, self._alive_fd = self._alive_fd, -1
+            os.close(fd)
 
     @staticmethod
     async def _end(process: asyncio.subprocess.Process) -> None:

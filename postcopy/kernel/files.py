@@ -7,6 +7,7 @@ the guest such memory is what a memfd of the same page size is, and that is what
 
 from __future__ import annotations
 
+import contextlib
 import os
 from errno import EINVAL
 from pathlib import Path
@@ -31,7 +32,9 @@ class Tmpfs(Shmem):
 
     def create_file(self, label: str, size: int) -> int:
         """Return a file in the type's place, a memfd where it has none."""
-        return super().create_file(label, size) if self.place is None else create_in(self.place, size)
+        if self.place is None:
+            return super().create_file(label, size)
+        return create_in(self.place, size, named=self.file_name is not None)
 
     def check_room(self, size: int) -> None:
         """Compare with memory, and with the mount's own limit."""
@@ -48,7 +51,9 @@ class Hugetlbfs(Hugetlb):
 
     def create_file(self, label: str, size: int) -> int:
         """Return a file in the type's place, a memfd of the same pages where it has none."""
-        return super().create_file(label, size) if self.place is None else create_in(self.place, size)
+        if self.place is None:
+            return super().create_file(label, size)
+        return create_in(self.place, size, named=self.file_name is not None)
 
     def check_room(self, size: int) -> None:
         """Compare with the pool, and with the mount's own limit."""
@@ -60,8 +65,18 @@ class Hugetlbfs(Hugetlb):
                 )
 
 
+def check_name(place: Path) -> None:
+    """Raise UsageError where no file can have that name: it is too long, or lies where this user may not look."""
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            place.stat()
+    except OSError as refused:
+        raise UsageError(f"{place}: {refused.strerror}") from refused
+
+
 def type_at(place: Path) -> MemoryType:
     """Return the memory type of the files that lie there; UsageError where these are no memory, or there is no such."""
+    check_name(place)
     folder = _folder_of(place)
     if not place.is_absolute() or not folder.is_dir():
         raise UsageError(f"{place}: no directory to put guest memory in, or in which to make that file")
@@ -74,12 +89,14 @@ def type_at(place: Path) -> MemoryType:
     raise UsageError(f"{place} lies on {kind}: guest memory is kept in files of tmpfs or hugetlbfs only")
 
 
-def create_in(place: Path, size: int) -> int:
+def create_in(place: Path, size: int, *, named: bool) -> int:
     """Return the descriptor of a new file of `size` bytes there, all of it a hole; KernelError if not.
 
+    `named`: the place is the file's name, not a directory for it. It is not asked again, since it may have changed: a
+    directory that has gone is refused, and no file of its name is made, which nobody would remove.
     A name that is taken is refused (EEXIST): what lies there may be another guest's memory.
     """
-    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_TMPFILE if place.is_dir() else os.O_CREAT | os.O_EXCL)
+    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if named else os.O_TMPFILE)
     try:
         fd = os.open(place, flags, 0o600)
     except OSError as refused:
@@ -88,7 +105,7 @@ def create_in(place: Path, size: int) -> int:
         os.ftruncate(fd, size)
     except OSError as refused:
         os.close(fd)
-        if not place.is_dir():
+        if named:
             place.unlink()
         raise KernelError(f"ftruncate of {place}", refused.errno or EINVAL, f"{size} bytes") from refused
     return fd
@@ -117,5 +134,9 @@ def _mount_room(place: Path | None) -> list[tuple[int, str]]:
     """Return how many bytes a mount with a limit of its own has left, and its name; nothing where it has none."""
     if place is None:
         return []
-    found = os.statvfs(_folder_of(place))
-    return [(found.f_bavail * found.f_frsize, str(_folder_of(place)))] if found.f_blocks else []
+    folder = _folder_of(place)
+    try:
+        found = os.statvfs(folder)
+    except OSError as refused:
+        raise HostError(f"{folder}: {refused.strerror}") from refused
+    return [(found.f_bavail * found.f_frsize, str(folder))] if found.f_blocks else []

@@ -140,8 +140,12 @@ class Mapping:
     def punch_hole(self, offset: int, length: int) -> None:
         """Give pages back: they read as zeros afterwards. The kernel sends no event, so the caller must know of it.
 
-        Memory without a file is given back by MADV_DONTNEED, which does send one.
+        Memory without a file is given back by MADV_DONTNEED, which does send one. Raises ValueError for anything but
+        whole pages of the region: the kernel would zero parts of pages, and go on behind the region.
         """
+        size, page = self.region.size, self.region.page_size
+        if offset % page or length % page or not (offset >= 0 and 0 < length <= size - offset):
+            raise ValueError(f"{length} bytes at offset {offset:#x} are no whole pages ({page} bytes) of {size} bytes")
         if self.fd < 0:
             calls.advise(self.address + offset, length, calls.MADV_DONTNEED)
         else:
@@ -153,12 +157,14 @@ class Mapping:
             if address:
                 calls.unmap(address, self.region.size)
         self.address = self.alias = 0
-        if self._file_name is not None and self.fd >= 0:
-            with contextlib.suppress(OSError):
-                self._file_name.unlink()
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1  # also where closing fails: the number may be another file's by then
+            if self._file_name is not None:
+                with contextlib.suppress(OSError):
+                    # Somebody may have put another file there meanwhile: that one is theirs.
+                    if os.path.samestat(os.fstat(fd), self._file_name.lstat()):
+                        self._file_name.unlink()
+            os.close(fd)
 
     def __enter__(self) -> Self:
         return self

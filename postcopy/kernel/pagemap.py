@@ -114,8 +114,8 @@ class Pagemap:
     def close(self) -> None:
         """Close the descriptor; more than once is no harm."""
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1  # also where closing fails: the number may be another file's by then
+            os.close(fd)
 
     def __enter__(self) -> Self:
         return self

@@ -41,8 +41,8 @@ class SnapshotFile:
     def close(self) -> None:
         """Close the file; its pieces stay."""
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1  # also where closing fails: the number may be another file's by then
+            os.close(fd)
 
     def __enter__(self) -> Self:
         return self
@@ -95,5 +95,5 @@ class SnapshotPiece:
     def close(self) -> None:
         """Close the file; more than once is no harm."""
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1  # also where closing fails: the number may be another file's by then
+            os.close(fd)

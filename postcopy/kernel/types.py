@@ -7,7 +7,7 @@ from pathlib import Path
 
 from postcopy.errors import UsageError
 from postcopy.kernel.anonymous import Anonymous
-from postcopy.kernel.files import HUGETLBFS, Hugetlbfs, Tmpfs, type_at
+from postcopy.kernel.files import HUGETLBFS, Hugetlbfs, Tmpfs, check_name, type_at
 from postcopy.kernel.guest_memfd import GuestMemfd
 from postcopy.kernel.hugetlb import Hugetlb
 from postcopy.kernel.memory_type import MemoryType
@@ -57,6 +57,7 @@ def memory_types_in(folders: Iterable[Path]) -> dict[str, MemoryType]:
     """Return all types by name, with those of these mounts put there; UsageError where a mount holds no memory."""
     found = dict(MEMORY_TYPES)
     for folder in folders:
+        check_name(folder)
         if not folder.is_dir():
             raise UsageError(f"{folder} is no directory")
         kind = type_at(folder)

@@ -245,8 +245,8 @@ class Userfaultfd:
     def close(self) -> None:
         """Close the descriptor; the last one to be closed ends the trapping, and waiting threads see zeros."""
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1  # also where closing fails: the number may be another file's by then
+            os.close(fd)
 
     def __enter__(self) -> Self:
         return self

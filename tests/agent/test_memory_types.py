@@ -244,6 +244,12 @@ def test_guest_memfd_where_the_kernel_cannot_trap_it():
         (["source", "--memory", "shmem:1M", "--memory", "anonymous:7000"], "region 1: size 7000 is not a multiple"),
         (["destination", "--memory-dir", "/proc"], "/proc lies on proc"),
         (["destination", "--memory-dir", "/nowhere"], "/nowhere is no directory"),
+        (["source", "--memory", f"tmpfs:/dev/shm/{'n' * 300}"], "File name too long"),
+        (["destination", "--memory-dir", f"/dev/shm/{'n' * 300}"], "File name too long"),
+        (["source", "--memory", "shmem:0", "--size", "8MiB"], "there is no memory of no size"),
+        (["source", "--size", "0"], "there is no memory of no size"),
+        (["demo", "--memory", "shmem:0"], "there is no memory of no size"),
+        (["demo", "--memory", "tmpfs:/dev/shm:0KiB"], "there is no memory of no size"),
     ],
 )
 def test_memory_that_makes_no_sense_is_one_line(arguments, text):

@@ -61,6 +61,37 @@ def test_a_named_file_is_made_for_its_owner_alone_and_goes_with_its_mapping(tmpf
     assert not name.exists()
 
 
+@pytest.mark.parametrize("change", ["replaced", "linked", "gone"])
+def test_a_file_that_somebody_else_put_there_is_not_removed(tmpfs, change):
+    name = tmpfs / "guest"
+    with memory_type_at("tmpfs", name).allocate(Region(0, "tmpfs", PAGE, PAGE)):
+        name.rename(tmpfs / "ours")
+        if change == "replaced":
+            name.write_text("another's")
+        elif change == "linked":
+            name.symlink_to("ours")
+    assert sorted(file.name for file in tmpfs.iterdir()) == (["ours"] if change == "gone" else ["guest", "ours"])
+    if change == "replaced":
+        assert name.read_text() == "another's"
+
+
+def test_a_directory_that_has_gone_does_not_become_a_file(tmpfs):
+    folder = tmpfs / "folder"
+    folder.mkdir()
+    kind = memory_type_at("tmpfs", folder)
+    folder.rmdir()
+    with pytest.raises(HostError, match="folder: No such file or directory"):
+        kind.allocate(Region(0, "tmpfs", PAGE, PAGE))
+    assert list(tmpfs.iterdir()) == []
+
+
+def test_a_directory_in_place_of_a_name_takes_no_file(tmpfs):
+    kind = memory_type_at("tmpfs", tmpfs / "guest")
+    (tmpfs / "guest").mkdir()
+    with pytest.raises(HostError, match="guest: File exists"):
+        kind.allocate(Region(0, "tmpfs", PAGE, PAGE))
+
+
 def test_a_name_that_is_taken_may_be_another_guest(tmpfs):
     name = tmpfs / "guest"
     name.write_text("another's")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from postcopy.errors import HostError, KernelError
 from postcopy.kernel import Mapping, Mode, Outcome, Pagemap, Userfaultfd, calls, memory_type
+from postcopy.kernel.snapshot import SnapshotFile, SnapshotPiece
 from postcopy.pages.regions import Region
 from tests.kernel.bodies import PAGE, open_descriptors
 from tests.kernel.memory import PLAIN, allocate, fill
@@ -211,8 +212,34 @@ def test_huge_pages_come_where_they_are_allowed(set_kernel, setting):
 
 
 def test_filling_holes_beyond_the_file_is_an_error():
-    with allocate("shmem") as mapping:
-        with pytest.raises(KernelError, match="fallocate"):
-            mapping.fill_holes(0, 2 * PAGE)
-        with pytest.raises(KernelError, match="PUNCH_HOLE"):
-            mapping.punch_hole(0, 0)
+    with allocate("shmem") as mapping, pytest.raises(KernelError, match="fallocate"):
+        mapping.fill_holes(0, 2 * PAGE)
+
+
+@pytest.mark.parametrize("kind", ["shmem", "anonymous"])
+@pytest.mark.parametrize(
+    ("offset", "length"),
+    [(0, 0), (0, 1), (1, PAGE), (PAGE, PAGE + 1), (0, 3 * PAGE), (2 * PAGE, PAGE), (-PAGE, PAGE), (PAGE, -PAGE)],
+)
+def test_only_whole_pages_of_the_region_are_given_back(kind, offset, length):
+    with allocate(kind, 2) as mapping:
+        calls.write_memory(mapping.address, b"d" * 2 * PAGE)
+        with pytest.raises(ValueError, match=f"{length} bytes at offset {offset:#x} are no whole pages"):
+            mapping.punch_hole(offset, length)
+        assert calls.read_memory(mapping.address, 2 * PAGE) == b"d" * 2 * PAGE
+
+
+@pytest.mark.parametrize("closed_once", [Mapping, Pagemap, Userfaultfd, SnapshotFile, SnapshotPiece])
+def test_a_close_that_failed_is_not_tried_again_on_somebody_elses_descriptor(closed_once):
+    descriptor = os.open("/dev/null", os.O_RDONLY)
+    os.close(descriptor)
+    holder = object.__new__(closed_once)
+    holder.fd = descriptor
+    if closed_once is Mapping:
+        holder.address, holder.alias, holder._file_name = 0, 0, None
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        holder.close()
+    elses = os.open("/dev/null", os.O_RDONLY)
+    assert elses == descriptor, "the number is given again"
+    holder.close()
+    os.close(elses)
