@@ -138,6 +138,8 @@ async def _resolve(address: Address) -> list[tuple[int, Any]]:
         found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise LinkError(f"cannot find the host of {address}: {reason(error)}") from error
+    except UnicodeError as error:  # an empty label, or one of more than 63 characters
+        raise LinkError(f"cannot find the host of {address}: this is no name of a host") from error
     return [(family, where) for family, _, _, _, where in found]
 
 

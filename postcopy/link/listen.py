@@ -229,11 +229,14 @@ async def first_message(channel: ControlChannel) -> Message:
 
 async def _tell(channel: ControlChannel, text: str, *, hears: bool = True) -> None:
     """Refuse and close, behind the first message where the other end speaks first."""
-    with contextlib.suppress(PostcopyError):  # it went without an answer
-        if hears:
-            await first_message(channel)
-        channel.send(Refuse("host", text))
-        await channel.close()
+    try:
+        with contextlib.suppress(PostcopyError):  # it went without an answer
+            if hears:
+                await first_message(channel)
+            channel.send(Refuse("host", text))
+            await channel.close()
+    finally:
+        channel.abort()
 
 
 class _Lines:

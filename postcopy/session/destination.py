@@ -55,7 +55,7 @@ class DestinationMachine(Machine[Step]):
     ) -> None:
         super().__init__(Step.IDLE)
         self.pieces, self.pages = pieces, pages
-        self.deadline = now + ANSWER_SECONDS
+        self.begin(now)
         self.versions = versions
         self.migration_id, self.token = identity
         self.first_token = self.token  # the token of the data connections is another one after a pause
@@ -78,6 +78,10 @@ class DestinationMachine(Machine[Step]):
         self.trouble = ""  # why it is paused, for people
         self._fed_bytes = -1
         self._unfed = 0  # looks in a row
+
+    def begin(self, now: float) -> None:
+        """Wait for the source's first word from `now` on; again, where it could not be heard before."""
+        self.deadline = now + ANSWER_SECONDS
 
     def key(self, event: Event) -> str:
         """Tell a Hello in no common version, memory that is handed over, the last data connection, a mute source.

@@ -5,6 +5,7 @@ All else is the source's way: no guest has to be stopped, but what is done about
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import ClassVar
 
 from postcopy.errors import ProtocolError
@@ -54,6 +55,10 @@ def unfit(welcome: Welcome, size: int) -> str:
             return f"{what}: these are no whole pages of {piece.page_size} bytes"
         if piece.size > size or piece.offset > size - piece.size:
             return f"{what}: this is beyond the snapshot's memory file, which has {size} bytes"
+    order = sorted(range(len(welcome.pieces)), key=lambda number: welcome.pieces[number].offset)
+    for first, second in pairwise(order):
+        if welcome.pieces[first].offset + welcome.pieces[first].size > welcome.pieces[second].offset:
+            return f"mappings {first} and {second} are of the same part of the snapshot's memory file"
     return ""
 
 

@@ -67,6 +67,13 @@ def test_what_the_file_has_not_got_is_refused_with_the_mapping_named(piece, text
     assert text in commands[-1].text
 
 
+def test_pieces_that_overlap_are_refused_for_each_could_be_the_whole_file():
+    machine = fetched()
+    commands = machine.handle(welcome(Piece(16 << 20, 16 << 20, 4096), Piece(0, (16 << 20) + 4096, 4096)))
+    assert names(commands) == ["Send(Refuse)", "CloseLinks", "Finish(failed, source, 4)"]
+    assert commands[-1].text == "mappings 1 and 0 are of the same part of the snapshot's memory file"
+
+
 def test_who_asks_for_nothing_or_did_not_dial_breaks_the_protocol():
     with pytest.raises(ProtocolError, match="asks for nothing"):
         fetched().handle(welcome())

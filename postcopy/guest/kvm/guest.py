@@ -153,8 +153,10 @@ class KvmGuest(WorkloadGuest):
             self.start()
             self.wait(_SETTLE_SECONDS)
         finally:
-            self.stop()
-            self._limit(limit)
+            try:
+                self.stop()
+            finally:
+                self._limit(limit)
         if self.trouble is not None:
             raise GuestTroubleError(f"guest: it cannot be checked: {self.trouble}")
 

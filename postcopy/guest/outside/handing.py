@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from errno import EFAULT, EINVAL
 from pathlib import Path
 
-from postcopy.errors import KernelError, PostcopyError, ProtocolError
+from postcopy.errors import KernelError, ProtocolError
 from postcopy.guest.outside.message import MEMORY, USERFAULTFD, Given, Message, complete, parse
 from postcopy.guest.outside.poison import poison_what_is_there
 from postcopy.guest.outside.process import Process
@@ -151,9 +151,7 @@ def _open(process: Process, message: Message, descriptors: list[int]) -> HandedO
 
 def _poison(uffd: Userfaultfd, message: Message) -> None:
     """See that a process that is refused gets no zeros where its pages should be, as far as it has told where."""
-    for one in message.mappings:
-        with suppress(PostcopyError):
-            poison_what_is_there(uffd, one.address, one.size, one.page_size)
+    poison_what_is_there(uffd, [(one.address, one.size, one.page_size) for one in message.mappings])
 
 
 def probe(uffd: Userfaultfd, address: int, length: int) -> str:

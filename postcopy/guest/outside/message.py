@@ -65,6 +65,8 @@ def complete(data: bytes) -> bool:
         raise ProtocolError(f"no hand-over of memory begins with {data[:16]!r}")
     if len(data) > MESSAGE_BYTES_MAX:
         raise ProtocolError(f"a hand-over of more than {MESSAGE_BYTES_MAX} bytes")
+    if not data.rstrip().endswith((b"]", b"}")):
+        return False  # without a look at all that came before
     try:
         json.loads(data)
     except ValueError:

@@ -5,6 +5,7 @@ A userfaultfd and what is known of each page enter; how many pages were poisoned
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -72,21 +73,38 @@ class Poisoner:
             if isinstance(message, Remove | Unmap):
                 self._forget(message.start, message.stop)
             elif isinstance(message, Fork):
-                with Userfaultfd.from_fd(message.descriptor) as child:
-                    for (address, page_size), lost in zip(self._regions, self._lost, strict=True):
-                        with suppress(KernelError):
-                            child.poison(address, len(lost) * page_size)
+                with _child(message) as child, suppress(HostError):
+                    # what its parent has may have come behind the fork: all that is not there is lost
+                    Poisoner(child, self._regions, [bytes(len(one)) for one in self._lost]).run()
 
     def _forget(self, start: int, stop: int) -> None:
         for (address, page_size), lost in zip(self._regions, self._lost, strict=True):
-            first = max(0, (start - address) // page_size)
+            # of a page that was given back in part the rest is lost all the same
+            first = max(0, -((address - start) // page_size))
             last = min(len(lost), (stop - address) // page_size)
             if first < last:
                 lost[first:last] = bytes(last - first)
 
 
-def poison_what_is_there(uffd: Userfaultfd, address: int, length: int, page_size: int) -> None:
-    """Poison what is missing of a range that may be trapped in parts or not at all, halving it where it is not."""
+def _child(message: Fork) -> Userfaultfd:
+    """Return a child's userfaultfd, which blocks where its parent's was made to."""
+    os.set_blocking(message.descriptor, False)
+    return Userfaultfd.from_fd(message.descriptor)
+
+
+def poison_what_is_there(uffd: Userfaultfd, regions: Sequence[tuple[int, int, int]]) -> None:
+    """Poison what is missing of each (address, length, page size), which may be trapped in parts or not at all.
+
+    A range that is not is halved. The process's children are done like it, those of each that are told of on the way.
+    """
+    for region in regions:
+        with suppress(KernelError):
+            _poison_what_is_there(uffd, regions, *region)
+
+
+def _poison_what_is_there(
+    uffd: Userfaultfd, regions: Sequence[tuple[int, int, int]], address: int, length: int, page_size: int
+) -> None:
     left = [(address, length)]
     for _ in range(_TRIES_MAX):
         if not left:
@@ -100,7 +118,8 @@ def poison_what_is_there(uffd: Userfaultfd, address: int, length: int, page_size
         if placed.outcome is Outcome.RETRY and not placed.bytes:
             for message in uffd.read():
                 if isinstance(message, Fork):
-                    Userfaultfd.from_fd(message.descriptor).close()
+                    with _child(message) as child:
+                        poison_what_is_there(child, regions)
             left.append((start, size))
             continue
         done = placed.bytes or page_size  # one page that is there, or is not trapped

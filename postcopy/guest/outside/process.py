@@ -40,14 +40,19 @@ class Process:
     @property
     def lives(self) -> bool:
         """Whether it has not ended, also where the loop had no time yet to learn of it."""
-        return not (self.ended.is_set() or select.select([self._pidfd], [], [], 0)[0])
+        if self.ended.is_set():
+            return False
+        looked = select.poll()  # select() knows no descriptor beyond 1023
+        looked.register(self._pidfd, select.POLLIN)
+        return not looked.poll(0)
 
     def close(self) -> None:
-        """Watch it no more."""
+        """Watch it no more; whoever waits for its end waits no longer."""
         if self._pidfd >= 0:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
+        self.ended.set()
 
 
 def _open(connection: socket.socket, pid: int) -> int:

@@ -32,6 +32,7 @@ from postcopy.link.tls import Credentials, versions_over
 from postcopy.session.commands import Finish
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import Received
+from postcopy.session.limits import DIAL_SECONDS
 from postcopy.session.states import State
 from postcopy.wire.control import Refuse, Resume
 from postcopy.wire.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
@@ -148,11 +149,18 @@ class OutsideDestination:
     async def _serve(self, handed: HandedOver, address: Address) -> None:
         interpreter = self._begin(handed, address)
         try:
-            channel = await dial_fetch(address, self._tls)
+            async with asyncio.timeout(DIAL_SECONDS):
+                channel = await dial_fetch(address, self._tls)
+        except TimeoutError:
+            await self._abandon(interpreter, f"cannot connect to {address}: no answer within {DIAL_SECONDS:g} s")
         except PostcopyError as error:
             await self._abandon(interpreter, str(error))
-            return
-        await self._drive(interpreter, channel)
+        except Exception as error:  # a mistake of ours: the process must not wait for it
+            log.exception("destination: %s: internal error", handed.process)
+            await self._abandon(interpreter, f"internal error: {error!r}")
+        else:
+            interpreter.machine.begin(interpreter.now())
+            await self._drive(interpreter, channel)
 
     def _begin(self, handed: HandedOver, address: Address | None) -> OutsideInterpreter:
         identity = (secrets.token_bytes(MIGRATION_ID_BYTES), secrets.token_bytes(TOKEN_BYTES))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Literal
 
+from postcopy.errors import LinkError
 from postcopy.guest.outside.handing import HandedOver
 from postcopy.guest.outside.memory import OutsideMemory
 from postcopy.link.address import Address
@@ -20,6 +21,7 @@ from postcopy.pump.destination import DestinationStats
 from postcopy.session.commands import Discard, Prepare, Settle, StartGuest, StartPump, StopPump
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import CancelAsked, DataAttached, Prepared
+from postcopy.session.limits import ANSWER_SECONDS, DIAL_SECONDS
 from postcopy.session.states import ENDED, State
 from postcopy.wire.preamble import Preamble, Role
 from postcopy.wire.version import RECOVERY_SINCE
@@ -48,6 +50,7 @@ class OutsideInterpreter(DestinationInterpreter):
         self.handed = handed
         self._dial = dial
         self._encrypts = tls
+        self._dialling: asyncio.Task[None] | None = None
 
     async def _claimed(self, _interpreter: DestinationInterpreter) -> None:
         """Wait for nothing: the memory is this migration's already."""
@@ -56,7 +59,18 @@ class OutsideInterpreter(DestinationInterpreter):
         self.memory = await asyncio.to_thread(OutsideMemory.of, self.handed, command.offer)
         # a source that dialled expects to hear from it
         self._pump = self.memory.pump(self._poll_max_ns, BEAT_NS if self.machine.version >= RECOVERY_SINCE else 0)
-        dialled = [] if self._dial is None else await self._dial_roles(self._dial)
+        if self._dial is None:
+            self.post(Prepared(self.now()))
+        elif not self.machine.ended:
+            self._dialling = self.spawn(self._dial_both(self._dial))
+
+    async def _dial_both(self, address: Address) -> None:
+        """Dial, and be prepared then. A task of its own: a source that does not answer holds no end up."""
+        try:
+            async with asyncio.timeout(DIAL_SECONDS + ANSWER_SECONDS):
+                dialled = await self._dial_roles(address)
+        except TimeoutError as error:
+            raise LinkError(f"{address} did not accept the data connections in time") from error
         self.post(Prepared(self.now()))
         for role, connection in dialled:
             if self._pump is not None:
@@ -107,6 +121,9 @@ class OutsideInterpreter(DestinationInterpreter):
     async def _discard(self, _command: Discard) -> None:
         if self._working is not None:
             await asyncio.wait({self._working})  # the thread in it cannot be called back
+        if self._dialling is not None:
+            self._dialling.cancel()
+            await asyncio.wait({self._dialling})
 
     # --- after the end ------------------------------------------------------------------------------------
 

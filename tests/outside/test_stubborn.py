@@ -1,0 +1,93 @@
+"""What does not answer, and what is too many: a source that accepts nothing, descriptors beyond those of select()."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import threading
+
+import pytest
+
+from postcopy.guest.outside.process import Process
+from postcopy.wire.control import Cancel, ControlDecoder, GuestOffer, Hello, LayoutOffer, RegionOffer, encode
+from postcopy.wire.preamble import PREAMBLE_BYTES, Role, unpack
+from postcopy.wire.version import FETCH_SINCE
+from tests.outside.vmm import MIB, PAGE, Vmm, destination
+
+
+@pytest.fixture
+def many_descriptors():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 2048), before[1]))
+    taken = [os.dup(0) for _ in range(1100)]
+    yield
+    for one in taken:
+        os.close(one)
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_process_is_seen_with_more_descriptors_than_select_knows(many_descriptors):
+    async def look():
+        ours, theirs = socket.socketpair(socket.AF_UNIX)
+        with ours, theirs:
+            process = Process(ours)
+            lives = process.lives
+            waiting = asyncio.create_task(process.ended.wait())
+            process.close()
+            await asyncio.wait_for(waiting, 10)  # whoever waits for the end of one that is closed would for ever
+            return lives, process.lives
+
+    assert asyncio.run(look()) == (True, False)
+
+
+def cancelling_source(listening, stop):
+    """Offer what is asked for, never accept a data connection, and cancel once one waits to be accepted."""
+
+    def receive(connection, count):
+        data = b""
+        while len(data) < count and (piece := connection.recv(count - len(data))):
+            data += piece
+        return data
+
+    control, _ = listening.accept()
+    assert unpack(receive(control, PREAMBLE_BYTES)).role is Role.FETCH
+    control.sendall(encode(Hello((FETCH_SINCE, FETCH_SINCE), "stubborn")))
+    decoder = ControlDecoder()
+    while not decoder.feed(control.recv(4096)):
+        pass
+    offer = LayoutOffer((RegionOffer("file", PAGE, 8 * MIB),), GuestOffer("outside", 1))
+    control.sendall(encode(offer, FETCH_SINCE))
+    data, _ = listening.accept()
+    receive(data, PREAMBLE_BYTES)
+    control.sendall(encode(Cancel("enough"), FETCH_SINCE))
+    stop.wait(60)
+    data.close()
+    control.close()
+
+
+def test_a_source_that_accepts_no_data_connection_holds_no_process(tmp_path):
+    stop = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        playing = threading.Thread(target=cancelling_source, args=(listening, stop))
+        playing.start()
+        try:
+            address = f"tcp:127.0.0.1:{listening.getsockname()[1]}"
+            with destination(tmp_path, "--from", address) as there, Vmm(f"{tmp_path}/uffd.sock") as vmm:
+                there.until_log(rf"process {vmm.pid}: cancelled by the source: enough; 2048 pages are poisoned")
+                vmm.ask("read", 0)
+                assert vmm.ends_with() == -signal.SIGBUS
+        finally:
+            stop.set()
+            playing.join()
+
+
+def test_a_source_whose_name_can_be_none_is_said_in_one_line(tmp_path):
+    path = f"{tmp_path}/uffd.sock"
+    with destination(tmp_path, "--from", "tcp:a..b:1", "--insecure") as there, Vmm(path) as vmm:
+        why = "cannot find the host of tcp:a..b:1: this is no name of a host"
+        there.until_log(rf"process {vmm.pid}: {why}; 2048 pages are poisoned")
+        vmm.ask("read", 0)
+        assert vmm.ends_with() == -signal.SIGBUS
