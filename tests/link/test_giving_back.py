@@ -13,7 +13,7 @@ from tests.link.test_library import make_destination, make_source, switched_over
 
 SIZE = 16 << 20
 BLANK = SIZE // 8  # at the end of the memory: the guest leaves it blank
-SECONDS = 25
+SECONDS = 40
 TEXT = b"in a page that the guest leaves blank"
 
 
