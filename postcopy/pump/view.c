@@ -53,7 +53,9 @@ bool view_settle(struct destination *pump, const struct pending *pending) {
         result = map_there(pump, &placer, pending);
     }
     if (result == PLACE_CHANGING) {
-        pump->news = true; /* an event waits to be read there: look again behind it */
+        /* Its page tables are changing. Look again, and do not sleep before that: nothing else may come. */
+        atomic_store(&pump->news, true);
+        signal_fd(pump->news_fd);
         return false;
     }
     if (result == PLACE_HOLE || placer.gone)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -118,6 +121,27 @@ def two_others() -> None:
 
 def test_a_page_is_for_everybody_who_waits_for_it() -> None:
     run_in_child(two_others)
+
+
+def changing() -> None:
+    with two("shmem", Placement.COPY, BOTH) as (stage, backend):
+        backend.ask("read", 1)
+        stage.request(1)
+        stage.push.sendall(stage.pages(1, 0x81))
+        assert backend.told() in told((1, 0x81))
+        assert stage.pump.snapshot().outcomes["retry"] == 3
+
+
+def test_a_kernel_that_cannot_map_a_page_just_now_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing else happens that would have the pump look again."""
+    library = tmp_path / "changing.so"
+    source = Path(__file__).with_name("changing.c")
+    command = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-o", str(library), str(source)]
+    subprocess.run(command, check=True, timeout=60)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    run_in_child(changing)
 
 
 def half_a_page(type_name: str) -> None:
