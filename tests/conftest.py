@@ -36,6 +36,14 @@ def set_kernel():
 
 
 @pytest.fixture
+def small_pages(set_kernel):
+    """Keep transparent huge pages out of shared memory that does not ask for them: a page written is a page there."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+    if setting.exists() and not {"[never]", "[advise]"} & set(setting.read_text().split()):
+        set_kernel(setting, "never")
+
+
+@pytest.fixture
 def huge_pages(set_kernel):
     """Return a function that makes sure that `count` huge pages of a hugetlb memory type are unclaimed."""
 

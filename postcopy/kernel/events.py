@@ -76,8 +76,11 @@ Message = PageFault | Fork | Remap | Remove | Unmap
 def parse(messages: bytes | bytearray | memoryview) -> list[Message]:
     """Return the messages in the order in which the kernel gave them.
 
-    Raises KernelError for an event this ABI does not know, which no kernel sends unless it was asked to.
+    Raises KernelError EPROTO for an event this ABI does not know, which no kernel sends unless it was asked to, and for
+    a part of a message, which no userfaultfd sends.
     """
+    if len(messages) % MESSAGE_BYTES:
+        raise KernelError("read of a userfaultfd", EPROTO, f"{len(messages)} bytes are no whole messages")
     return [_parse_one(messages, offset) for offset in range(0, len(messages), MESSAGE_BYTES)]
 
 

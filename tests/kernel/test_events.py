@@ -39,6 +39,12 @@ def test_a_fault_is_missing_unless_it_is_minor_or_protected(flags, missing):
     assert PageFault(0, flags, 0).missing is missing
 
 
+@pytest.mark.parametrize("size", [1, 31, 33])
+def test_a_part_of_a_message_is_an_error(size):
+    with pytest.raises(KernelError, match=f"EPROTO.*{size} bytes are no whole messages"):
+        parse(bytes([0x12]) + bytes(size - 1) if size < 32 else message(0x12, 0, 0, 0) + bytes(size - 32))
+
+
 def test_an_unknown_event_is_an_error():
     with pytest.raises(KernelError, match="unknown event 0x17"):
         parse(message(0x17, 0, 0, 0))

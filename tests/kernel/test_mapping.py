@@ -115,6 +115,7 @@ def test_neighbouring_pages_are_one_extent():
         assert calls.read_memory(mapping.address + PAGE, PAGE) == bytes(PAGE)
 
 
+@pytest.mark.usefixtures("small_pages")
 def test_a_page_of_zeros_that_was_written_is_data_and_a_filled_hole_is_none():
     with allocate("shmem", 2) as mapping:
         mapping.fill_holes(0, PAGE)

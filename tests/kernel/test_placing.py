@@ -188,6 +188,53 @@ def test_who_was_not_woken_waits_until_he_is():
     assert touch.finish() == b"x"
 
 
+def copy_over_poison(uffd, mapping):
+    placed = uffd.poison(mapping.address, PAGE, wake=False)
+    # Who was woken before the mark is taken away gets a SIGBUS.
+    assert uffd.copy(mapping.address, b"p" * PAGE, wake=False).outcome is Outcome.PLACED
+    return placed
+
+
+def move_without_waking(uffd, mapping):
+    source = calls.map_anonymous(PAGE)
+    calls.advise_huge_pages(source, PAGE, allow=False)
+    calls.write_memory(source, b"m" * PAGE)
+    return uffd.move(mapping.address, source, PAGE, wake=False)
+
+
+def continue_without_waking(uffd, mapping):
+    fill(mapping, 0, b"c")
+    return uffd.continue_(mapping.address, PAGE, wake=False)
+
+
+def zeropage_without_waking(uffd, mapping):
+    return uffd.zeropage(mapping.address, PAGE, wake=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "modes", "place", "content"),
+    [
+        ("shmem", BOTH, continue_without_waking, b"c"),
+        ("shmem", BOTH, zeropage_without_waking, b"\0"),
+        ("anonymous", Mode.MISSING, zeropage_without_waking, b"\0"),
+        ("anonymous", Mode.MISSING, move_without_waking, b"m"),
+        ("anonymous", Mode.MISSING, copy_over_poison, b"p"),
+    ],
+)
+@in_child
+def test_no_way_of_placing_wakes_unless_it_is_to(kind, modes, place, content):
+    uffd, mapping = registered(kind, modes)
+    touch = Touch(mapping.address)
+    next_message(uffd)
+    assert place(uffd, mapping) == Placed(Outcome.PLACED, PAGE)
+    # A thread that was woken ends soon, for the page is there; a deadline is all that can tell of one that was not.
+    touch.join(0.2)
+    assert touch.is_alive()
+    assert not uffd.poll(0)
+    uffd.wake(mapping.address, PAGE)
+    assert touch.finish() == content
+
+
 @in_child
 def test_who_is_woken_without_a_page_faults_again():
     uffd, mapping = registered("shmem")

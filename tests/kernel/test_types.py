@@ -219,6 +219,7 @@ def test_a_new_type_is_a_class_and_a_line(monkeypatch):
         assert calls.read_memory(mapping.address, 3) == b"new"
 
 
+@pytest.mark.usefixtures("small_pages")
 def test_a_sparse_region_needs_room_for_its_data_only(machine):
     shmem = memory_type("shmem")
     region = Region(0, "shmem", PAGE, 1 << 40)

@@ -104,6 +104,7 @@ def frame_from(end: socket.socket) -> tuple[Header, bytes]:
     return header, receive(end, header.payload_bytes)
 
 
+@pytest.mark.usefixtures("small_pages")
 def test_a_request_is_answered_with_the_page_or_the_news_that_it_is_zero(make: Any) -> None:
     source = make(8, data={0, 3}, zeroed={4})
     source.ask(3, 4, 5)
