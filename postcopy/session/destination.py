@@ -18,7 +18,17 @@ from postcopy.session import destination_actions as actions
 from postcopy.session import destination_recovery as recovery
 from postcopy.session.commands import Command
 from postcopy.session.destination_steps import PATIENCE, PAUSES, STATES, Step
-from postcopy.session.events import DataAttached, Elapsed, Event, Prepared, Progressed, Received, Rejoined, WorkFailed
+from postcopy.session.events import (
+    DataAttached,
+    Elapsed,
+    Event,
+    Prepared,
+    Progressed,
+    PumpFailed,
+    Received,
+    Rejoined,
+    WorkFailed,
+)
 from postcopy.session.limits import ANSWER_SECONDS, OWED_SECONDS, PROGRESS_SECONDS, SILENCE_SECONDS
 from postcopy.session.machine import Machine
 from postcopy.session.states import ENDED, SWITCHED, State
@@ -99,6 +109,8 @@ class DestinationMachine(Machine[Step]):
                 return "RefuseGone"
             case Elapsed(now=now) if self.give_up_at is not None and now >= self.give_up_at:
                 return "GiveUpElapsed"
+            case PumpFailed() if self.offer is not None and self.step is Step.LOADED:
+                return "PumpFailedHandedOver"
             case Rejoined() if self.held:
                 return "RejoinedHeld"
             case Rejoined() if self.resident and self.step is Step.LOADED:
@@ -224,6 +236,7 @@ DestinationMachine.table = {
     (Step.LOADED, "RunResident"): (Step.SETTLING, actions.start_resident),
     **{(Step.LOADED, key): (Step.LOADED, actions.ask_to_cancel) for key in ("CancelAsked", "Elapsed")},
     **{(Step.LOADED, key): (Step.FAILED, actions.fail) for key in _FAILURES if key != "Elapsed"},
+    (Step.LOADED, "PumpFailedHandedOver"): (Step.LOADED, actions.stay),
     (Step.LOADED, "Cancel"): (Step.CANCELLED, actions.cancel),
     # the guest runs here
     **recovery.ROWS,

@@ -8,10 +8,13 @@ import resource
 import signal
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from postcopy.guest.outside.process import Process
+from postcopy.guest.outside.serving import OutsideDestination
+from postcopy.link.address import UnixAddress
 from postcopy.wire.control import Cancel, ControlDecoder, GuestOffer, Hello, LayoutOffer, RegionOffer, encode
 from postcopy.wire.preamble import PREAMBLE_BYTES, Role, unpack
 from postcopy.wire.version import FETCH_SINCE
@@ -91,3 +94,23 @@ def test_a_source_whose_name_can_be_none_is_said_in_one_line(tmp_path):
         there.until_log(rf"process {vmm.pid}: {why}; 2048 pages are poisoned")
         vmm.ask("read", 0)
         assert vmm.ends_with() == -signal.SIGBUS
+
+
+def test_a_pump_that_fails_after_the_last_page_is_noticed(tmp_path):
+    class Failing:
+        event_fd = os.eventfd(0, os.EFD_NONBLOCK)
+
+        def status(self):
+            return SimpleNamespace(state="failed", error="the kernel refused")
+
+    async def fail():
+        handed = SimpleNamespace(memory_fd=-1, message=SimpleNamespace(mappings=()))
+        interpreter = OutsideDestination(UnixAddress(f"{tmp_path}/uffd.sock"))._begin(handed, None)
+        interpreter._pump, interpreter._course = Failing(), SimpleNamespace(look=lambda _pump: None)
+        interpreter._resident()
+        os.eventfd_write(Failing.event_fd, 1)
+        await asyncio.wait_for(interpreter.failed.wait(), 10)
+        return interpreter.trouble
+
+    assert asyncio.run(fail()) == "the kernel refused"
+    os.close(Failing.event_fd)

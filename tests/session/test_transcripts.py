@@ -150,6 +150,12 @@ def test_a_destination_of_an_older_version_cannot_take_memory_over():
     assert commands[-1].text == why
 
 
+def test_memory_that_was_handed_over_needs_no_pump_once_run_may_be_on_its_way():
+    machine = play(destination(), upto(DESTINATION_TAKES_OVER, "loaded"))
+    assert machine.handle(events.PumpFailed(4.0, "the kernel refused")) == []
+    assert "StartGuest" in names(machine.handle(events.Received(4.1, Run())))
+
+
 @pytest.mark.parametrize("happening", [events.ControlLost(4.0, "cut"), events.Broken(4.0, "nonsense")])
 @pytest.mark.parametrize("step", ["settling", "releasing"])
 def test_with_run_the_guest_is_whole_and_the_source_may_go(step, happening):

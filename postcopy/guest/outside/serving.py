@@ -206,8 +206,7 @@ class OutsideDestination:
         if finish.state is State.COMPLETED:
             log.info("destination: %s: %s", handed.process, finish.text if handed.process.lives else "it has ended")
             self._ended(interpreter, finish)
-            await self._gone(handed)
-            await self._forget(interpreter)
+            await self._served(interpreter)
         elif finish.state is State.LOST or self._fetch is not None or not handed.process.lives:
             await self._abandon(interpreter, finish.text)
             self._ended(interpreter, finish)
@@ -216,6 +215,20 @@ class OutsideDestination:
             self._ended(interpreter, finish)
             self.waiting.append(handed)  # nothing was served: another source may come
             await self._wait(handed)
+
+    async def _served(self, interpreter: OutsideInterpreter) -> None:
+        """Let a process go when it ends, or when its pump does: then nobody serves what it gives back."""
+        gone = asyncio.create_task(self._gone(interpreter.handed))
+        failed = asyncio.create_task(interpreter.failed.wait())
+        try:
+            await asyncio.wait({gone, failed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            failed.cancel()
+        if interpreter.failed.is_set():
+            await self._abandon(interpreter, interpreter.trouble)
+        else:
+            await self._forget(interpreter)
 
     async def _abandon(self, interpreter: OutsideInterpreter, text: str) -> None:
         """End a process's memory that never comes: poisoned, so that nobody waits for it and nobody sees zeros."""

@@ -8,6 +8,8 @@ until the process ends.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from typing import Literal
 
 from postcopy.errors import LinkError
@@ -20,7 +22,7 @@ from postcopy.link.pumping import BEAT_NS
 from postcopy.pump.destination import DestinationStats
 from postcopy.session.commands import Discard, Prepare, Settle, StartGuest, StartPump, StopPump
 from postcopy.session.destination import DestinationMachine
-from postcopy.session.events import CancelAsked, DataAttached, Prepared
+from postcopy.session.events import CancelAsked, DataAttached, Prepared, Resident
 from postcopy.session.limits import ANSWER_SECONDS, DIAL_SECONDS
 from postcopy.session.states import ENDED, State
 from postcopy.wire.preamble import Preamble, Role
@@ -51,6 +53,9 @@ class OutsideInterpreter(DestinationInterpreter):
         self._dial = dial
         self._encrypts = tls
         self._dialling: asyncio.Task[None] | None = None
+        self.failed = asyncio.Event()  # the pump, after the end: pages that are given back wait for it
+        self.trouble = ""
+        self._served_on = False
 
     async def _claimed(self, _interpreter: DestinationInterpreter) -> None:
         """Wait for nothing: the memory is this migration's already."""
@@ -107,6 +112,30 @@ class OutsideInterpreter(DestinationInterpreter):
             self.post_first(self._resident())
         elif state not in ENDED:
             self.post(CancelAsked(self.now(), f"{self.handed.process} has ended"))
+
+    def _resident(self) -> Resident:
+        """Go on watching the pump, which serves until the process ends."""
+        if self._pump is not None and not self._served_on:
+            asyncio.get_running_loop().add_reader(self._pump.event_fd, self._woke_after_all)
+            self._served_on = True
+        return super()._resident()
+
+    def _woke_after_all(self) -> None:
+        if self._pump is None:
+            return
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._pump.event_fd, 8)
+        status = self._pump.status()
+        if status.state == "failed":
+            self._unwatch()
+            self.trouble = status.error or "the pump ended"
+            self.failed.set()
+
+    def _unwatch(self) -> None:
+        super()._unwatch()
+        if self._served_on and self._pump is not None:
+            asyncio.get_running_loop().remove_reader(self._pump.event_fd)
+            self._served_on = False
 
     def left(self, stats: DestinationStats) -> int:
         """Return what a process that has ended never touched."""
