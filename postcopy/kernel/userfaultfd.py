@@ -39,6 +39,14 @@ _OPERATIONS = {
 }
 
 
+def _words(**numbers: int) -> tuple[int, ...]:
+    """Return the numbers, which the kernel takes as 64 bits without a sign; ValueError that names one that is not."""
+    for name, number in numbers.items():
+        if not 0 <= number < 1 << 64:
+            raise ValueError(f"{name} {number:#x} is no number of 64 bits without a sign")
+    return tuple(numbers.values())
+
+
 class Userfaultfd:
     """One userfaultfd. Close it with close() or `with`; closing lets every waiting thread go on to zero pages.
 
@@ -87,18 +95,18 @@ class Userfaultfd:
         KernelError: EINVAL (memory that cannot be trapped so: MINOR on anonymous memory; not aligned; not mapped),
         EBUSY (another userfaultfd has it), EPERM (a file that may not be written), ENOMEM.
         """
-        argument = bytearray(abi.REGISTER_ARGUMENT.pack(address, length, modes, 0))
+        argument = bytearray(abi.REGISTER_ARGUMENT.pack(*_words(address=address, length=length), modes, 0))
         self._check("UFFDIO_REGISTER", calls.ioctl(self.fd, abi.IOC_REGISTER, argument), address, length)
         return Ioctl(abi.REGISTER_ARGUMENT.unpack(argument)[3])
 
     def unregister(self, address: int, length: int) -> None:
         """Stop trapping the range; whoever waits on it is woken. KernelError EINVAL: not aligned or not mapped."""
-        argument = bytearray(abi.RANGE.pack(address, length))
+        argument = bytearray(abi.RANGE.pack(*_words(address=address, length=length)))
         self._check("UFFDIO_UNREGISTER", calls.ioctl(self.fd, abi.IOC_UNREGISTER, argument), address, length)
 
     def wake(self, address: int, length: int) -> None:
         """Wake whoever waits on the range: after DONTWAKE, and after PRESENT. Who finds no page faults again."""
-        argument = bytearray(abi.RANGE.pack(address, length))
+        argument = bytearray(abi.RANGE.pack(*_words(address=address, length=length)))
         self._check("UFFDIO_WAKE", calls.ioctl(self.fd, abi.IOC_WAKE, argument), address, length)
 
     def _check(self, operation: str, result: int, address: int, length: int) -> None:
@@ -177,18 +185,18 @@ class Userfaultfd:
         do all of it again. Raises KernelError EINVAL (alignment; `protect` together with no `wake`).
         """
         mode = (abi.PROTECT if protect else 0) | (0 if wake else abi.PROTECT_DONTWAKE)
-        argument = bytearray(abi.PROTECT_ARGUMENT.pack(address, length, mode))
+        argument = bytearray(abi.PROTECT_ARGUMENT.pack(*_words(address=address, length=length), mode))
         return settle("UFFDIO_WRITEPROTECT", calls.ioctl(self.fd, abi.IOC_WRITEPROTECT, argument), length, 0)
 
     def _place(self, request: int, address: int, source: int, length: int, mode: int) -> Placed:
         # The result field starts at 0: where the kernel fails early it stays as it was.
-        argument = bytearray(abi.PLACE_ARGUMENT.pack(address, source, length, mode, 0))
+        argument = bytearray(abi.PLACE_ARGUMENT.pack(*_words(address=address, source=source, length=length), mode, 0))
         result = calls.ioctl(self.fd, request, argument)
         done = abi.PLACE_ARGUMENT.unpack(argument)[4]
         return settle(_OPERATIONS[request], result, length, done, movable=request == abi.IOC_MOVE)
 
     def _place_range(self, request: int, address: int, length: int, mode: int) -> Placed:
-        argument = bytearray(abi.RANGE_ARGUMENT.pack(address, length, mode, 0))
+        argument = bytearray(abi.RANGE_ARGUMENT.pack(*_words(address=address, length=length), mode, 0))
         result = calls.ioctl(self.fd, request, argument)
         return settle(_OPERATIONS[request], result, length, abi.RANGE_ARGUMENT.unpack(argument)[3])
 

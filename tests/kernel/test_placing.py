@@ -6,7 +6,7 @@ from errno import EFAULT, EINVAL
 import pytest
 
 from postcopy.errors import KernelError
-from postcopy.kernel import Feature, Mode, Outcome, Placed, calls
+from postcopy.kernel import Feature, Mode, Outcome, Placed, Userfaultfd, calls
 from postcopy.kernel.abi import FaultFlag
 from postcopy.kernel.events import PageFault
 from tests.kernel.bodies import PAGE, Touch, in_child, next_message
@@ -233,6 +233,22 @@ def test_no_way_of_placing_wakes_unless_it_is_to(kind, modes, place, content):
     assert not uffd.poll(0)
     uffd.wake(mapping.address, PAGE)
     assert touch.finish() == content
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 64])
+def test_numbers_that_the_kernel_cannot_be_told_are_named(number):
+    with Userfaultfd.open() as uffd:
+        for call, name in (
+            (lambda: uffd.register(number, PAGE, Mode.MISSING), "address"),
+            (lambda: uffd.unregister(0, number), "length"),
+            (lambda: uffd.wake(number, PAGE), "address"),
+            (lambda: uffd.copy(0, number, PAGE), "source"),
+            (lambda: uffd.move(0, 0, number), "length"),
+            (lambda: uffd.zeropage(number, PAGE), "address"),
+            (lambda: uffd.writeprotect(0, number, protect=True), "length"),
+        ):
+            with pytest.raises(ValueError, match=f"{name} {number:#x} is no number of 64 bits"):
+                call()
 
 
 @in_child
