@@ -45,7 +45,7 @@ _OUTCOMES = {
 }
 
 
-def settle(operation: str, result: int, length: int, done: int, *, movable: bool = False) -> Placed:
+def settle(operation: str, result: int, address: int, length: int, done: int, *, movable: bool = False) -> Placed:
     """Turn an ioctl's `result` (0 or -errno) and its field `done` into an outcome.
 
     The errno decides; `done` only counts bytes, because the kernel leaves it alone when it fails early.
@@ -54,5 +54,5 @@ def settle(operation: str, result: int, length: int, done: int, *, movable: bool
         return Placed(Outcome.PLACED, length)
     outcome = Outcome.BUSY if movable and result == -EBUSY else _OUTCOMES.get(-result)
     if outcome is None:
-        raise KernelError(operation, -result, f"{length} bytes")
+        raise KernelError(operation, -result, f"{length} bytes at {address:#x}")
     return Placed(outcome, max(done, 0))

@@ -186,19 +186,19 @@ class Userfaultfd:
         """
         mode = (abi.PROTECT if protect else 0) | (0 if wake else abi.PROTECT_DONTWAKE)
         argument = bytearray(abi.PROTECT_ARGUMENT.pack(*_words(address=address, length=length), mode))
-        return settle("UFFDIO_WRITEPROTECT", calls.ioctl(self.fd, abi.IOC_WRITEPROTECT, argument), length, 0)
+        return settle("UFFDIO_WRITEPROTECT", calls.ioctl(self.fd, abi.IOC_WRITEPROTECT, argument), address, length, 0)
 
     def _place(self, request: int, address: int, source: int, length: int, mode: int) -> Placed:
         # The result field starts at 0: where the kernel fails early it stays as it was.
         argument = bytearray(abi.PLACE_ARGUMENT.pack(*_words(address=address, source=source, length=length), mode, 0))
         result = calls.ioctl(self.fd, request, argument)
         done = abi.PLACE_ARGUMENT.unpack(argument)[4]
-        return settle(_OPERATIONS[request], result, length, done, movable=request == abi.IOC_MOVE)
+        return settle(_OPERATIONS[request], result, address, length, done, movable=request == abi.IOC_MOVE)
 
     def _place_range(self, request: int, address: int, length: int, mode: int) -> Placed:
         argument = bytearray(abi.RANGE_ARGUMENT.pack(*_words(address=address, length=length), mode, 0))
         result = calls.ioctl(self.fd, request, argument)
-        return settle(_OPERATIONS[request], result, length, abi.RANGE_ARGUMENT.unpack(argument)[3])
+        return settle(_OPERATIONS[request], result, address, length, abi.RANGE_ARGUMENT.unpack(argument)[3])
 
     # Messages
 

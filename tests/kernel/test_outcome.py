@@ -21,18 +21,18 @@ from postcopy.kernel.outcome import Outcome, Placed, settle
     ],
 )
 def test_documented_results_are_outcomes(result, done, expected):
-    assert settle("UFFDIO_COPY", result, 8192, done) == expected
+    assert settle("UFFDIO_COPY", result, 0x1000, 8192, done) == expected
 
 
 @pytest.mark.parametrize("number", [EINVAL, EFAULT, EBUSY])
 def test_anything_else_is_an_error_with_its_operation_and_number(number):
-    with pytest.raises(KernelError, match="UFFDIO_COPY") as caught:
-        settle("UFFDIO_COPY", -number, 4096, 0)
+    with pytest.raises(KernelError, match=r"UFFDIO_COPY.*4096 bytes at 0x7000") as caught:
+        settle("UFFDIO_COPY", -number, 0x7000, 4096, 0)
     assert caught.value.number == number
 
 
 def test_busy_is_an_outcome_of_a_move_only():
-    assert settle("UFFDIO_MOVE", -EBUSY, 4096, -EBUSY, movable=True) == Placed(Outcome.BUSY, 0)
+    assert settle("UFFDIO_MOVE", -EBUSY, 0x1000, 4096, -EBUSY, movable=True) == Placed(Outcome.BUSY, 0)
 
 
 def test_outcomes_are_the_labels_of_the_metrics():
