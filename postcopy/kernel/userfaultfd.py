@@ -14,7 +14,7 @@ import array
 import os
 import select
 import socket
-from errno import EPROTO
+from errno import ENOSYS, EOPNOTSUPP, EPROTO
 from types import TracebackType
 from typing import Self
 
@@ -59,6 +59,7 @@ class Userfaultfd:
         self.opened_by = opened.by
         self.features = opened.features
         self.ioctls = opened.ioctls
+        self._waits = False
 
     @classmethod
     def open(
@@ -75,7 +76,9 @@ class Userfaultfd:
         that the kernel raises itself (system calls, KVM). `blocking` makes read() wait; poll() then always
         answers POLLERR. Raises HostError (exit status 3): no permission, or a required feature is lacking.
         """
-        return cls(negotiate(required, optional, allow_user_mode_only=allow_user_mode_only, blocking=blocking))
+        made = cls(negotiate(required, optional, allow_user_mode_only=allow_user_mode_only, blocking=blocking))
+        made._waits = blocking
+        return made
 
     @classmethod
     def from_fd(cls, descriptor: int, features: Feature = NO_FEATURES) -> Self:
@@ -205,15 +208,28 @@ class Userfaultfd:
     def read(self, messages_max: int = BATCH_MESSAGES) -> list[Message]:
         """Return the messages that wait, at most `messages_max`, oldest first; none of them where none waits.
 
-        With `blocking` it waits for the first. A page fault may be read before a Remove that happened earlier.
+        Opened with `blocking` it waits for the first, and else it does not, even where another holder of the same
+        userfaultfd took its O_NONBLOCK away (from 6.10 on). A page fault may be read before a Remove that happened
+        earlier.
         """
         try:
-            content = os.read(self.fd, messages_max * abi.MESSAGE_BYTES)
+            content = self._read(messages_max * abi.MESSAGE_BYTES)
         except BlockingIOError:
             return []
         except OSError as refused:
             raise KernelError("read of a userfaultfd", refused.errno or EPROTO) from refused
         return parse(content)
+
+    def _read(self, size: int) -> bytes:
+        if self._waits:
+            return os.read(self.fd, size)
+        content = bytearray(size)
+        try:
+            return bytes(content[: os.preadv(self.fd, [content], -1, os.RWF_NOWAIT)])
+        except OSError as refused:
+            if refused.errno not in {EOPNOTSUPP, ENOSYS}:
+                raise
+        return os.read(self.fd, size)
 
     def poll(self, timeout_seconds: float | None = None) -> bool:
         """Wait until a message can be read; say whether one can. None waits for ever."""

@@ -240,7 +240,7 @@ class DestinationInterpreter(WayBack):
     async def _step(self, event: Event) -> None:
         # Once every page is here nothing can lose the guest. The event that would say so may be older than the look at
         # the pump that tells, so the pump is looked at again before any event is judged.
-        if self._watched and self._pump is not None and self._pump.status().state == "complete":
+        if self._watched and self._pump is not None and self._pump.status().resident:
             self._unwatch()
             await super()._step(self._resident())
         await super()._step(event)
@@ -251,7 +251,7 @@ class DestinationInterpreter(WayBack):
         return Resident(self.resident_at)
 
     def _pump_ended(self, status: PumpStatus) -> None:
-        if status.state == "complete":
+        if status.resident:
             self.post_first(self._resident())
         else:
             if self.memory is not None and self.memory.resident:

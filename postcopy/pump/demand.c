@@ -188,23 +188,28 @@ bool faults_room(const struct destination *pump) {
            unsent + MESSAGES_MAX * sizeof(struct frame) <= sizeof pump->requests;
 }
 
+static bool agreed(const struct destination *pump, uint8_t event) {
+    return event == UFFD_EVENT_PAGEFAULT || (event == UFFD_EVENT_REMOVE && pump->told) ||
+           ((event == UFFD_EVENT_UNMAP || event == UFFD_EVENT_FORK) && pump->foreign);
+}
+
 /*
  * Read up to `room` messages. What the guest gives back takes effect at once, before the push may place again: as soon
- * as its event is read the kernel goes on. Faults are left to the caller. Returns how many messages, or -1.
+ * as its event is read the kernel goes on. Also what is behind one that is refused: the child of a fork must
+ * not be forgotten. Faults are left to the caller. Returns how many messages, or -1.
  */
 static int read_messages(struct destination *pump, struct uffd_message *messages, size_t room) {
     gate_enter(pump);
-    ssize_t got = read(pump->uffd, messages, room * sizeof *messages);
+    ssize_t got = uffd_read(pump->uffd, messages, room);
     int number = errno, failed = 0;
-    for (ssize_t i = 0; i < got / (ssize_t)sizeof *messages && !failed; i++) {
+    for (ssize_t i = 0; i < got / (ssize_t)sizeof *messages; i++) {
         const struct uffd_message *message = &messages[i];
-        bool unmaps = pump->foreign && message->event == UFFD_EVENT_UNMAP;
-        if (unmaps || (message->event == UFFD_EVENT_REMOVE && pump->told))
-            failed = take_removal(pump, message->flags, message->address);
-        else if (message->event == UFFD_EVENT_FORK && pump->foreign)
+        if (message->event == UFFD_EVENT_FORK)
             take_fork(pump, (int)(uint32_t)message->flags);
-        else if (message->event != UFFD_EVENT_PAGEFAULT)
+        if (!agreed(pump, message->event))
             failed = fail_number(pump, FAILURE_KERNEL, EPROTO, message->event);
+        else if (message->event == UFFD_EVENT_REMOVE || message->event == UFFD_EVENT_UNMAP)
+            failed |= take_removal(pump, message->flags, message->address);
     }
     gate_leave(pump);
     if (got < 0)
@@ -281,6 +286,9 @@ static int wait_for_work(struct destination *pump) {
     int result = waiter_wait(&pump->waiter, descriptors, used, pump->alone ? -1 : beat_wait_ms(&pump->urgent.beat));
     if (result)
         return fail_number(pump, FAILURE_KERNEL, -result, 0);
+    for (nfds_t i = 2; i < used; i++)
+        if (descriptors[i].revents & POLLERR)
+            uffd_unblock(descriptors[i].fd);
     uint64_t count;
     if (descriptors[0].revents & POLLIN && read(pump->news_fd, &count, sizeof count) < 0 && errno != EAGAIN)
         return fail_number(pump, FAILURE_KERNEL, errno, 0);

@@ -94,6 +94,7 @@ class DestinationPump:
         self._layout = layout
         self._adopted = False
         self._discarding = threading.Lock()
+        self._adding = threading.Lock()
         self._trace: FaultTrace | None = None
         regions, count = describe(layout, mappings, demand, push, zeropage, removal=removal, foreign=foreign)
         self._pump: Any = lib.destination_create(uffd_fd, regions, count, poll_max_ns)
@@ -270,10 +271,11 @@ class DestinationPump:
         """Serve another process, too, that maps the regions' files at `addresses` (0: not that one) and traps them.
 
         Its userfaultfd (non-blocking, without events) must outlive the pump. Raises UsageError: a region without a
-        file, an address within a page, or VIEWS_MAX others are served already.
+        file, an address within a page, or VIEWS_MAX others are served already. Any thread may call it.
         """
         bases = ffi.new("uint64_t[]", list(addresses))
-        result = lib.destination_view(self._handle, uffd_fd, bases, len(addresses))
+        with self._adding:
+            result = lib.destination_view(self._handle, uffd_fd, bases, len(addresses))
         if result == -errno.ENOSPC:
             raise UsageError(f"{VIEWS_MAX} other processes were given to this migration already")
         if result:
@@ -287,7 +289,7 @@ class DestinationPump:
     def close(self) -> None:
         """Stop, close the connections, free the memory. Idempotent."""
         self.stop()  # which ends a discard(), too
-        with self._discarding:
+        with self._discarding, self._adding:
             pump, self._pump = self._pump, ffi.NULL
             lib.destination_destroy(pump)
 

@@ -112,11 +112,21 @@ static bool is_break(uint32_t failure) {
     return failure != FAILURE_KERNEL && failure != FAILURE_EARLY && failure != FAILURE_FILE;
 }
 
+/* A pump that is complete serves zeros, views and events all the same, and is no use once the kernel refused. */
+static bool may_fail(struct pump_status *status, uint32_t failure) {
+    uint32_t running = PUMP_RUNNING, complete = PUMP_COMPLETE;
+    if (atomic_compare_exchange_strong(&status->state, &running, PUMP_IDLE))
+        return true;
+    if (failure != FAILURE_KERNEL || !atomic_compare_exchange_strong(&status->state, &complete, PUMP_IDLE))
+        return false;
+    status->completed = true;
+    return true;
+}
+
 int half_fail(struct half *half, const struct pump_status *failure) {
     struct pump_status *status = is_break(failure->failure) ? &half->broken : &half->status;
-    uint32_t running = PUMP_RUNNING;
-    /* The first to fail moves RUNNING to IDLE, writes the reason, and only then shows FAILED. */
-    if (atomic_compare_exchange_strong(&status->state, &running, PUMP_IDLE)) {
+    /* The first to fail moves the state to IDLE, writes the reason, and only then shows FAILED. */
+    if (may_fail(status, failure->failure)) {
         status->failure = failure->failure;
         status->role = failure->role;
         status->number = failure->number;

@@ -56,7 +56,10 @@ void half_detach(struct half *half);
 /* Close what it owns and free the memory that half_create() returned. The threads have ended. */
 void half_destroy(struct half *half);
 
-/* Record the first failure, or the first break, and tell the owner; later ones are kept out. Always returns -1. */
+/*
+ * Record the first failure, or the first break, and tell the owner; later ones are kept out, but the
+ * kernel's also ends a pump that is complete. Always returns -1.
+ */
 int half_fail(struct half *half, const struct pump_status *failure);
 /* The same for a connection that ended (number 0) or broke (its errno). */
 int half_fail_socket(struct half *half, uint32_t role, int number);

@@ -9,25 +9,28 @@
 /* The payload of a frame while faults are about: see frame_bytes(). */
 #define FRAME_BYTES_FAULTS (256u << 10)
 
-/* Nothing but beats comes from the destination on this connection, and one day its end. */
+/*
+ * Nothing but beats comes from the destination on this connection, and one day its end. One look takes what one read
+ * brings, so that a destination that never ceases to send keeps this thread from nothing.
+ */
 static int hear(struct source *pump) {
-    for (;;) {
-        struct iovec room = {.iov_base = pump->heard + pump->heard_end, .iov_len = sizeof pump->heard - pump->heard_end};
-        ssize_t got = channel_receive(&pump->half.push, &room, 1);
-        if (got < 0 && (errno == EAGAIN || errno == EINTR))
-            return 0;
-        if (got <= 0)
-            return half_fail_socket(&pump->half, ROLE_PUSH, got ? errno : 0);
-        pump->heard_end += (uint64_t)got;
-        pump->push_received += (uint64_t)got;
-        if (pump->heard_end < sizeof pump->heard)
-            continue;
-        struct frame frame;
-        memcpy(&frame, pump->heard, sizeof frame);
-        pump->heard_end = 0;
+    struct iovec room = {.iov_base = pump->heard + pump->heard_end, .iov_len = sizeof pump->heard - pump->heard_end};
+    ssize_t got = channel_receive(&pump->half.push, &room, 1);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR))
+        return 0;
+    if (got <= 0)
+        return half_fail_socket(&pump->half, ROLE_PUSH, got ? errno : 0);
+    pump->heard_end += (uint64_t)got;
+    pump->push_received += (uint64_t)got;
+    uint64_t used = 0;
+    for (struct frame frame; pump->heard_end - used >= sizeof frame; used += sizeof frame) {
+        memcpy(&frame, pump->heard + used, sizeof frame);
         if (check_frame(pump, &frame, ROLE_PUSH, FRAMES_PUSH_TO_SOURCE))
             return -1;
     }
+    pump->heard_end -= used;
+    memmove(pump->heard, pump->heard + used, pump->heard_end);
+    return 0;
 }
 
 /* The tick may be over. Returns an enum beat_due, or -1 with a broken connection. */

@@ -1,9 +1,13 @@
 /* See place.h. */
+#define _GNU_SOURCE
 #include "place.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <sys/ioctl.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 /* All these ioctls begin with a range and end with a signed count of bytes done or -errno. */
 struct copy_argument {
@@ -21,6 +25,16 @@ struct wake_argument {
 _Static_assert(sizeof(struct copy_argument) == 40, "struct uffdio_copy and struct uffdio_move");
 _Static_assert(sizeof(struct range_argument) == 32, "struct uffdio_zeropage, _continue and _poison");
 _Static_assert(sizeof(struct wake_argument) == 16, "struct uffdio_range");
+
+ssize_t uffd_read(int uffd, struct uffd_message *messages, size_t count) {
+    struct iovec room = {.iov_base = messages, .iov_len = count * sizeof *messages};
+    ssize_t got = preadv2(uffd, &room, 1, -1, RWF_NOWAIT);
+    if (got < 0 && (errno == EOPNOTSUPP || errno == ENOSYS))
+        got = read(uffd, room.iov_base, room.iov_len);
+    return got;
+}
+
+void uffd_unblock(int uffd) { (void)fcntl(uffd, F_SETFL, O_NONBLOCK); }
 
 static int refused(struct placer *placer, uint32_t operation, int number) {
     placer->operation = operation;

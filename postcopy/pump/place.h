@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "pump.h"
 
@@ -36,6 +37,14 @@ struct uffd_message {
 _Static_assert(sizeof(struct uffd_message) == 32, "struct uffd_msg");
 
 enum outcome { OUTCOME_PLACED = 0, OUTCOME_PRESENT = 1, OUTCOME_RETRY = 2, OUTCOME_GONE = 3 };
+
+/*
+ * Read the messages that wait: bytes, or -1 with errno, EAGAIN where none does. It does not wait for one, whatever
+ * another holder of the same userfaultfd made of its O_NONBLOCK; before Linux 6.10 that alone decides.
+ */
+ssize_t uffd_read(int uffd, struct uffd_message *messages, size_t count);
+/* Another holder took O_NONBLOCK away, and poll() is of no use without it: set it again. */
+void uffd_unblock(int uffd);
 
 /* What placing needs to know and where it counts. `operation` and `number` tell of a failure. */
 struct placer {

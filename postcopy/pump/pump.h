@@ -86,6 +86,7 @@ struct pump_status {
     uint32_t region;
     uint64_t offset;
     uint64_t length;
+    uint32_t completed; /* it was complete before it failed: every page is here */
 };
 
 /* Counters of the destination. Each struct has one writing thread and its own cache lines. */

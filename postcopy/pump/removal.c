@@ -67,7 +67,9 @@ int take_removal(struct destination *pump, uint64_t start, uint64_t stop) {
         uint64_t end = stop < r->guest + r->size ? stop : r->guest + r->size;
         if (begin >= end || r->removal != REMOVAL_DISCARDS)
             continue;
-        if (discard_pages(pump, i, (begin - r->guest) / r->page_size, (end - r->guest) / r->page_size))
+        /* Of a huge page that went in part only, the rest is wanted: it is fetched whole. */
+        uint64_t first = (begin - r->guest + r->page_size - 1) / r->page_size, stop = (end - r->guest) / r->page_size;
+        if (first < stop && discard_pages(pump, i, first, stop))
             return -1;
     }
     return 0;

@@ -49,7 +49,7 @@ struct source {
     /* Owned by the push thread: what was read last, and what came of a beat. */
     uint8_t *push_content;
     uint64_t push_content_bytes;
-    uint8_t heard[sizeof(struct frame)];
+    uint8_t heard[16 * sizeof(struct frame)];
     uint64_t heard_end, push_received;
     struct beat push_beat;
 

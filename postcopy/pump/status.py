@@ -37,21 +37,23 @@ _OPERATIONS = {
 class PumpStatus:
     """`error` is None unless `state` is "failed" or "broken"; then it is one line for a person.
 
-    A pump that is broken has lost a connection, and goes on with new ones.
+    A pump that is broken has lost a connection, and goes on with new ones. `resident`: every page came, also where it
+    failed after that.
     """
 
     state: State
     error: str | None
+    resident: bool = False
 
 
 def read_status(status: Any, broken: Any, other_agent: str) -> PumpStatus:
     """Read a pump's two `struct pump_status`; `other_agent` names who is at the other end of the connections."""
     state = _STATES[status.state]
     if state == "failed":
-        return PumpStatus(state, _explain(status, other_agent))
+        return PumpStatus(state, _explain(status, other_agent), bool(status.completed))
     if state == "running" and _STATES[broken.state] == "failed":
         return PumpStatus("broken", _explain(broken, other_agent))
-    return PumpStatus(state, None)
+    return PumpStatus(state, None, state == "complete")
 
 
 def _explain(status: Any, other_agent: str) -> str:

@@ -261,8 +261,13 @@ ssize_t tls_send(struct tls *tls, const struct iovec *parts, uint32_t count) {
     while (sent < total) {
         errno = 0;
         int result = send_record(tls, parts, count, sent);
-        if (result <= 0)
-            return sent ? (ssize_t)sent : nothing(tls, result, errno);
+        if (result <= 0 && sent)
+            break;
+        if (result <= 0) {
+            ssize_t moved = nothing(tls, result, errno);
+            errno = moved ? errno : EPIPE; /* the other end has closed: nothing more can be sent */
+            return -1;
+        }
         tls->records++;
         sent += (uint64_t)result;
     }

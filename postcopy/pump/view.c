@@ -89,7 +89,7 @@ void views_poison(struct destination *pump, uint32_t region, uint64_t first, uin
 
 static int read_view(struct destination *pump, struct view *view) {
     struct uffd_message messages[MESSAGES_MAX];
-    ssize_t got = read(view->uffd, messages, sizeof messages);
+    ssize_t got = uffd_read(view->uffd, messages, MESSAGES_MAX);
     uint64_t read_at = now_ns();
     if (got < 0 && errno != EAGAIN && errno != EINTR)
         view_end(pump, view);

@@ -106,6 +106,42 @@ def test_memory_that_moves_cannot_be_followed() -> None:
     assert "following memory that was moved (mremap)" in run_in_child(moving)
 
 
+def moving_after_the_end() -> tuple[str, bool]:
+    with foreign(Feature.EVENT_REMAP) as stage:
+        stage.push.sendall(stage.frame(FrameType.ZERO, 0, 8) + END)
+        stage.finished()
+        os.read(stage.pump.event_fd, 8)
+        assert (stage.pump.status().state, stage.pump.status().resident) == ("complete", True)
+        to = calls.map_anonymous(stage.page_size)
+        calls.remap(stage.mapping.address + 4 * stage.page_size, stage.page_size, to=to)
+        stage.finished()
+        return str(stage.pump.status().error), stage.pump.status().resident
+
+
+def test_a_pump_that_can_serve_no_more_says_so_although_every_page_came() -> None:
+    error, resident = run_in_child(moving_after_the_end)
+    assert "following memory that was moved (mremap)" in error
+    assert resident
+
+
+def blocking() -> int:
+    with foreign(Feature(0)) as stage:
+        os.set_blocking(os.dup(stage.uffd.fd), True)
+        stage.push.sendall(stage.pages(0, 1))
+        touching = stage.touch(1)
+        stage.request(1)
+        stage.urgent.sendall(stage.pages(1, 2))
+        assert touching.done() == stage.content(2)
+        os.set_blocking(stage.uffd.fd, True)
+        assert stage.uffd.read() == []
+        stage.pump.stop()
+        return stage.pump.snapshot().pages_resident
+
+
+def test_another_holder_cannot_make_the_pump_wait_for_a_fault() -> None:
+    assert run_in_child(blocking) == 2
+
+
 def test_all_that_a_foreign_process_may_tell_has_to_be_taken_note_of() -> None:
     with pytest.raises(HostError, match="Invalid argument"):
         Stage("anonymous", 8, removal=Removal.UNTOLD, foreign=True)

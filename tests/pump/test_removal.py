@@ -90,6 +90,24 @@ def test_what_was_not_there_yet_is_zeros_and_never_fetched(type_name: str, place
     run_in_child(absent_pages, type_name, placement, advice)
 
 
+def half_a_page() -> None:
+    with Stage("hugetlb-2M", 3, Placement.CONTINUE, removal=Removal.DISCARDS) as stage:
+        half = stage.page_size // 2
+        calls.advise(stage.mapping.address + half, stage.page_size + stage.page_size, calls.MADV_REMOVE)
+        assert [stage.state(page) for page in range(3)] == [ABSENT, ZERO, ABSENT]
+        for page in range(3):
+            stage.push.sendall(stage.pages(page, page + 1))
+        stage.push.sendall(END)
+        stage.finished()
+        assert [stage.touch(page).done()[0] for page in range(3)] == [1, 0, 3]
+        assert [stage.memory(page)[-1] for page in range(3)] == [1, 0, 3]
+
+
+def test_a_page_of_which_only_a_part_was_given_back_keeps_the_rest(huge_pages: Callable[[str, int], None]) -> None:
+    huge_pages("hugetlb-2M", 16)
+    run_in_child(half_a_page)
+
+
 def awaited_page(type_name: str, placement: Placement, advice: str) -> None:
     with Stage(type_name, 2, placement, removal=Removal.DISCARDS) as stage:
         guest = stage.touch(1)
