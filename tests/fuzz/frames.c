@@ -168,7 +168,7 @@ static bool settled(const struct destination *pump, const struct model *model, b
     const struct destination_counters *counters = destination_counters(pump);
     const struct destination_channel *channel = push ? &counters->push : &counters->urgent;
     if (model->refusal)
-        return failed(destination_status(pump)) || whole(model);
+        return failed(destination_broken(pump)) || whole(model);
     if (model->ended && push)
         return atomic_load(&channel->ended);
     return channel->frames == model->frames && channel->bytes_received == stream.length &&
@@ -204,7 +204,7 @@ static void fuzz_destination(uint8_t choice) {
             sched_yield();
     }
     int sending = push ? pushed[0] : urgent[0];
-    send_stream(sending, destination_status(pump));
+    send_stream(sending, destination_broken(pump));
     uint64_t deadline = now_ns() + DEADLINE_NS;
     while (!settled(pump, &model, push)) {
         require(now_ns() < deadline, "the pump comes to no end");
@@ -220,9 +220,9 @@ static void fuzz_destination(uint8_t choice) {
         uint8_t wanted = model.wanted[touched][3] == WANT_ZERO ? 0 : model.content[touched][3][0];
         require(touch.seen == wanted, "the guest's thread saw another byte");
     }
-    uint32_t state = atomic_load(&destination_status(pump)->state), failure = destination_status(pump)->failure;
+    uint32_t state = atomic_load(&destination_broken(pump)->state), failure = destination_broken(pump)->failure;
     require(!model.refusal || whole(&model) || (state == PUMP_FAILED && failure == FAILURE_FRAME),
-            "a frame that is refused ends the pump");
+            "a frame that is refused breaks the connection");
     destination_stop(pump);
     check_pages(pump, &model);
     if (touches)
@@ -257,11 +257,11 @@ static void fuzz_source(void) {
     require(!source_attach(pump, ROLE_URGENT, urgent[1], NULL) && !source_attach(pump, ROLE_PUSH, pushed[1], NULL), "attach");
     source_guest_stopped(pump);
     require(!source_start(pump), "start");
-    send_stream(urgent[0], source_status(pump));
+    send_stream(urgent[0], source_broken(pump));
     const struct source_channel *counters = &source_counters(pump)->urgent;
     uint64_t deadline = now_ns() + DEADLINE_NS;
     for (bool whole = false; !whole;) {
-        whole = model.refusal ? failed(source_status(pump)) : counters->requests == model.frames;
+        whole = model.refusal ? failed(source_broken(pump)) : counters->requests == model.frames;
         bool more = collect(urgent[0]);
         uint64_t done = counters->pages + counters->zero + counters->ignored;
         whole = whole && !more && (model.refusal || (answered == counters->bytes_sent && done == counters->requests));
