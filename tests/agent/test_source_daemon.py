@@ -85,6 +85,13 @@ class PlayedSource:
         self.pushed = True
         self.end.set()
 
+    @property
+    def pause_state(self):
+        return None  # its connections never break
+
+    def resume(self, _where=None):
+        raise UsageError("the migration is not paused")
+
 
 @pytest.fixture
 def played():
