@@ -142,7 +142,7 @@ class CompletePump:
     def status(self):
         from postcopy.pump.status import PumpStatus
 
-        return PumpStatus("complete", None)
+        return PumpStatus("complete", None, resident=True)
 
     def snapshot(self):
         return None
