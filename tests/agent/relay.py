@@ -14,7 +14,7 @@ from pathlib import Path
 
 from postcopy.wire.control import ControlDecoder
 from postcopy.wire.messages import MESSAGES
-from postcopy.wire.preamble import Role, unpack
+from postcopy.wire.preamble import PREAMBLE_BYTES, Role, unpack
 
 from .fakes import SECONDS, connect
 
@@ -75,9 +75,11 @@ class Relay:
         far.settimeout(None)
         self._ends.append(far)
         try:
-            preamble = near.recv(64, socket.MSG_WAITALL)
+            preamble = near.recv(PREAMBLE_BYTES, socket.MSG_WAITALL)
             far.sendall(preamble)
         except OSError:  # cut at this very moment
+            return
+        if len(preamble) < PREAMBLE_BYTES:  # and so is this
             return
         if unpack(preamble).role is Role.MEMORY:
             pairs = [(self._pass_bytes, far, near), (self._pass_files, near, far)]

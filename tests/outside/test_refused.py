@@ -62,6 +62,10 @@ CASES = {
     "an address next to it": ({"entries": {0: {"base_host_virt_addr": -(1 << 40)}}}, "mapping 0: its userfaultfd traps nothing"),
     "of too much": ({"entries": {0: {"size": 1 << 62}}}, "more than 1 TiB of memory"),
     "longer than it is": ({"entries": {0: {"size": 64 << 30}}}, "mapping 0: its userfaultfd traps nothing"),
+    "an address that no process has": (
+        {"message": [ONE | {"base_host_virt_addr": (1 << 63) - (1 << 40)}]},
+        "mapping 0: its userfaultfd traps nothing",
+    ),
     "unaligned address": ({"entries": {0: {"base_host_virt_addr": 512}}}, "are no whole pages of 4096 bytes"),
     "unaligned size": ({"entries": {0: {"size": 1}}}, "are no whole pages of 4096 bytes"),
     "unaligned offset": ({"entries": {0: {"offset": 2048}}}, "are no whole pages of 4096 bytes"),

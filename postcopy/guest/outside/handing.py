@@ -167,8 +167,21 @@ def probe(uffd: Userfaultfd, address: int, length: int) -> str:
         ):
             outcome = uffd.copy(address, nothing, length).outcome
     except KernelError as refused:
+        if refused.number == EINVAL and not _exists(uffd, address, length):
+            return "gone"
         return {EFAULT: "trapped", EINVAL: "wrong"}.get(refused.number, str(refused))
     return "gone" if outcome is Outcome.GONE else "trapped"
+
+
+def _exists(uffd: Userfaultfd, address: int, length: int) -> bool:
+    """Return whether its process can have such addresses, mapped or not: waking nobody there asks for no more."""
+    try:
+        uffd.wake(address, length)
+    except KernelError as refused:
+        if refused.number != EINVAL:
+            raise
+        return False
+    return True
 
 
 def _check_trapped(uffd: Userfaultfd, number: int, mapping: Given) -> None:
