@@ -150,15 +150,13 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
             "--listen, --allow, --insecure and --max-postcopy-bandwidth are for a snapshot, --memory file:/PATH"
         )
     from agent.admin import admin_address  # noqa: PLC0415
-    from agent.daemon import Parent, run  # noqa: PLC0415
+    from agent.daemon import run, shared  # noqa: PLC0415
     from agent.returned_source import ReturnOptions, serve_return  # noqa: PLC0415
     from agent.source_daemon import SourceOptions, serve_source  # noqa: PLC0415
 
-    parent = Parent(rest["end_with_fd"], rest["scratch"])
-    admin = admin_address(rest["admin"]) if rest["admin"] else None
     if rest["resume"]:
-        known = (admin_address(rest["resume"]), admin, rest["ready_fd"], rest["poll_max_ns"], rest["give_up_after"])
-        run("source", serve_return(ReturnOptions(*known, parent, rest["tls_dir"])))
+        keeper = admin_address(rest["resume"])
+        run("source", serve_return(ReturnOptions(keeper=keeper, tls_dir=rest["tls_dir"], **shared(rest))))
     options = SourceOptions(
         memory=sized(memory, size),
         guest=rest["guest"],
@@ -166,11 +164,6 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
         workload=workload,
         seed=seed,
         cpus=rest["pin"],
-        admin=admin,
-        metrics=rest["metrics"],
-        ready_fd=rest["ready_fd"],
-        poll_max_ns=rest["poll_max_ns"],
-        give_up_after=rest["give_up_after"],
         steps_per_second=rest["steps_per_second"],
         steps_max=rest["steps"],
         blank=rest["blank"],
@@ -178,7 +171,7 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
         tls_dir=rest["tls_dir"],
         thp=rest["thp"],
         keeper=admin_address(rest["keeper"]) if rest["keeper"] else None,
-        parent=parent,
+        **shared(rest),
     )
     run("source", serve_source(options))
 
@@ -213,8 +206,7 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
 @click.option("--no-push", is_flag=True, help="With --from: fetch no page that is not touched.")
 def destination(listen: Address, mode: str, once: bool, **rest: Any) -> None:
     """Wait for a guest, run it while its memory arrives, and keep it; or serve outside VMMs."""
-    from agent.admin import admin_address  # noqa: PLC0415
-    from agent.daemon import Parent, run  # noqa: PLC0415
+    from agent.daemon import run, shared  # noqa: PLC0415
     from agent.destination_daemon import DestinationOptions, serve_destination  # noqa: PLC0415
 
     if rest["handover"] is not None:
@@ -231,13 +223,8 @@ def destination(listen: Address, mode: str, once: bool, **rest: Any) -> None:
         memory_dirs=rest["memory_dirs"],
         cpus=rest["pin"],
         once=once,
-        admin=admin_address(rest["admin"]) if rest["admin"] else None,
-        metrics=rest["metrics"],
-        ready_fd=rest["ready_fd"],
-        poll_max_ns=rest["poll_max_ns"],
-        give_up_after=rest["give_up_after"],
-        parent=Parent(rest["end_with_fd"], rest["scratch"]),
         trace=rest["trace"],
+        **shared(rest),
     )
     run("destination", serve_destination(options))
 

@@ -1,4 +1,4 @@
-"""What both daemons share: signals, telling that they are ready, metrics, and their end."""
+"""What all daemons share: options, metrics, the admin socket, telling that they are ready, signals, and their end."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import uvloop
 
-from agent import logs, notify
+from agent import logs, metrics, notify
+from agent.admin import AdminServer, Handler, admin_address
 from agent.security import privileges
 from postcopy.errors import UsageError
 from postcopy.link.about import About, speak_of
-from postcopy.link.address import UnixAddress
+from postcopy.link.address import TcpAddress, UnixAddress
 
 log = logging.getLogger("postcopy.agent")
 
@@ -32,6 +34,27 @@ class Parent:
 
     end_fd: int | None = None
     scratch: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DaemonOptions:
+    """What the command line of every daemon says."""
+
+    admin: UnixAddress | None
+    metrics: TcpAddress | None
+    ready_fd: int | None
+    poll_max_ns: int
+    parent: Parent
+    give_up_after: float | None = None
+
+
+def shared(said: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of DaemonOptions, of what click says."""
+    return {
+        "admin": admin_address(said["admin"]) if said["admin"] else None,
+        "parent": Parent(said["end_with_fd"], said["scratch"]),
+        **{name: said[name] for name in ("metrics", "ready_fd", "poll_max_ns", "give_up_after")},
+    }
 
 
 class Stop:
@@ -62,6 +85,32 @@ class Stop:
             shutil.rmtree(self._parent.scratch, ignore_errors=True)
         self.asked.set()
         self.again.set()
+
+
+def serve_metrics(options: DaemonOptions, figures: Callable[[], metrics.Figures]) -> None:
+    """Let whoever asks see the figures from now on, where that is wanted."""
+    if options.metrics is not None:
+        log.info("metrics: %s", metrics.serve(options.metrics, figures))
+
+
+@asynccontextmanager
+async def reachable(
+    options: DaemonOptions,
+    commands: dict[str, Handler],
+    figures: Callable[[], metrics.Figures],
+    words: str,
+    address: str = "",
+) -> AsyncIterator[AdminServer | None]:
+    """Open the admin socket, say in `words` that all is ready, and how the daemon stands while the block runs."""
+    async with AsyncExitStack() as stack:
+        admin = AdminServer(options.admin, commands) if options.admin is not None else None
+        if admin is not None:
+            await admin.open()
+            stack.push_async_callback(admin.close)
+        log.info("%s", words)
+        tell_ready(options.ready_fd, address)
+        stack.callback(asyncio.create_task(notify.keep_telling(figures)).cancel)
+        yield admin
 
 
 def tell_ready(ready_fd: int | None, address: str = "") -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from agent import metrics, notify, pausing
 from agent.admin import AdminServer, Tell
-from agent.daemon import Parent, Stop, end_without_cleaning, first_of, tell_ready
+from agent.daemon import DaemonOptions, Stop, end_without_cleaning, first_of, reachable, serve_metrics
 from agent.look import CELLS, look
 from agent.running_guest import CHECK, Use, check_guest, describe_end, describe_guest, describe_memory
 from postcopy import __version__
@@ -24,7 +24,7 @@ from postcopy.errors import UsageError
 from postcopy.guest import WorkloadGuest
 from postcopy.guest.kinds import kinds
 from postcopy.kernel.opening import available_features
-from postcopy.link.address import Address, TcpAddress, UnixAddress
+from postcopy.link.address import Address, TcpAddress
 from postcopy.link.destination import Destination
 from postcopy.link.tls import Credentials
 from postcopy.pump.histogram import Histogram
@@ -38,8 +38,8 @@ log = logging.getLogger("postcopy.agent")
 PART_SECONDS = 2.0
 
 
-@dataclass(frozen=True)
-class DestinationOptions:
+@dataclass(frozen=True, kw_only=True)
+class DestinationOptions(DaemonOptions):
     """What the command line of `postcopy destination` says."""
 
     listen: Address
@@ -49,13 +49,7 @@ class DestinationOptions:
     cpus: tuple[int, ...]
     once: bool
     tls: Credentials | None
-    admin: UnixAddress | None
-    metrics: TcpAddress | None
-    ready_fd: int | None
-    poll_max_ns: int
-    parent: Parent
     trace: Path | None = None
-    give_up_after: float | None = None
 
 
 async def serve_destination(options: DestinationOptions) -> int:
@@ -66,19 +60,14 @@ async def serve_destination(options: DestinationOptions) -> int:
     if isinstance(options.listen, TcpAddress):
         await asyncio.to_thread(available_features)
     async with AsyncExitStack() as stack:
-        if options.metrics is not None:
-            log.info("metrics: %s", metrics.serve(options.metrics, daemon.figures))
+        serve_metrics(options, daemon.figures)
         destination = await stack.enter_async_context(daemon.destination)
         address = str(destination.address)
-        admin = AdminServer(options.admin, daemon.commands()) if options.admin is not None else None
-        if admin is not None:
-            await admin.open()
-            stack.push_async_callback(admin.close)
         watching = asyncio.create_task(daemon.watch())
         stack.callback(watching.cancel)
-        log.info("destination: listening on %s%s", address, ", with TLS" if options.tls is not None else "")
-        tell_ready(options.ready_fd, address)
-        stack.callback(asyncio.create_task(notify.keep_telling(daemon.figures)).cancel)
+        words = f"destination: listening on {address}{', with TLS' if options.tls is not None else ''}"
+        showing = reachable(options, daemon.commands(), daemon.figures, words, address)
+        admin = await stack.enter_async_context(showing)
         await first_of(stop.asked, daemon.lost, daemon.over)
         await daemon.end_if_lost(admin)
         notify.tell("STOPPING=1\n")

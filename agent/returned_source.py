@@ -9,19 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent import pausing
-from agent.admin import AdminServer, Tell
-from agent.daemon import Parent, Stop, first_of, tell_ready
+from agent import metrics, notify, pausing
+from agent.admin import Tell
+from agent.daemon import DaemonOptions, Stop, first_of, reachable, serve_metrics
 from agent.kept import take_place
-from agent.running_guest import describe_end, describe_memory
+from agent.one_source import change, describe_source, figures_of_source
 from agent.security.options import credentials
-from postcopy import __version__
 from postcopy.errors import PostcopyError, UsageError
 from postcopy.guest.kinds import kind_named
 from postcopy.link.address import UnixAddress, parse_address
@@ -33,16 +30,11 @@ from postcopy.session.states import SWITCHED, State
 log = logging.getLogger("postcopy.agent")
 
 
-@dataclass(frozen=True)
-class ReturnOptions:
+@dataclass(frozen=True, kw_only=True)
+class ReturnOptions(DaemonOptions):
     """What the command line says."""
 
     keeper: UnixAddress
-    admin: UnixAddress | None
-    ready_fd: int | None
-    poll_max_ns: int
-    give_up_after: float | None
-    parent: Parent
     tls_dir: Path | None = None
 
 
@@ -55,17 +47,14 @@ async def serve_return(options: ReturnOptions) -> int:
     guest = KeptGuest(record, mappings, lambda memory, state: kind.empty(memory, record.guest[1]).load(state))
     source = Source(mappings, guest, poll_max_ns=options.poll_max_ns, give_up_after=options.give_up_after, keeping=kept)
     daemon = ReturnedSource(source, guest)
-    async with AsyncExitStack() as stack:
-        if options.admin is not None:
-            admin = AdminServer(options.admin, daemon.commands())
-            await admin.open()
-            stack.push_async_callback(admin.close)
+    serve_metrics(options, daemon.figures)
+    words = f"source: takes the place of an agent that was killed, with {record.address}"
+    async with reachable(options, daemon.commands(), daemon.figures, words):
         running = asyncio.create_task(source.take_up(record, tls=tls))
-        log.info("source: takes the place of an agent that was killed, with %s", record.address)
-        tell_ready(options.ready_fd)
         over = asyncio.Event()
         running.add_done_callback(lambda _: over.set())
         await first_of(stop.asked, over)
+        notify.tell("STOPPING=1\n")
         if stop.asked.is_set() and not over.is_set():
             await daemon.hurry()
             await first_of(stop.again, over)
@@ -127,31 +116,11 @@ class ReturnedSource:
 
     async def status(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Say where the migration is."""
-        source = self._source
-        return {
-            "schema_version": 1,
-            "role": "source",
-            "version": __version__,
-            "pid": os.getpid(),
-            "state": source.state.value,
-            "owner": source.owner.value,
-            "in_use": None,
-            "guest": None,
-            "memory": describe_memory(source.layout),
-            "pages": {"total": source.layout.pages, "placed": source.placed_pages},
-            "paused": source.pause_state,
-            "reconnects": source.reconnects,
-            "ended": describe_end(source.finish),
-            "report": source.report,
-        }
+        return describe_source(self._source)
 
     async def set(self, arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Change the running migration: limit its push, begin a push that was left out."""
-        if "rate" in arguments:
-            self._source.set_rate(arguments["rate"])
-        if arguments.get("push"):
-            await self._source.start_push()
-        return {"schema_version": 1, "state": self._source.state.value}
+        return await change(self._source, arguments)
 
     async def pause(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Close the connections."""
@@ -169,3 +138,7 @@ class ReturnedSource:
             raise UsageError("no migration can be cancelled: the guest runs at the destination")
         self._source.lose()
         return await pausing.lost(self._source)
+
+    def figures(self) -> metrics.Figures:
+        """Return what a scrape shows."""
+        return figures_of_source(self._source)

@@ -9,31 +9,29 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agent import metrics, notify, pausing
-from agent.admin import AdminServer, Tell
-from agent.daemon import Parent, Stop, end_without_cleaning, first_of, tell_ready
+from agent.admin import Tell
+from agent.daemon import DaemonOptions, Stop, end_without_cleaning, first_of, reachable, serve_metrics
 from agent.kept import Kept, start_keeper
 from agent.look import look
+from agent.one_source import change, describe_source, figures_of_source
 from agent.parameters import Memory
-from agent.running_guest import CHECK, MIGRATION, Use, check_guest, describe_end, describe_guest, describe_memory
+from agent.running_guest import CHECK, MIGRATION, Use, check_guest, describe_guest
 from agent.security.options import credentials_of_migration
-from postcopy import __version__
 from postcopy.errors import PostcopyError, UsageError
 from postcopy.guest import WorkloadGuest
 from postcopy.guest.kinds import kind_named
 from postcopy.kernel import Mapping, memory_type_at
-from postcopy.link.address import TcpAddress, UnixAddress, parse_address
+from postcopy.link.address import UnixAddress, parse_address
 from postcopy.link.source import Source
 from postcopy.link.tls import Credentials
 from postcopy.pages.regions import Region
-from postcopy.session.states import SWITCHED, Owner, State
-from postcopy.wire.frame import HEADER_BYTES
+from postcopy.session.states import SWITCHED, State
 
 log = logging.getLogger("postcopy.agent")
 
@@ -42,8 +40,8 @@ PROGRESS_SECONDS = 0.1
 PART_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class SourceOptions:
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(DaemonOptions):
     """What the command line of `postcopy source` says. Every memory has its size.
 
     `thp`: ask for huge pages. `holes`: what is blank is never written.
@@ -55,17 +53,11 @@ class SourceOptions:
     workload: str
     seed: int
     cpus: tuple[int, ...]
-    admin: UnixAddress | None
-    metrics: TcpAddress | None
-    ready_fd: int | None
-    poll_max_ns: int
     steps_per_second: int
     steps_max: int | None
     blank: float
-    parent: Parent
     thp: bool = False
     holes: bool = False
-    give_up_after: float | None = None
     keeper: UnixAddress | None = None
     tls_dir: Path | None = None
 
@@ -77,21 +69,15 @@ async def serve_source(options: SourceOptions) -> int:
     stop = Stop(options.parent)
     daemon = SourceDaemon(options)
     async with AsyncExitStack() as stack:
-        if options.metrics is not None:
-            log.info("metrics: %s", metrics.serve(options.metrics, daemon.figures))
+        serve_metrics(options, daemon.figures)
         await daemon.make_guest()
         await asyncio.to_thread(daemon.start_keeper)
         stack.callback(daemon.drop_guest)
         await stack.enter_async_context(daemon.source())
-        admin = AdminServer(options.admin, daemon.commands()) if options.admin is not None else None
-        if admin is not None:
-            await admin.open()
-            stack.push_async_callback(admin.close)
         daemon.guest.start()
         memory = ", ".join(one.describe() for one in options.memory)
-        log.info("source: a guest of %d vCPUs runs %s on %s", options.vcpus, options.workload, memory)
-        tell_ready(options.ready_fd)
-        stack.callback(asyncio.create_task(notify.keep_telling(daemon.figures)).cancel)
+        words = f"source: a guest of {options.vcpus} vCPUs runs {options.workload} on {memory}"
+        await stack.enter_async_context(reachable(options, daemon.commands(), daemon.figures, words))
         await first_of(stop.asked, daemon.lost)
         notify.tell("STOPPING=1\n")
         await daemon.finish(stop)
@@ -259,23 +245,8 @@ class SourceDaemon:
 
     async def status(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Say where the guest and the latest migration are."""
-        source = self._here()
-        return {
-            "schema_version": 1,
-            "role": "source",
-            "version": __version__,
-            "pid": os.getpid(),
-            "state": source.state.value,
-            "owner": source.owner.value,
-            "in_use": self.use.what or None,
-            "guest": {"workload": self.options.workload, **describe_guest(self.guest)} if self._guest_here() else None,
-            "memory": describe_memory(source.layout),
-            "pages": {"total": source.layout.pages, "placed": source.placed_pages},
-            "paused": source.pause_state,
-            "reconnects": source.reconnects,
-            "ended": describe_end(source.finish),
-            "report": source.report,
-        }
+        guest = {"workload": self.options.workload, **describe_guest(self.guest)} if self._guest_here() else None
+        return describe_source(self._here(), guest, self.use.what)
 
     async def look(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Say how the migration goes, for whoever looks again and again."""
@@ -357,36 +328,15 @@ class SourceDaemon:
     async def set(self, arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Change the running migration: limit its push, begin a push that was left out."""
         source = self._here()
-        if "rate" in arguments:
-            source.set_rate(arguments["rate"])
-        if arguments.get("push"):
-            await source.start_push()
-        return {"schema_version": 1, "state": source.state.value}
+        return await change(source, arguments)
 
     # --- metrics --------------------------------------------------------------------------------------------------
 
     def figures(self) -> metrics.Figures:
         """Return what a scrape shows."""
-        figures = metrics.Figures("source", migrations=dict(self._migrations))
-        source = self._source
-        if source is None:
-            return figures
-        figures.state, figures.owns_guest = source.state, source.owner is Owner.SOURCE
-        figures.reconnects = source.reconnects
-        figures.downtime_seconds, figures.duration_seconds = source.downtime, source.duration
-        total, left = source.layout.pages, source.layout.pages - source.placed_pages
-        figures.remaining_bytes = source.layout.size * left // total if source.state is not State.LOST else 0
-        if self._guest_here():
-            figures.stall = self.guest.stall
-        stats = source.snapshot()
-        if stats is None and source.report is not None:
-            figures.pages = {"handed_over": source.report["pages"].get("handed_over", 0)}
-        if stats is not None:
-            figures.pages = metrics.pages_sent(stats, source.layout.pages)
-            figures.transferred = {
-                ("sent", "urgent"): stats.bytes_sent_urgent,
-                ("sent", "push"): stats.bytes_sent_push,
-                ("received", "urgent"): stats.requests * HEADER_BYTES,
-                **metrics.control_bytes(source.control_bytes),
-            }
+        figures = metrics.Figures("source")
+        if self._source is not None:
+            figures = figures_of_source(self._source)
+            figures.stall = self.guest.stall if self._guest_here() else None
+        figures.migrations = dict(self._migrations)
         return figures

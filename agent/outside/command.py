@@ -6,8 +6,7 @@ from typing import Any, NoReturn
 
 import click
 
-from agent.admin import admin_address
-from agent.daemon import Parent, run
+from agent.daemon import run, shared
 from agent.outside.outside_daemon import OutsideOptions, serve_outside
 from agent.outside.snapshot_daemon import SnapshotOptions, serve_snapshot
 from agent.parameters import Memory
@@ -32,7 +31,7 @@ def run_snapshot(memory: tuple[Memory, ...], rest: dict[str, Any]) -> NoReturn:
         tls=credentials(
             rest["listen"] or SNAPSHOT_LISTEN, rest["tls_dir"], insecure=rest["insecure"], allow=rest["allow"]
         ),
-        **common(rest),
+        **shared(rest),
     )
     run("source", serve_snapshot(options))
 
@@ -55,20 +54,9 @@ def run_outside(handover: Address, listen: Address, fetch: Address | None, rest:
         tls=credentials(
             listen if fetch is None else fetch, rest["tls_dir"], insecure=rest["insecure"], allow=rest["allow"]
         ),
-        **common(rest),
+        **shared(rest),
     )
     run("destination", serve_outside(options))
-
-
-def common(rest: dict[str, Any]) -> dict[str, Any]:
-    """Return what all daemons have."""
-    return {
-        "admin": admin_address(rest["admin"]) if rest["admin"] else None,
-        "metrics": rest["metrics"],
-        "ready_fd": rest["ready_fd"],
-        "poll_max_ns": rest["poll_max_ns"],
-        "parent": Parent(rest["end_with_fd"], rest["scratch"]),
-    }
 
 
 def given(name: str) -> bool:

@@ -7,28 +7,27 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from agent import metrics
-from agent.admin import AdminServer, Tell
-from agent.daemon import Parent, Stop, first_of, tell_ready
+from agent import metrics, notify
+from agent.admin import Tell
+from agent.daemon import DaemonOptions, Stop, reachable, serve_metrics
 from agent.outside.sums import add, busiest, no_less, of_destination
 from agent.running_guest import describe_end, describe_memory
 from postcopy import __version__
 from postcopy.errors import UsageError
 from postcopy.guest.outside.serving import OutsideDestination
 from postcopy.guest.outside.session import OutsideInterpreter
-from postcopy.link.address import Address, TcpAddress, UnixAddress
+from postcopy.link.address import Address, UnixAddress
 from postcopy.link.tls import Credentials
 from postcopy.session.commands import Finish
 
 log = logging.getLogger("postcopy.agent")
 
 
-@dataclass(frozen=True)
-class OutsideOptions:
+@dataclass(frozen=True, kw_only=True)
+class OutsideOptions(DaemonOptions):
     """What the command line of `postcopy destination --handover` says. `fetch` or `listen` is None."""
 
     handover: UnixAddress
@@ -36,32 +35,21 @@ class OutsideOptions:
     listen: Address | None
     push: bool
     tls: Credentials | None
-    admin: UnixAddress | None
-    metrics: TcpAddress | None
-    ready_fd: int | None
-    poll_max_ns: int
-    parent: Parent
 
 
 async def serve_outside(options: OutsideOptions) -> int:
     """Run the daemon; return its exit status."""
     stop = Stop(options.parent)
     daemon = OutsideDaemon(options)
-    async with AsyncExitStack() as stack:
-        if options.metrics is not None:
-            log.info("metrics: %s", metrics.serve(options.metrics, daemon.figures))
-        destination = await stack.enter_async_context(daemon.destination)
-        if options.admin is not None:
-            admin = AdminServer(options.admin, daemon.commands())
-            await admin.open()
-            stack.push_async_callback(admin.close)
-        pages = (
-            f"pages come from {options.fetch}" if options.fetch is not None else f"sources dial {destination.address}"
-        )
-        log.info("destination: processes hand their memory over at %s, %s", options.handover, pages)
-        tell_ready(options.ready_fd, str(destination.address))
-        await first_of(stop.asked)
-        return daemon.verdict(await destination.close())
+    serve_metrics(options, daemon.figures)
+    async with daemon.destination as destination:
+        address = str(destination.address)
+        pages = f"pages come from {options.fetch}" if options.fetch is not None else f"sources dial {address}"
+        words = f"destination: processes hand their memory over at {options.handover}, {pages}"
+        async with reachable(options, daemon.commands(), daemon.figures, words, address):
+            await stop.asked.wait()
+            notify.tell("STOPPING=1\n")
+            return daemon.verdict(await destination.close())
 
 
 class OutsideDaemon:

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent import metrics
-from agent.admin import AdminServer, Tell
-from agent.daemon import Parent, Stop, first_of, tell_ready
+from agent import metrics, notify
+from agent.admin import Tell
+from agent.daemon import DaemonOptions, Stop, reachable, serve_metrics
 from agent.outside.sums import add, busiest, of_source
 from agent.running_guest import describe_end
 from postcopy import __version__
 from postcopy.errors import UsageError
-from postcopy.link.address import Address, TcpAddress, UnixAddress
+from postcopy.link.address import Address
 from postcopy.link.fetched import FetchedInterpreter
 from postcopy.link.snapshot import Snapshot
 from postcopy.link.tls import Credentials
@@ -30,38 +29,28 @@ from postcopy.session.states import State
 log = logging.getLogger("postcopy.agent")
 
 
-@dataclass(frozen=True)
-class SnapshotOptions:
+@dataclass(frozen=True, kw_only=True)
+class SnapshotOptions(DaemonOptions):
     """What the command line of `postcopy source --memory file:PATH` says."""
 
     path: Path
     listen: Address
     rate: int | None
     tls: Credentials | None
-    admin: UnixAddress | None
-    metrics: TcpAddress | None
-    ready_fd: int | None
-    poll_max_ns: int
-    parent: Parent
 
 
 async def serve_snapshot(options: SnapshotOptions) -> int:
     """Run the daemon; return its exit status."""
     stop = Stop(options.parent)
     daemon = SnapshotDaemon(options)
-    async with AsyncExitStack() as stack:
-        if options.metrics is not None:
-            log.info("metrics: %s", metrics.serve(options.metrics, daemon.figures))
-        snapshot = await stack.enter_async_context(daemon.snapshot)
+    serve_metrics(options, daemon.figures)
+    async with daemon.snapshot as snapshot:
         address = str(snapshot.address)
-        if options.admin is not None:
-            admin = AdminServer(options.admin, daemon.commands())
-            await admin.open()
-            stack.push_async_callback(admin.close)
-        log.info("source: %s (%s) is served at %s", options.path, format_size(snapshot.file.size), address)
-        tell_ready(options.ready_fd, address)
-        await first_of(stop.asked)
-        return daemon.verdict()
+        words = f"source: {options.path} ({format_size(snapshot.file.size)}) is served at {address}"
+        async with reachable(options, daemon.commands(), daemon.figures, words, address):
+            await stop.asked.wait()
+            notify.tell("STOPPING=1\n")
+            return daemon.verdict()
 
 
 class SnapshotDaemon:
