@@ -65,6 +65,22 @@ class Mapping:
             self.close()
             raise
 
+    def read(self, offset: int, length: int) -> bytes:
+        """Copy bytes out of the guest's mapping, as a guest would; waits for a missing page with the GIL given up."""
+        return calls.read_memory(self._inside(offset, length), length)
+
+    def write(self, offset: int, content: bytes) -> None:
+        """Copy bytes into the guest's mapping; waits as read() does."""
+        calls.write_memory(self._inside(offset, len(content)), content)
+
+    def _inside(self, offset: int, length: int) -> int:
+        """Return the address of bytes that are all in the region; ValueError where they are not, or it is closed."""
+        if not self.address or not (offset >= 0 and 0 <= length <= self.region.size - offset):
+            raise ValueError(
+                f"{length} bytes at offset {offset:#x} are not in {self.region.size} bytes that are mapped"
+            )
+        return self.address + offset
+
     def data_extents(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
         """Yield (offset, length) of what may hold data from `start` up to `stop`, ascending, in whole pages.
 

@@ -1,14 +1,17 @@
 """What a migration needs of a guest: whoever wires the rooms together hands one in, this room knows no guest itself.
 
 At the source a guest is handed in. At the destination kinds of guest are, by name: a kind makes ready what can be made
-ready before the source's guest stops, and that becomes the guest when its state is there.
+ready before the source's guest stops, and that becomes the guest when its state is there. `GuestBase` and
+`KindFromState` are what a guest of one's own is written in few lines with.
 """
 
 from __future__ import annotations
 
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as ReadOnly
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from postcopy.kernel import Mapping
 from postcopy.pump.histogram import Histogram
@@ -89,3 +92,72 @@ class GuestKind(Protocol):
 
 Kinds = ReadOnly[str, GuestKind]
 """The kinds of guest that an agent knows, by name."""
+
+
+class GuestBase(ABC):
+    """A guest of one's own: `kind` names it, start(), stop() and save() are to be written, the rest may stay.
+
+    Whatever runs on the memory calls stepped() as soon as it has done something, at each start anew: until then the
+    guest counts as standing still. `vcpus` and `stall` (a Histogram) only appear in reports.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, *, vcpus: int = 1) -> None:
+        self.vcpus = vcpus
+        self.stall = Histogram()
+        self.first_step_at: float | None = None
+        self.last_step_at: float | None = None
+
+    def stepped(self) -> None:
+        """Note that a step was completed just now. Any thread may call it."""
+        self.last_step_at = time.monotonic()
+        if self.first_step_at is None:
+            self.first_step_at = self.last_step_at
+
+    @abstractmethod
+    def start(self) -> None:
+        """Let the vCPUs go on, without waiting for them. Set `first_step_at` to None where they ran before."""
+
+    @abstractmethod
+    def stop(self, deadline: float = 10.0) -> None:
+        """Return when every vCPU is parked; PostcopyError where one is not after `deadline` seconds."""
+
+    @abstractmethod
+    def save(self) -> dict[str, Any]:
+        """Return all of the stopped guest but its memory, made of what msgpack carries."""
+
+    def close(self) -> None:
+        """End the vCPUs; the memory stays."""
+        self.stop()
+
+
+class KindFromState:
+    """A kind of guest for which nothing but its memory is made ready: `load(mappings, state)` makes it, parked.
+
+    load() must not touch the memory, and should be quick: the guest stands still meanwhile. `state` is what save() of
+    the guest returned at the source; whoever may connect could have sent it, so what makes no sense is to be refused.
+    """
+
+    def __init__(self, load: Callable[[Sequence[Mapping], Any], MigratingGuest], *, vcpus_max: int = 1) -> None:
+        self._load = load
+        self.vcpus_max = vcpus_max
+
+    def check_host(self) -> None:
+        """Find nothing lacking."""
+
+    def empty(self, mappings: Sequence[Mapping], _vcpus: int) -> EmptyGuest:
+        """Keep the memory until the state comes."""
+        return _OnlyMemory(mappings, self._load)
+
+
+class _OnlyMemory:
+    def __init__(self, mappings: Sequence[Mapping], load: Callable[[Sequence[Mapping], Any], MigratingGuest]) -> None:
+        self._mappings = mappings
+        self._load = load
+
+    def load(self, state: object) -> MigratingGuest:
+        return self._load(self._mappings, state)
+
+    def close(self) -> None:
+        """Give nothing back: the memory is the caller's."""

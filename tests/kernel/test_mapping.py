@@ -244,3 +244,17 @@ def test_a_close_that_failed_is_not_tried_again_on_somebody_elses_descriptor(clo
     assert elses == descriptor, "the number is given again"
     holder.close()
     os.close(elses)
+
+
+def test_memory_is_read_and_written_within_its_bounds():
+    with memory_type("shmem").allocate(Region(0, "shmem", PAGE, 2 * PAGE), alias=False) as mapping:
+        mapping.write(PAGE - 1, b"ab")
+        assert mapping.read(PAGE - 2, 4) == b"\0ab\0"
+        assert mapping.read(2 * PAGE, 0) == b""
+        for offset, length in ((-1, 1), (2 * PAGE, 1), (0, 2 * PAGE + 1), (0, -1), (1 << 64, 1)):
+            with pytest.raises(ValueError, match="are not in 8192 bytes that are mapped"):
+                mapping.read(offset, length)
+        with pytest.raises(ValueError, match="are not in"):
+            mapping.write(2 * PAGE - 1, b"ab")
+    with pytest.raises(ValueError, match="are not in"):
+        mapping.read(0, 1)  # closed

@@ -134,6 +134,54 @@ def test_a_failure_before_run_leaves_both_as_they_were():
     assert run_in_child(play, "uvloop", fail_and_try_again, deadline=SECONDS) == 2
 
 
+async def with_a_guest_of_ones_own():
+    """The state makes no sense to the destination: its own words come back, and the guest goes on at the source."""
+    from postcopy.errors import ProtocolError
+    from postcopy.kernel import memory_type
+    from postcopy.link import Destination, GuestBase, KindFromState, Source
+    from postcopy.pages import Region
+
+    class Idle(GuestBase):
+        kind = "idle"
+        starts = 0
+
+        def start(self):
+            self.starts += 1
+            self.first_step_at = None
+            self.stepped()
+
+        def stop(self, deadline=10.0):
+            pass
+
+        def save(self):
+            return {"starts": self.starts}
+
+    def load(mappings, state):
+        if state != {"starts": 2}:
+            raise ProtocolError(f"no state of ours: {state}")
+        return Idle()
+
+    region = Region(0, "shmem", 4096, SIZE)
+    with memory_type("shmem").allocate(region, alias=False) as mapping:
+        mapping.write(4096, b"one page of data")
+        guest = Idle()
+        guest.start()
+        kinds = {"idle": KindFromState(load, vcpus_max=1)}
+        async with Destination("tcp:127.0.0.1:0", kinds) as destination, Source([mapping], guest) as source:
+            with pytest.raises(MigrationFailed, match=r"no state of ours: \{'starts': 1\}") as caught:
+                await source.migrate(str(destination.address))
+            assert (caught.value.owner, guest.starts) == ("source", 2)
+            report = await source.migrate(str(destination.address))
+            assert destination.guest.starts == 1
+            assert report["downtime_seconds"] > 0
+            return report["pages"]
+
+
+def test_a_guest_of_ones_own():
+    pages = run_in_child(play, "asyncio", with_a_guest_of_ones_own, deadline=SECONDS)
+    assert (pages["total"], pages["zero"]) == (4096, 4095)
+
+
 async def cancel_on_leaving():
     """Leaving the source's block cancels what has not switched over; here the other side never answers."""
     from postcopy.link import Source
