@@ -6,7 +6,6 @@ Mappings enter and a Keeping for the source leaves; or the address of a keeper e
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import struct
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from agent import keeper
 from postcopy.errors import HostError, UsageError
 from postcopy.kernel import Mapping
+from postcopy.kernel.handover import receive_with_files
 from postcopy.link.address import UnixAddress
 from postcopy.link.keeping import Record
 from postcopy.link.listen import remove_stale
@@ -100,7 +100,7 @@ def take_place(address: UnixAddress) -> tuple[Kept, Record, list[Mapping]]:
     connection.settimeout(ANSWER_SECONDS)
     try:
         connection.connect(address.path)
-        head, files, _, _ = socket.recv_fds(connection, struct.calcsize("<cI"), REGIONS_MAX)
+        head, files, _ = receive_with_files(connection, struct.calcsize("<cI"), REGIONS_MAX)
         if not head:
             raise ConnectionResetError("it has nothing to go on with, or its agent lives")
         _, length = struct.unpack("<cI", head)
@@ -110,6 +110,5 @@ def take_place(address: UnixAddress) -> tuple[Kept, Record, list[Mapping]]:
         raise UsageError(f"no migration can be taken up at {address}: {error.strerror or error}") from error
     mappings = []
     for index, ((kind, page_size, size), file) in enumerate(zip(record.regions, files, strict=True)):
-        os.set_inheritable(file, False)
         mappings.append(Mapping(Region(index, kind, page_size, size), file, alias=False))
     return Kept(connection), record, mappings

@@ -39,15 +39,9 @@ def receive_files(connection: socket.socket, word: bytes, count: int) -> list[in
 
     Raises FilesError where something else came, and keeps nothing of it; BlockingIOError where nothing has come yet.
     """
-    # One file more than is wanted has room: so too many are told from just enough.
-    space = socket.CMSG_SPACE((count + 1) * array.array("i").itemsize)
-    content, ancillary, _, _ = connection.recvmsg(len(word), space, socket.MSG_CMSG_CLOEXEC)
-    files = array.array("i")
-    for level, kind, payload in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            files.frombytes(payload[: len(payload) - len(payload) % files.itemsize])
+    content, files, _ = receive_with_files(connection, len(word), count + 1)  # so too many are told from just enough
     if content == word and len(files) == count:
-        return files.tolist()
+        return files
     close_files(files)
     if not content:
         raise FilesError("the memory connection ended before the files came")
@@ -55,6 +49,20 @@ def receive_files(connection: socket.socket, word: bytes, count: int) -> list[in
         raise FilesError(f"the memory connection carries the byte {content.hex()}, not {word.hex()} and files")
     came = f"{len(files)}" if len(files) <= count else f"more than {count}"
     raise FilesError(f"{came} files came for {count} regions")
+
+
+def receive_with_files(connection: socket.socket, length: int, room: int) -> tuple[bytes, list[int], bool]:
+    """Return bytes of a Unix socket, the files that came with them (not inherited), and whether more than `room` did.
+
+    The files are the caller's, whatever he makes of the bytes. OSError as from recv().
+    """
+    files = array.array("i")
+    space = socket.CMSG_SPACE(room * files.itemsize)
+    content, ancillary, flags, _ = connection.recvmsg(length, space, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, payload in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            files.frombytes(payload[: len(payload) - len(payload) % files.itemsize])
+    return content, files.tolist(), bool(flags & socket.MSG_CTRUNC)
 
 
 def close_files(files: Sequence[int]) -> None:
@@ -78,13 +86,18 @@ def seal_files(regions: Sequence[Region], files: Sequence[int]) -> None:
     """
     known: dict[tuple[int, int], int] = {}
     for region, file in zip(regions, files, strict=True):
-        why = _closed_to_us(file) or _not_sealed(file) or _unlike(region, file)
+        why = why_not_memory(file) or _unlike(region, file)
         if why is not None:
             raise UsageError(f"region {region.index} ({region.type}) cannot be handed over: {why}")
         found = os.fstat(file)
         other = known.setdefault((found.st_dev, found.st_ino), region.index)
         if other != region.index:
             raise UsageError(f"region {region.index} ({region.type}) is the same file as region {other}")
+
+
+def why_not_memory(file: int) -> str | None:
+    """Seal a file against a change of its size, for good; say why it cannot be guest memory, None where it can."""
+    return _closed_to_us(file) or _not_sealed(file)
 
 
 def _closed_to_us(file: int) -> str | None:

@@ -11,6 +11,7 @@ import socket
 
 from postcopy.errors import LinkError
 from postcopy.link.limits import HANDSHAKE_SECONDS
+from postcopy.link.sockets import ready
 from postcopy.pump.tls import TlsSession
 from postcopy.wire.preamble import ACCEPTED, Preamble, psk_identity
 
@@ -22,7 +23,7 @@ async def shake_hands(connection: socket.socket, preamble: Preamble, token: byte
     try:
         async with asyncio.timeout(HANDSHAKE_SECONDS):
             while (wanted := session.handshake()) != "done":
-                await _ready(connection, writable=wanted == "write")
+                await ready(connection, writable=wanted == "write")
     except TimeoutError:
         session.close()
         raise LinkError(f"no TLS: no handshake within {HANDSHAKE_SECONDS:g} s") from None
@@ -35,23 +36,6 @@ async def shake_hands(connection: socket.socket, preamble: Preamble, token: byte
 async def await_accepted(connection: socket.socket, session: TlsSession) -> None:
     """Wait for the byte that says that the connection is attached; LinkError if another comes, or none."""
     while (answer := session.receive(1)) is None:
-        await _ready(connection, writable=False)
+        await ready(connection)
     if answer != ACCEPTED:
         raise LinkError("it was not accepted")
-
-
-async def _ready(connection: socket.socket, *, writable: bool) -> None:
-    """Wait until a socket can be read or written."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    if writable:
-        loop.add_writer(connection.fileno(), ready.set)
-    else:
-        loop.add_reader(connection.fileno(), ready.set)
-    try:
-        await ready.wait()
-    finally:
-        if writable:
-            loop.remove_writer(connection.fileno())
-        else:
-            loop.remove_reader(connection.fileno())

@@ -15,7 +15,7 @@ import logging
 import socket
 import stat
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,20 +101,11 @@ class Listener:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._lines.sum_up()
         if self._socket is not None:
-            self._socket.close()
+            unbind(self._socket, self.address)
             self._socket = None
-            if not isinstance(self.address, TcpAddress):
-                Path(self.address.path).unlink(missing_ok=True)
 
     async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listening)
-            except OSError as error:
-                log.warning("cannot accept a connection: %s", reason(error))
-                await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
-                continue
+        async for connection in connections(listening):
             task = asyncio.create_task(self._prove(connection, name_of(connection)))
             self._unproven[task] = network_of(connection)
             task.add_done_callback(lambda task: self._unproven.pop(task, None))
@@ -274,6 +265,19 @@ def network_of(connection: socket.socket) -> str:
     return str(address if address.version == 4 else ipaddress.ip_network((int(address), 64), strict=False))
 
 
+async def connections(listening: socket.socket) -> AsyncIterator[socket.socket]:
+    """Accept for ever, whatever one connection or another comes to."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            connection, _ = await loop.sock_accept(listening)
+        except OSError as error:
+            log.warning("cannot accept a connection: %s", reason(error))
+            await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
+        else:
+            yield connection
+
+
 def bind(address: Address) -> socket.socket:
     """Return a listening, non-blocking socket; UsageError says which address cannot be had and why.
 
@@ -303,6 +307,13 @@ def bind(address: Address) -> socket.socket:
     except OSError as error:
         raise UsageError(f"cannot listen on {address}: {reason(error)}") from error
     return listening
+
+
+def unbind(listening: socket.socket, address: Address) -> None:
+    """Listen no more; the file of a Unix socket goes with it."""
+    listening.close()
+    if not isinstance(address, TcpAddress):
+        Path(address.path).unlink(missing_ok=True)
 
 
 def remove_stale(path: str) -> None:

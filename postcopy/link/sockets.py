@@ -1,11 +1,12 @@
 """Options of every socket that carries a migration, in one place, with the reason beside each.
 
 A fresh socket enters; it leaves without delay, with an end to silence, and with as much buffer as its role may have.
-Of a Unix socket the kernel says who is at the other end.
+Of a Unix socket the kernel says who is at the other end. Who reads and writes by himself waits here until he may.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import struct
@@ -47,6 +48,18 @@ def tune(connection: socket.socket, role: Role) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PUSH_RECEIVE_BYTES)
 
 
+async def ready(connection: socket.socket, *, writable: bool = False) -> None:
+    """Wait until a socket can be read, or else written."""
+    loop = asyncio.get_running_loop()
+    came = asyncio.Event()
+    watch, leave = (loop.add_writer, loop.remove_writer) if writable else (loop.add_reader, loop.remove_reader)
+    watch(connection.fileno(), came.set)
+    try:
+        await came.wait()
+    finally:
+        leave(connection.fileno())
+
+
 def name_of(connection: socket.socket) -> str:
     """Name the other end for a log line."""
     if connection.family == socket.AF_UNIX:
@@ -66,8 +79,9 @@ def peer_of(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def check_peer(connection: socket.socket) -> None:
-    """Raise ProtocolError unless the other end of a Unix socket is root or the user this process runs as."""
+def check_peer(connection: socket.socket) -> int:
+    """Return the process at the other end of a Unix socket; ProtocolError unless it is root's or this user's."""
     pid, uid = peer_of(connection)
     if uid not in {0, os.geteuid()}:
         raise ProtocolError(f"process {pid} of user {uid} is neither of this agent's user nor root")
+    return pid

@@ -6,7 +6,6 @@ why it is not taken. Until the source has sent Run its guest goes on upon the sa
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 from collections import deque
@@ -19,24 +18,18 @@ from postcopy.kernel.handover import close_files, receive_files, seal_files
 from postcopy.link.guest import Kinds
 from postcopy.link.placement import handling, traps_handed_over
 from postcopy.link.prepare import Memory, check_guest, open_userfaultfd, register
+from postcopy.link.sockets import ready
 from postcopy.wire.control import LayoutOffer
 from postcopy.wire.preamble import ACCEPTED, FILES
 
 
 async def take_files(connection: socket.socket, count: int) -> list[int]:
     """Accept the memory connection and wait for the files of `count` regions; FilesError where others came."""
-    readable = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(connection.fileno(), readable.set)
-    try:
-        connection.send(ACCEPTED)
-        while True:
-            await readable.wait()
-            readable.clear()
-            with contextlib.suppress(BlockingIOError):
-                return receive_files(connection, FILES, count)
-    finally:
-        loop.remove_reader(connection.fileno())
+    connection.send(ACCEPTED)
+    while True:
+        await ready(connection)
+        with contextlib.suppress(BlockingIOError):
+            return receive_files(connection, FILES, count)
 
 
 def take_over(offer: LayoutOffer, files: list[int], mode: str, kinds: Kinds) -> Memory:

@@ -115,6 +115,7 @@ def test_the_destination_ends_with_a_process_whose_pages_are_all_there(tmp_path,
             there.until(lambda now: now["processes"] and now["processes"][0]["report"])
             there.signal(signal.SIGTERM)
             assert there.wait() == 0
+            assert not Path(uffd_socket).exists()
             vmm.call("remove", 0, PAGE)
             assert vmm.call("wrong", 0) == []  # zeros that were never touched among them: nobody waits
 

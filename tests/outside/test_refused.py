@@ -88,7 +88,7 @@ CASES = {
     "an object without names": ({"message": {"mappings": [ONE]}}, 'wanted "descriptors" to name them'),
     "an object with more": ({"message": {"mappings": [ONE], "x": 1}}, "unknown field 'x'"),
     "two of one name": ({"message": {"mappings": [ONE], "descriptors": ["userfaultfd"] * 2}}, "wanted one userfaultfd"),
-    "a file that cannot be sealed": ({"shared": "unsealed"}, "cannot be sealed against a change of size"),
+    "a file that cannot be sealed": ({"shared": "unsealed"}, "its file does not let itself be sealed against a change of size"),
     "a file and MISSING alone": ({"shared": True, "mappings": ((MIB, 0),), "entries": {0: {"offset": 1 << 30}}}, "beyond the memory's file"),
 }  # fmt: skip
 
@@ -182,7 +182,7 @@ def test_another_user_is_refused_even_where_the_mode_lets_it_in(served):
         for one, mode in modes.items():
             one.chmod(mode)
         link.chmod(0o600)
-    assert "of user 65534 may not hand memory to this agent" in refusal(there, before)
+    assert "of user 65534 is neither of this agent's user nor root" in refusal(there, before)
 
 
 def test_a_mapping_beyond_the_file_ends_its_process_and_no_other(served):

@@ -6,9 +6,7 @@ refused is closed again, every descriptor that came with it included.
 
 from __future__ import annotations
 
-import array
 import asyncio
-import fcntl
 import mmap
 import os
 import socket
@@ -22,6 +20,8 @@ from postcopy.guest.outside.poison import poison_what_is_there
 from postcopy.guest.outside.process import Process
 from postcopy.kernel import Mode, Outcome, Userfaultfd, calls
 from postcopy.kernel.abi import Ioctl
+from postcopy.kernel.handover import close_files, receive_with_files, why_not_memory
+from postcopy.link.sockets import ready
 
 # Everything is sent at once by whoever means it.
 MESSAGE_SECONDS = 5.0
@@ -30,7 +30,6 @@ MESSAGE_SECONDS = 5.0
 _DESCRIPTORS_ROOM = 16
 _READ_BYTES = 16 << 10
 _SMALL_PAGE = 4096
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 class HandedOver:
@@ -67,7 +66,7 @@ async def take(connection: socket.socket) -> HandedOver:
     with ExitStack() as undo:
         undo.callback(process.close)
         descriptors: list[int] = []
-        undo.callback(_close_all, descriptors)
+        undo.callback(close_files, descriptors)
         try:
             async with asyncio.timeout(MESSAGE_SECONDS):
                 data = await _receive(connection, descriptors)
@@ -83,23 +82,12 @@ async def take(connection: socket.socket) -> HandedOver:
         return handed
 
 
-def _close_all(descriptors: list[int]) -> None:
-    for one in descriptors:
-        os.close(one)
-
-
 async def _receive(connection: socket.socket, descriptors: list[int]) -> bytes:
     """Read until a message is whole. Descriptors are kept in the list, whatever happens."""
-    loop = asyncio.get_running_loop()
     connection.setblocking(False)
     data = b""
     while not data or not complete(data):
-        ready = asyncio.Event()
-        loop.add_reader(connection, ready.set)
-        try:
-            await ready.wait()
-        finally:
-            loop.remove_reader(connection)
+        await ready(connection)
         try:
             piece = _read(connection, descriptors)
         except BlockingIOError:
@@ -114,14 +102,9 @@ async def _receive(connection: socket.socket, descriptors: list[int]) -> bytes:
 
 
 def _read(connection: socket.socket, descriptors: list[int]) -> bytes:
-    integers = array.array("i")
-    space = socket.CMSG_SPACE(_DESCRIPTORS_ROOM * integers.itemsize)
-    piece, ancillary, flags, _ = connection.recvmsg(_READ_BYTES, space, socket.MSG_CMSG_CLOEXEC)
-    for level, kind, payload in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            integers.frombytes(payload[: len(payload) - len(payload) % integers.itemsize])
-    descriptors += integers
-    if flags & socket.MSG_CTRUNC:
+    piece, came, more = receive_with_files(connection, _READ_BYTES, _DESCRIPTORS_ROOM)
+    descriptors += came
+    if more:
         raise ProtocolError(f"more than {_DESCRIPTORS_ROOM} descriptors came")
     return piece
 
@@ -202,18 +185,9 @@ def _check_trapped(uffd: Userfaultfd, number: int, mapping: Given) -> None:
 
 def _check_file(memory_fd: int, uffd: Userfaultfd, message: Message) -> None:
     """See that the file can be filled and never cut short, and that its pages are trapped where it has them, too."""
-    if fcntl.fcntl(memory_fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
-        raise ProtocolError("the memory's file is not open for reading and writing")
-    with suppress(OSError):
-        fcntl.fcntl(memory_fd, fcntl.F_ADD_SEALS, _SEALS)
-    try:
-        sealed = fcntl.fcntl(memory_fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
-    except OSError:
-        sealed = False
-    if not sealed:
-        raise ProtocolError(
-            "the memory's file cannot be sealed against a change of size: make it with MFD_ALLOW_SEALING"
-        )
+    why = why_not_memory(memory_fd)
+    if why is not None:
+        raise ProtocolError(f"the memory cannot be filled through the file that was offered: {why}")
     size = os.fstat(memory_fd).st_size
     for number, one in enumerate(message.mappings):
         if one.offset + one.size > size:

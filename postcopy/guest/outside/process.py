@@ -11,9 +11,9 @@ import select
 import socket
 import struct
 
-from postcopy.errors import HostError, ProtocolError
+from postcopy.errors import HostError
+from postcopy.link.sockets import check_peer
 
-_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _SO_PEERPIDFD = 77  # Linux 6.5: no other process can have come to that number meanwhile
 
 
@@ -22,10 +22,7 @@ class Process:
 
     def __init__(self, connection: socket.socket) -> None:
         """Take the peer; ProtocolError unless it is root's or this user's, HostError where it cannot be watched."""
-        packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        self.pid, uid, _ = _CREDENTIALS.unpack(packed)
-        if uid not in {0, os.geteuid()}:
-            raise ProtocolError(f"process {self.pid} of user {uid} may not hand memory to this agent")
+        self.pid = check_peer(connection)
         self._pidfd = _open(connection, self.pid)
         self.ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(self._pidfd, self._end)

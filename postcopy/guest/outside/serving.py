@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import socket
 from collections import deque
@@ -22,10 +21,9 @@ from postcopy.guest.outside.session import ROLES, OutsideInterpreter
 from postcopy.link.address import Address, UnixAddress
 from postcopy.link.control import ControlChannel
 from postcopy.link.data import shake_hands
-from postcopy.link.dial import dial_fetch, reason
+from postcopy.link.dial import dial_fetch
 from postcopy.link.interpreter import boot_id
-from postcopy.link.limits import ACCEPT_PAUSE_SECONDS
-from postcopy.link.listen import Listener, bind, first_message
+from postcopy.link.listen import Listener, bind, connections, first_message, unbind
 from postcopy.link.snapshot import find
 from postcopy.link.source import POLL_MAX_NS, SOFTWARE
 from postcopy.link.tls import Credentials, versions_over
@@ -88,11 +86,7 @@ class OutsideDestination:
         return self.handover if self._listener is None else self._listener.address
 
     async def __aenter__(self) -> Self:
-        before = os.umask(0o177)
-        try:
-            self._socket = bind(self.handover)
-        finally:
-            os.umask(before)
+        self._socket = bind(self.handover)
         if self._listener is not None:
             await self._listener.open()
         self._spawn(self._accept(self._socket))
@@ -109,14 +103,7 @@ class OutsideDestination:
     # --- processes come in ----------------------------------------------------------------------------------------
 
     async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listening)
-            except OSError as error:
-                log.warning("cannot accept a connection: %s", reason(error))
-                await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
-                continue
+        async for connection in connections(listening):
             if len(self._tasks) > PROCESSES_MAX:
                 log.warning("closed a process that would hand its memory over: %d are served", PROCESSES_MAX)
                 connection.close()
@@ -307,7 +294,7 @@ class OutsideDestination:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._socket is not None:
-            self._socket.close()
+            unbind(self._socket, self.handover)
             self._socket = None
         lacking = 0
         for interpreter in list(self.current):
