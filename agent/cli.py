@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import click
 
-from agent import logs
+from agent import logs, manual
 from postcopy import __version__
 from postcopy.errors import PostcopyError, UsageError
 
@@ -24,8 +24,9 @@ Exit status: who owns the guest.
   0        done
   1        internal error, an agent that does not answer, a page that differs
   2        the command line makes no sense, or not now
-  3        this host lacks something
+  3        this host lacks something: `postcopy doctor` says what
   4        failed before the switchover: the source runs the guest
+  5        paused after the switchover: the guest runs at the destination
   6        lost after the switchover
   7        cancelled or timed out: the source runs the guest
   128 + n  ended by signal n: 130 by Ctrl-C, 143 by SIGTERM"""
@@ -53,7 +54,11 @@ def load(context: click.Context, _option: click.Parameter, files: tuple[Path, ..
         context.meta[__name__] = error
 
 
-@click.group(epilog=f"{ELSEWHERE}\n\n{STATUSES}", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=manual.Sections,
+    epilog=f"{ELSEWHERE}\n\n{STATUSES}",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="postcopy")
 @click.option(
     "--config",
@@ -76,7 +81,12 @@ def load(context: click.Context, _option: click.Parameter, files: tuple[Path, ..
 @click.option("--debug", is_flag=True, help="Show where an error comes from, and every log line.")
 @click.pass_context
 def cli(context: click.Context, debug: bool, form: logs.Format) -> None:
-    """Postcopy live migration of memory: a guest runs on at once, its pages follow when they are touched."""
+    """Postcopy live migration of memory: a guest runs on at once, its pages follow.
+
+    A source agent owns a running guest; a destination agent waits for one. `migrate` moves it: the guest is stopped for
+    a few milliseconds, goes on at the destination on memory that is still empty, and whatever it touches is fetched
+    first.
+    """
     context.obj = {"debug": debug}
     logs.configure(debug=debug, form=form)
     if __name__ in context.meta and context.invoked_subcommand != "config":
@@ -90,6 +100,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
     commands.register(cli)
     keys.name_variables(cli)
+    manual.add_examples(cli)
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:

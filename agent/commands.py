@@ -60,16 +60,30 @@ def guest_options(command: Any) -> Any:
                 "--size", type=SIZE, default="256MiB", show_default=True, help="Size of each memory that names none."
             ),
             click.option("--thp", is_flag=True, help="Ask for transparent huge pages at the source (madvise)."),
-            click.option("--guest", default="emulated", show_default=True, help="emulated or kvm."),
-            click.option("--vcpus", type=int, default=2, show_default=True, help="vCPUs that use the memory."),
+            click.option(
+                "--guest",
+                default="emulated",
+                show_default=True,
+                metavar="KIND",
+                help="emulated: threads that write by a workload; kvm: a small virtual machine (needs /dev/kvm).",
+            ),
+            click.option(
+                "--vcpus", type=int, default=2, show_default=True, metavar="N", help="vCPUs that use the memory."
+            ),
             click.option(
                 "--workload",
                 default="random",
                 show_default=True,
-                help="sequential, random, zipf, stride or increment.",
+                metavar="NAME",
+                help="How the vCPUs go over memory: sequential, random, zipf, stride or increment.",
             ),
             click.option(
-                "--seed", type=int, default=1, show_default=True, help="What the guest writes follows from it."
+                "--seed",
+                type=int,
+                default=1,
+                show_default=True,
+                metavar="N",
+                help="What the guest writes, and where, follows from it.",
             ),
         )
     ):
@@ -94,9 +108,14 @@ def daemon_options(command: Any) -> Any:
                 "--give-up-after",
                 type=LIMIT,
                 metavar="SECONDS",
-                help="Give up a migration that was paused for so long after its switchover. Default: never.",
+                help="Give up a migration that was paused for so long after its switchover.  [default: never]",
             ),
-            click.option("--ready-fd", type=WRITE_FD, metavar="N", help="Write READY=1 there once it is."),
+            click.option(
+                "--ready-fd",
+                type=WRITE_FD,
+                metavar="N",
+                help="Write READY=1 to this open descriptor once the agent is ready.",
+            ),
             click.option("--end-with-fd", type=READ_FD, hidden=True),
             click.option("--scratch", type=click.Path(path_type=Path), hidden=True),
             click.option(
@@ -104,7 +123,8 @@ def daemon_options(command: Any) -> Any:
                 type=click.IntRange(0, POLL_LIMIT_NS),
                 default=POLL_MAX_NS,
                 show_default=True,
-                help="How long the pump polls before it blocks.",
+                metavar="NANOSECONDS",
+                help="How long a thread that waits for a page polls before it blocks; 0: not at all.",
             ),
             click.option(
                 "--pin", type=CPUS, default=(), metavar="CPUS", help="CPUs for the guest's vCPUs, like 0,2-3."
@@ -118,14 +138,22 @@ def daemon_options(command: Any) -> Any:
 @click.command()
 @guest_options
 @daemon_options
-@click.option("--steps-per-second", type=int, default=0, help="How fast each vCPU goes; 0: as fast as it can.")
+@click.option(
+    "--steps-per-second",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="How fast each vCPU goes; 0: as fast as it can.",
+)
 @click.option("--steps", type=int, metavar="N", help="Each vCPU rests after so many steps, wherever it made them.")
 @click.option(
     "--blank",
     type=float,
     default=0.125,
     show_default=True,
-    help="Part of the memory that the guest never touches: half holes, half zeros.",
+    metavar="PART",
+    help="Part of the memory, 0 to 1, that the guest never touches: half holes, half zeros.",
 )
 @click.option("--holes", is_flag=True, help="Leave all of the blank part holes: write no zeros.")
 @click.option("--keeper", metavar="unix:PATH", help="Keep the memory in a process of its own, which outlives this one.")
@@ -135,12 +163,25 @@ def daemon_options(command: Any) -> Any:
 @tls_option
 @allow_option
 @insecure_option
-@click.option("--listen", type=ADDRESS, help="With --memory file:/PATH: where destinations fetch it. [tcp:127.0.0.1:0]")
 @click.option(
-    "--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help="With --memory file:/PATH: limit each push."
+    "--listen",
+    type=ADDRESS,
+    metavar="ADDRESS",
+    help="With --memory file:/PATH: where destinations fetch it, tcp:HOST:PORT.  [default: tcp:127.0.0.1:0]",
+)
+@click.option(
+    "--max-postcopy-bandwidth",
+    "rate",
+    type=RATE,
+    metavar="RATE",
+    help="With --memory file:/PATH: limit each push, like 100MiB/s.",
 )
 def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, seed: int, **rest: Any) -> None:
-    """Run a guest, and send it away when `migrate` asks for it; or serve a snapshot's memory, file:/PATH, read-only."""
+    """Run a guest, and send it away when asked to.
+
+    `migrate`, with this agent's --admin, asks for it. With --memory file:/PATH no guest runs: a snapshot's memory is
+    served, read-only, to every destination that fetches it.
+    """
     from agent.outside.command import FILE, run_snapshot  # noqa: PLC0415 - see the module's docstring, here and below
 
     if FILE in {one.type for one in memory}:
@@ -177,12 +218,26 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
 
 
 @click.command()
-@click.option("--listen", type=ADDRESS, default="tcp:127.0.0.1:0", show_default=True, help="Where guests come in.")
-@click.option("--mode", default="auto", show_default=True, help="How pages are placed: auto, minor, missing or move.")
+@click.option(
+    "--listen",
+    type=ADDRESS,
+    default="tcp:127.0.0.1:0",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Where guests come in: tcp:HOST:PORT (port 0: any free one), or unix:PATH, which takes memory over.",
+)
+@click.option(
+    "--mode",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="How pages are placed: auto, minor, missing or move.",
+)
 @click.option(
     "--removal",
     default="auto",
     show_default=True,
+    metavar="NAME",
     help="What madvise(2) of the guest on shared memory means: auto, or discards where it is a balloon's alone.",
 )
 @click.option(
@@ -202,10 +257,20 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
 @click.option(
     "--handover", type=ADDRESS, metavar="unix:PATH", help="Serve outside VMMs that hand their memory over there."
 )
-@click.option("--from", "fetch", type=ADDRESS, help="With --handover: fetch their pages from that source.")
+@click.option(
+    "--from",
+    "fetch",
+    type=ADDRESS,
+    metavar="ADDRESS",
+    help="With --handover: fetch their pages from that source, tcp:HOST:PORT.",
+)
 @click.option("--no-push", is_flag=True, help="With --from: fetch no page that is not touched.")
 def destination(listen: Address, mode: str, once: bool, **rest: Any) -> None:
-    """Wait for a guest, run it while its memory arrives, and keep it; or serve outside VMMs."""
+    """Wait for a guest, and run it while its memory arrives.
+
+    It keeps the guest afterwards, and ends with it. With --handover it serves outside VMMs instead, that run their
+    guests themselves.
+    """
     from agent.daemon import run, shared  # noqa: PLC0415
     from agent.destination_daemon import DestinationOptions, serve_destination  # noqa: PLC0415
 
@@ -230,101 +295,14 @@ def destination(listen: Address, mode: str, once: bool, **rest: Any) -> None:
 
 
 @click.command()
-@click.argument("to", type=ADDRESS, metavar="tcp:HOST:PORT|unix:PATH")
-@admin_option
-@click.option("--timeout", type=LIMIT, metavar="SECONDS", help="Cancel unless the switchover came by then.")
-@click.option("--no-push", is_flag=True, help="Send no page that was not asked for.")
-@click.option("--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help=RATE_HELP)
-@tls_option
-@insecure_option
-@json_option
-def migrate(to: Address, admin: str, as_json: bool, tls_dir: Path | None, **rest: Any) -> None:
-    """Move the guest of a source agent to a destination, wait for its last page, print the report.
-
-    Whether it is encrypted is for --tls-dir and --insecure to say, or else for the source agent's own --tls-dir.
-    To a destination on this host that listens on unix:PATH the memory is handed over, and nothing of it is copied.
-    """
-    import uvloop  # noqa: PLC0415
-
-    from agent.client import run_migrate  # noqa: PLC0415
-    from agent.output import print_json, print_rows, progress  # noqa: PLC0415
-    from agent.summary import failure, rows  # noqa: PLC0415
-    from postcopy.errors import PostcopyError  # noqa: PLC0415
-
-    arguments = {"to": str(to), "timeout": rest["timeout"], "push": not rest["no_push"], "rate": rest["rate"]}
-    arguments |= {"tls_dir": str(tls_dir.absolute()) if tls_dir is not None else None, "insecure": rest["insecure"]}
-    try:
-        with progress("migration") as tell:
-            report = uvloop.run(run_migrate(admin, arguments, tell))
-    except PostcopyError as error:
-        if as_json:
-            print_json(failure(error))
-        raise
-    if as_json:
-        print_json(report)
-    else:
-        print_rows(rows(report))
-
-
-@click.command()
-@admin_option
-@json_option
-def status(admin: str, as_json: bool) -> None:
-    """Say what an agent is doing and who owns the guest."""
-    from agent.client import ask_now  # noqa: PLC0415
-    from agent.output import print_json, print_rows  # noqa: PLC0415
-    from agent.summary import status_rows  # noqa: PLC0415
-
-    found = ask_now(admin, "status")
-    if as_json:
-        print_json(found)
-    else:
-        print_rows(status_rows(found))
-
-
-@click.command()
-@admin_option
-@json_option
-def check(admin: str, as_json: bool) -> None:
-    """Stop the guest, compare every byte of its memory, let it go on."""
-    from agent.client import ask_now  # noqa: PLC0415
-    from agent.output import print_json, print_rows  # noqa: PLC0415
-    from agent.summary import verdict  # noqa: PLC0415
-
-    found = ask_now(admin, "check")
-    if as_json:
-        print_json(found)
-    else:
-        print_rows([("check", verdict(found))])
-    if found["pages_mismatched"]:
-        raise SystemExit(1)
-
-
-@click.command("set")
-@admin_option
-@click.option("--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help=RATE_HELP)
-@click.option("--push", is_flag=True, help="Begin the push of a migration that was started with --no-push.")
-@json_option
-def set_(admin: str, rate: int | None, push: bool, as_json: bool) -> None:
-    """Change the running migration of a source agent."""
-    from agent.client import ask_now  # noqa: PLC0415
-    from agent.output import print_json, print_rows  # noqa: PLC0415
-
-    arguments: dict[str, Any] = {"push": True} if push else {}
-    if rate is not None:
-        arguments["rate"] = rate
-    if not arguments:
-        raise UsageError("set: nothing to set: --max-postcopy-bandwidth or --push")
-    found = ask_now(admin, "set", arguments)
-    if as_json:
-        print_json(found)
-    else:
-        print_rows([("state", found["state"])])
-
-
-@click.command()
 @guest_options
-@click.option("--mode", default="auto", show_default=True, help="How pages are placed: auto, minor, missing or move.")
+@click.option(
+    "--mode",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="How pages are placed: auto, minor, missing or move.",
+)
 @click.option("--handover", is_flag=True, help="Hand the memory over through a Unix socket: nothing of it is copied.")
 @click.option("--tls", is_flag=True, help="Encrypt, with certificates that are made for it and thrown away.")
 @click.option("--no-push", is_flag=True, help="Let the guest fetch its pages by touching them, then push the rest.")
@@ -339,10 +317,19 @@ def set_(admin: str, rate: int | None, push: bool, as_json: bool) -> None:
 @click.option("--max-postcopy-bandwidth", "rate", type=RATE, metavar="RATE", help=RATE_HELP)
 @click.option("--timeout", type=LIMIT, metavar="SECONDS", help="Cancel unless the switchover came by then.")
 @trace_option
-@click.option("--logs", type=click.Path(file_okay=False, path_type=Path), help="Keep both daemons' logs there.")
+@click.option(
+    "--logs",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep both daemons' logs there.",
+)
 @json_option
 def demo(memory: tuple[Memory, ...], size: int, as_json: bool, no_push: bool, logs: Path | None, **rest: Any) -> None:
-    """Migrate a guest between two daemons on this host, check every byte of it, print the report."""
+    """Migrate a guest on this host, and check every byte of it.
+
+    Two daemons are started, a guest runs in one and moves to the other while it writes; they end with it, and the
+    report is printed.
+    """
     import uvloop  # noqa: PLC0415
 
     from agent.demo import DemoOptions, run_demo  # noqa: PLC0415
@@ -365,7 +352,8 @@ def demo(memory: tuple[Memory, ...], size: int, as_json: bool, no_push: bool, lo
 
 def register(group: click.Group) -> None:
     """Add every command to the program."""
-    from agent.bench.command import bench  # noqa: PLC0415 - as below
+    from agent.asking import check, migrate, set_, status  # noqa: PLC0415 - as below
+    from agent.bench.command import bench  # noqa: PLC0415
     from agent.config.command import config  # noqa: PLC0415
     from agent.doctor.command import doctor  # noqa: PLC0415
     from agent.pausing import cancel, pause, resume  # noqa: PLC0415

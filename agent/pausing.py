@@ -86,7 +86,10 @@ async def lost(side: Side) -> dict[str, Any]:
 @admin_option
 @json_option
 def pause(admin: str, as_json: bool) -> None:
-    """Close a migration's connections after its switchover, until `resume`; the guest runs on with what it has."""
+    """Close a migration's connections, until `resume`.
+
+    After its switchover only. The guest runs on with what it has, and waits where it touches anything else.
+    """
     from agent.client import ask_now  # noqa: PLC0415 - as in commands.py
     from agent.output import print_json, print_rows  # noqa: PLC0415
 
@@ -103,7 +106,10 @@ def pause(admin: str, as_json: bool) -> None:
 @insecure_option
 @json_option
 def resume(admin: str, to: Address | None, insecure: bool, as_json: bool) -> None:
-    """Have a paused migration go on, now; ends with 5 where that did not work, and is tried on."""
+    """Have a paused migration go on, at once.
+
+    Ends with 5 where that did not work; it is tried on.
+    """
     from agent.client import ask_now  # noqa: PLC0415
     from agent.output import print_json, print_rows  # noqa: PLC0415
 
@@ -119,7 +125,10 @@ def resume(admin: str, to: Address | None, insecure: bool, as_json: bool) -> Non
 @click.option("--lost", is_flag=True, help="Give up a migration that is paused: what did not arrive is lost.")
 @json_option
 def cancel(admin: str, lost: bool, as_json: bool) -> None:
-    """Cancel a migration that has not reached its switchover; the source runs the guest on."""
+    """Cancel a migration before its switchover.
+
+    The source runs the guest on. After the switchover nothing is cancelled: --lost gives up one that is paused.
+    """
     from agent.client import ask_now  # noqa: PLC0415
     from agent.output import print_json, print_rows  # noqa: PLC0415
 

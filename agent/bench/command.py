@@ -27,16 +27,25 @@ PIPE_COLUMNS = 200
 @click.argument("scenarios", nargs=-1, metavar="[SCENARIO]...")
 @click.option("--quick", is_flag=True, help="Fewer and smaller scenarios, done within a minute.")
 @click.option("--tls", is_flag=True, help="What encryption costs: the scenarios tls/*, plain and encrypted in turns.")
-@click.option("--pairs", type=click.IntRange(1, 1000), help="Runs of product and floor in turns.  [default: 5]")
+@click.option(
+    "--pairs", type=click.IntRange(1, 1000), metavar="N", help="Runs of product and floor in turns.  [default: 5]"
+)
 @click.option("--list", "list_only", is_flag=True, help="Name the scenarios and end.")
-@click.option("--compare", "earlier", type=click.Path(dir_okay=False, path_type=Path), help="An earlier --json.")
+@click.option(
+    "--compare",
+    "earlier",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Say what changed since this earlier --json.",
+)
 @click.option("--reserve-huge-pages", is_flag=True, help="Reserve them meanwhile; then the pool is as it was.")
 @click.option("--pin", is_flag=True, help="A CPU for each end, of product and floor alike.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
 def bench(scenarios: tuple[str, ...], quick: bool, list_only: bool, as_json: bool, **rest: Any) -> None:
-    """Measure what a migration costs here, beside the barest loop that does the same work.
+    """Measure what a migration costs on this host.
 
-    Scenarios are named like demand, mixed/shmem or stream/*/auto; all of them run by default.
+    In turns with the floor: the barest loop in C that does the same work. Scenarios are named like demand, mixed/shmem
+    or stream/*/auto; all of them run by default.
     """
     from agent.bench import compare, machine, pool, render, results, runner  # noqa: PLC0415 - not for --help
     from agent.bench.scenarios import HUGE_PAGES, Machine, catalogue, choose  # noqa: PLC0415

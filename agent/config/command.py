@@ -9,7 +9,10 @@ import click
 
 @click.group()
 def config() -> None:
-    """Look at configuration files: TOML, a section for each command, its options as keys."""
+    """Look at configuration files.
+
+    They are TOML: a section for each command, its options as keys, and values as one would type them.
+    """
 
 
 @config.command()
@@ -17,7 +20,10 @@ def config() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
 @click.pass_context
 def check(context: click.Context, files: tuple[Path, ...], as_json: bool) -> None:
-    """Check files as every command does before it begins; those in /etc/postcopy where none are named."""
+    """Check files as every command does before it begins.
+
+    Those in /etc/postcopy where none are named. Ends with 2 where something is wrong.
+    """
     from agent.config.keys import sections  # noqa: PLC0415 - not for --help, here and below
     from agent.config.read import FOLDER, installed, read_file  # noqa: PLC0415
     from agent.output import print_json  # noqa: PLC0415

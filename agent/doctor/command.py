@@ -22,20 +22,25 @@ SIZE_BYTES = 256 << 20
 @click.command()
 @click.option("--need", "needs", multiple=True, metavar="TYPE:MODE", help="Fail unless this is had: shmem:minor.")
 @click.option("--peer", type=ADDRESS, metavar="tcp:HOST:PORT", help="Compare with that destination's host.")
-@click.option("--memory", help=f"With --peer: the memory that would migrate.  [default: {MEMORY}]")
+@click.option("--memory", metavar="TYPE", help=f"With --peer: the memory that would migrate.  [default: {MEMORY}]")
 @click.option("--size", type=SIZE, help="With --peer: how much of it.  [default: 256MiB]")
-@click.option("--mode", help="With --peer: how pages are to be placed.  [default: as the destination does]")
-@click.option("--guest", help="With --peer: the guest's kind, emulated or kvm.  [default: emulated]")
-@click.option("--vcpus", type=click.IntRange(1, VCPUS_MAX), help="With --peer: the guest's vCPUs.  [default: 1]")
+@click.option(
+    "--mode", metavar="NAME", help="With --peer: how pages are to be placed.  [default: as the destination does]"
+)
+@click.option("--guest", metavar="KIND", help="With --peer: the guest's kind, emulated or kvm.  [default: emulated]")
+@click.option(
+    "--vcpus", type=click.IntRange(1, VCPUS_MAX), metavar="N", help="With --peer: the guest's vCPUs.  [default: 1]"
+)
 @tls_option
 @insecure_option
 @click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
 def doctor(
     needs: tuple[str, ...], peer: Address | None, tls_dir: Path | None, insecure: bool, as_json: bool, **migration: Any
 ) -> None:
-    """Try what this host can do, and say how to mend what it cannot.
+    """Say what this host can do, and how to mend the rest.
 
-    With --peer also whether a migration to that destination would work, without one.
+    Everything is tried, nothing is concluded from a version. With --peer it also says whether a migration to that
+    destination would work, without making one.
     """
     from agent.doctor import needs as asked  # noqa: PLC0415 - not for --help, here and below
     from agent.doctor.peer import compare, migration_of  # noqa: PLC0415

@@ -12,10 +12,20 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN.json [OTHER.json]...")
-@click.option("--output", "-o", type=FILE, default=OUTPUT, show_default=True, metavar="FILE", help="Where it goes.")
-@click.option("--trace", type=FILE, metavar="FILE", help="The faults of the first run: destination --trace.")
+@click.option(
+    "--output", "-o", type=FILE, default=OUTPUT, show_default=True, metavar="FILE", help="Where the page goes."
+)
+@click.option(
+    "--trace",
+    type=FILE,
+    metavar="FILE",
+    help="The first run's faults, as --trace of `destination` or `demo` recorded them.",
+)
 def report(files: tuple[Path, ...], output: Path, trace: Path | None) -> None:
-    """Draw what `demo --json` or `migrate --json` printed: one page of HTML, several runs side by side."""
+    """Draw reports as one page of HTML, several side by side.
+
+    A report is what `demo --json` and `migrate --json` print. Needs matplotlib: pip install 'postcopy[report]'.
+    """
     from agent.report.runs import read_runs  # noqa: PLC0415 - not for --help, here and below
     from postcopy.errors import HostError, UsageError  # noqa: PLC0415
 

@@ -13,14 +13,21 @@ DAYS_MAX = 36500
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.argument("hosts", nargs=-1, required=True, metavar="HOST...")
-@click.option("--days", type=click.IntRange(1, DAYS_MAX), default=365, show_default=True, help="How long for.")
+@click.option(
+    "--days",
+    type=click.IntRange(1, DAYS_MAX),
+    default=365,
+    show_default=True,
+    metavar="DAYS",
+    help="How long they are valid.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
 def certs(directory: Path, hosts: tuple[str, ...], days: int, as_json: bool) -> None:
-    """Make certificates for encrypted migrations, signed by a CA of your own in DIRECTORY.
+    """Make certificates, signed by a CA of your own.
 
-    HOST is a name or an address, or several of the same host with commas between them: b.example,10.0.0.2. Each host
-    gets a folder DIRECTORY/HOST that goes there whole, and is what --tls-dir wants. A CA that is in DIRECTORY already
-    signs for further hosts.
+    They are for encrypted migrations; the CA and all they need lie in DIRECTORY. HOST is a name or an address, or
+    several of the same host with commas between them: b.example,10.0.0.2. Each host gets a folder DIRECTORY/HOST that
+    goes there whole, and is what --tls-dir wants. A CA that is in DIRECTORY already signs for further hosts.
     """
     from agent.output import print_json, print_rows  # noqa: PLC0415 - not for --help, here and below
     from agent.security import certificates  # noqa: PLC0415

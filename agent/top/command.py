@@ -21,9 +21,10 @@ SECOND = 1.0
 @click.option("--until-over", is_flag=True, help="End with the migration.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object of JSON for each look, one a line.")
 def top(admin: str, interval: float, count: int | None, until_over: bool, as_json: bool) -> None:
-    """Watch a migration: what is resident, how fast pages move, what faults and vCPUs wait. Ctrl-C ends it.
+    """Watch a migration from either side.
 
-    On a terminal a screen; elsewhere a line for each look.
+    What is resident, how fast pages move, how long faults and vCPUs wait: on a terminal a screen, elsewhere a line for
+    each look. Ctrl-C ends it.
     """
     import uvloop  # noqa: PLC0415 - not for --help, here and below
 
