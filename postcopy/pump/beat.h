@@ -49,6 +49,9 @@ static inline enum beat_due beat_look(struct beat *beat, uint64_t sent, uint64_t
     return beat->quiet >= QUIET_TICKS ? BEAT_SILENT : still ? BEAT_SEND : BEAT_NOTHING;
 }
 
+/* A tick has ended in which nothing could be read: it says nothing of the other side. Time to say that we are here. */
+static inline void beat_pass(struct beat *beat) { beat->due_at = beat_now() + beat->tick_ns; }
+
 /* How long poll(2) may wait: until the tick ends, -1 where there are none. */
 static inline int beat_wait_ms(const struct beat *beat) {
     if (!beat->tick_ns)

@@ -16,7 +16,7 @@ static int fail_number(struct destination *pump, uint32_t failure, int number, u
 void faults_settle(struct destination *pump) {
     uint64_t now = 0;
     for (uint32_t i = 0; i < pump->pending_count;) {
-        struct pending *pending = &pump->pending[i];
+        struct fault *pending = &pump->pending[i];
         uint8_t state = page_load(&pump->memory[pending->region].map[pending->page]);
         bool over = state == PAGE_POISONED || (state == PAGE_PLACED && (!pending->view || view_settle(pump, pending)));
         if (!over) {
@@ -71,7 +71,7 @@ static int resolve_placed(struct destination *pump, uint32_t region, uint64_t pa
     while ((result = place_continue(&urgent->placer, address, size, size)) == PLACE_CHANGING)
         if (await_change(pump, urgent, region, page))
             return -1;
-    urgent->changing = 0;
+    urgent->changing_since = 0;
     /* Given back since the fault was raised: woken, its thread faults again, on a page that is missing now. */
     if (result == PLACE_HOLE)
         result = place_wake(&urgent->placer, address, size);
@@ -86,13 +86,15 @@ static int poison_again(struct destination *pump, uint32_t region, uint64_t page
     while ((result = place_poison(&urgent->placer, r->guest + page * r->page_size, r->page_size, r->page_size)) > 0)
         if (await_change(pump, urgent, region, page))
             return -1;
-    urgent->changing = 0;
+    urgent->changing_since = 0;
     views_poison(pump, region, page, page + 1);
     return result ? fail_placing(pump, urgent, region, page) : 0;
 }
 
-/* Bring a faulting page on its way. */
-static int serve(struct destination *pump, const struct view *view, uint32_t region, uint64_t page, uint64_t flags) {
+/* Bring a faulting page on its way. 0, or -1 with a failed status, or where a stop came between: it is as it was then. */
+static int serve(struct destination *pump, const struct fault *fault) {
+    uint32_t region = fault->region;
+    uint64_t page = fault->page;
     page_byte *state = &pump->memory[region].map[page];
     for (;;) {
         switch (page_load(state)) {
@@ -108,13 +110,15 @@ static int serve(struct destination *pump, const struct view *view, uint32_t reg
         case PAGE_ZERO:
             if (!page_move(state, PAGE_ZERO, PAGE_PLACING))
                 break;
-            if (zero_claimed(pump, &pump->urgent, region, page))
+            if (zero_claimed(pump, &pump->urgent, region, page)) {
+                atomic_store_explicit(state, PAGE_ZERO, memory_order_release);
                 return -1;
+            }
             pages_placed(state, 1);
             return 0;
         case PAGE_PLACED:
             /* A view's fault is settled with the others: whatever the kernel called it, the page may be there by now. */
-            return view ? 0 : resolve_placed(pump, region, page, flags);
+            return fault->view ? 0 : resolve_placed(pump, region, page, fault->flags);
         case PAGE_POISONED:
             return poison_again(pump, region, page);
         default: /* REQUESTED, WATCHED: it is on its way, and whoever places it wakes every waiter */
@@ -142,50 +146,56 @@ static uint32_t found(uint8_t state) {
 }
 
 /* The kernel tells again of a thread that was interrupted while it waited: that is the same fault. */
-static bool told_already(const struct destination *pump, const struct view *view, uint32_t region, uint64_t page,
-                         uint32_t thread) {
+static bool told_already(const struct destination *pump, const struct fault *fault) {
     for (uint32_t i = 0; i < pump->pending_count; i++) {
-        const struct pending *pending = &pump->pending[i];
-        if (pending->thread == thread && pending->page == page && pending->region == region && pending->view == view)
+        const struct fault *pending = &pump->pending[i];
+        if (pending->thread == fault->thread && pending->page == fault->page && pending->region == fault->region &&
+            pending->view == fault->view)
             return true;
     }
     return false;
 }
 
-int fault_take(struct destination *pump, struct view *view, const struct uffd_message *message, uint32_t region,
-               uint64_t page, uint64_t read_at) {
-    if (!told_already(pump, view, region, page, message->thread)) {
-        hist_add(message->flags & UFFD_FAULT_WP      ? &pump->counters.demand.faults_wp
-                 : message->flags & UFFD_FAULT_MINOR ? &pump->counters.demand.faults_minor
-                                                     : &pump->counters.demand.faults_missing,
+/* Account for a fault and serve it. 0, or -1 as serve(). */
+static int fault_take(struct destination *pump, struct fault *fault) {
+    if (!told_already(pump, fault)) {
+        hist_add(fault->flags & UFFD_FAULT_WP      ? &pump->counters.demand.faults_wp
+                 : fault->flags & UFFD_FAULT_MINOR ? &pump->counters.demand.faults_minor
+                                                   : &pump->counters.demand.faults_missing,
                  1);
         /* Accounted before it is served: whoever places the page from now on finds that it is waited for. */
-        pump->pending[pump->pending_count++] =
-            (struct pending){.view = view, .region = region, .thread = message->thread,
-                             .found = found(page_load(&pump->memory[region].map[page])), .page = page,
-                             .read_at = read_at};
+        fault->found = found(page_load(&pump->memory[fault->region].map[fault->page]));
+        pump->pending[pump->pending_count++] = *fault;
     }
-    return serve(pump, view, region, page, message->flags);
-}
-
-static int take_own(struct destination *pump, const struct uffd_message *message, uint64_t read_at) {
-    uint32_t region;
-    uint64_t page;
-    /* Another process may have had more trapped than it told of: writes, or memory elsewhere. */
-    bool served = !pump->foreign || !(message->flags & UFFD_FAULT_WP);
-    if (!served || !fault_locate(pump, NULL, message->address, &region, &page))
-        return fail_number(pump, FAILURE_KERNEL, EPROTO, message->event);
-    return fault_take(pump, NULL, message, region, page, read_at);
+    return serve(pump, fault);
 }
 
 /*
- * Whether a whole batch of faults can be taken. A request may outlive its fault: the push may have brought the page
- * while the source did not read. So both the faults that are accounted and the requests not yet sent are bounded.
+ * Whether a fault can be taken. A request may outlive its fault: the push may have brought the page while the source did
+ * not read. So both the faults that are accounted and the requests not yet sent are bounded.
  */
-bool faults_room(const struct destination *pump) {
+static bool faults_room(const struct destination *pump) {
     uint64_t unsent = pump->requests_end - pump->requests_begin;
-    return pump->pending_count + MESSAGES_MAX <= PENDING_MAX &&
-           unsent + MESSAGES_MAX * sizeof(struct frame) <= sizeof pump->requests;
+    return pump->pending_count < PENDING_MAX && unsent + sizeof(struct frame) <= sizeof pump->requests;
+}
+
+size_t backlog_room(const struct destination *pump) {
+    size_t room = PENDING_MAX - pump->backlog_count;
+    return room < MESSAGES_MAX ? room : MESSAGES_MAX;
+}
+
+void fault_keep(struct destination *pump, struct fault fault) {
+    pump->backlog[(pump->backlog_begin + pump->backlog_count++) % PENDING_MAX] = fault;
+}
+
+/* Another process may have had more trapped than it told of: writes, or memory elsewhere. */
+static int keep_own(struct destination *pump, const struct uffd_message *message, uint64_t read_at) {
+    struct fault fault = {.thread = message->thread, .flags = (uint32_t)message->flags, .read_at = read_at};
+    bool served = !pump->foreign || !(message->flags & UFFD_FAULT_WP);
+    if (!served || !fault_locate(pump, NULL, message->address, &fault.region, &fault.page))
+        return fail_number(pump, FAILURE_KERNEL, EPROTO, message->event);
+    fault_keep(pump, fault);
+    return 0;
 }
 
 static bool agreed(const struct destination *pump, uint8_t event) {
@@ -194,14 +204,17 @@ static bool agreed(const struct destination *pump, uint8_t event) {
 }
 
 /*
- * Read up to `room` messages. What the guest gives back takes effect at once, before the push may place again: as soon
- * as its event is read the kernel goes on. Also what is behind one that is refused: the child of a fork must
- * not be forgotten. Faults are left to the caller. Returns how many messages, or -1.
+ * What the guest gives back takes effect at once, before the push may place again: as soon as its event is read the
+ * kernel goes on. Also what is behind one that is refused: the child of a fork must not be forgotten.
  */
-static int read_messages(struct destination *pump, struct uffd_message *messages, size_t room) {
+int read_ahead(struct destination *pump) {
+    struct uffd_message messages[MESSAGES_MAX];
+    if (!backlog_room(pump))
+        return 0;
     gate_enter(pump);
-    ssize_t got = uffd_read(pump->uffd, messages, room);
+    ssize_t got = uffd_read(pump->uffd, messages, backlog_room(pump));
     int number = errno, failed = 0;
+    uint64_t read_at = now_ns();
     for (ssize_t i = 0; i < got / (ssize_t)sizeof *messages; i++) {
         const struct uffd_message *message = &messages[i];
         if (message->event == UFFD_EVENT_FORK)
@@ -210,6 +223,8 @@ static int read_messages(struct destination *pump, struct uffd_message *messages
             failed = fail_number(pump, FAILURE_KERNEL, EPROTO, message->event);
         else if (message->event == UFFD_EVENT_REMOVE || message->event == UFFD_EVENT_UNMAP)
             failed |= take_removal(pump, message->flags, message->address);
+        else if (message->event == UFFD_EVENT_PAGEFAULT)
+            failed |= keep_own(pump, message, read_at);
     }
     gate_leave(pump);
     if (got < 0)
@@ -217,44 +232,24 @@ static int read_messages(struct destination *pump, struct uffd_message *messages
     return failed ? -1 : (int)(got / (ssize_t)sizeof *messages);
 }
 
-int read_ahead(struct destination *pump) {
-    struct uffd_message messages[MESSAGES_MAX];
-    size_t room = PENDING_MAX - pump->backlog_count;
-    if (!room)
-        return 0;
-    int count = read_messages(pump, messages, room < MESSAGES_MAX ? room : MESSAGES_MAX);
-    uint64_t read_at = now_ns();
-    for (int i = 0; i < count; i++) {
-        if (messages[i].event != UFFD_EVENT_PAGEFAULT)
-            continue;
-        pump->backlog_at[pump->backlog_count] = read_at;
-        pump->backlog[pump->backlog_count++] = messages[i];
-    }
-    return count < 0 ? -1 : 0;
-}
-
-/* Faults that were read while something was being placed come first. Serving one may add to them. */
-static int take_backlog(struct destination *pump) {
-    struct uffd_message message = pump->backlog[0];
-    uint64_t read_at = pump->backlog_at[0];
-    pump->backlog_count--;
-    memmove(pump->backlog, pump->backlog + 1, pump->backlog_count * sizeof *pump->backlog);
-    memmove(pump->backlog_at, pump->backlog_at + 1, pump->backlog_count * sizeof *pump->backlog_at);
-    return take_own(pump, &message, read_at) ? STEP_FAILED : STEP_PROGRESS;
-}
-
-static int read_faults(struct destination *pump) {
-    struct uffd_message messages[MESSAGES_MAX];
+/* Read faults and bring their pages on the way, those first that were read while something was being placed. */
+static int take_faults(struct destination *pump) {
     if (!faults_room(pump))
         return STEP_IDLE;
-    if (pump->backlog_count)
-        return take_backlog(pump);
-    int count = read_messages(pump, messages, MESSAGES_MAX);
-    uint64_t read_at = now_ns();
-    for (int i = 0; i < count; i++)
-        if (messages[i].event == UFFD_EVENT_PAGEFAULT && take_own(pump, &messages[i], read_at))
+    int progress = pump->backlog_count ? STEP_PROGRESS : STEP_IDLE;
+    if (!pump->backlog_count) {
+        int own = read_ahead(pump);
+        if (own < 0)
             return STEP_FAILED;
-    return count < 0 ? STEP_FAILED : count ? STEP_PROGRESS : STEP_IDLE;
+        progress = views_read(pump) + own ? STEP_PROGRESS : STEP_IDLE;
+    }
+    /* Serving one may add to them. */
+    for (; pump->backlog_count && faults_room(pump); pump->backlog_count--) {
+        if (fault_take(pump, &pump->backlog[pump->backlog_begin]))
+            return STEP_FAILED;
+        pump->backlog_begin = (pump->backlog_begin + 1) % PENDING_MAX;
+    }
+    return progress;
 }
 
 static int send_requests(struct destination *pump) {
@@ -295,14 +290,20 @@ static int wait_for_work(struct destination *pump) {
     return 0;
 }
 
+int urgent_say(struct destination *pump) {
+    if (pump->alone)
+        return 0;
+    if (pump->requests_begin == pump->requests_end)
+        send_frame(pump, (struct frame){.magic = FRAME_MAGIC, .type = FRAME_BEAT});
+    return send_requests(pump) < 0 ? -1 : 0;
+}
+
 static int beat(struct destination *pump) {
     bool due;
     uint64_t sent = atomic_load_explicit(&pump->counters.demand.bytes_sent, memory_order_relaxed);
     if (receiver_beat(pump, &pump->urgent, sent, &due))
         return -1;
-    if (due && pump->requests_begin == pump->requests_end)
-        send_frame(pump, (struct frame){.magic = FRAME_MAGIC, .type = FRAME_BEAT});
-    return 0;
+    return due ? urgent_say(pump) : 0;
 }
 
 /* Requests out, answers in. Returns an enum step. */
@@ -320,9 +321,10 @@ void demand_run(void *argument) {
     struct destination *pump = argument;
     thread_prefer();
     beat_begin(&pump->urgent.beat, pump->half.tick_ns);
+    pump->urgent.changing_since = 0;
+    atomic_store(&pump->news, true); /* of what a thread before this one left unsettled */
     while (!half_stopping(&pump->half)) {
-        int own = read_faults(pump);
-        int faults = own < 0 ? own : own | views_read(pump);
+        int faults = take_faults(pump);
         if (faults < 0)
             break;
         int talked = talk(pump);

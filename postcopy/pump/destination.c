@@ -54,11 +54,8 @@ int receiver_beat(struct destination *pump, struct receiver *receiver, uint64_t 
 }
 
 /* Nothing else is sent on the push connection from here. What did not fit stays for the next tick. */
-static int push_beat(struct destination *pump) {
+int push_say(struct destination *pump) {
     struct receiver *push = &pump->push;
-    bool due;
-    if (receiver_beat(pump, push, push->beat_sent, &due))
-        return -1;
     struct frame beat = {.magic = FRAME_MAGIC, .type = FRAME_BEAT};
     uint64_t begun = push->beat_sent % sizeof beat;
     struct iovec rest = {.iov_base = (uint8_t *)&beat + begun, .iov_len = sizeof beat - begun};
@@ -83,10 +80,16 @@ static int await_push(struct destination *pump, const struct window *window, int
     return poll(descriptors, 2, timeout_ms) < 0 && errno != EINTR ? -1 : 0;
 }
 
+static int push_beat(struct destination *pump) {
+    bool due;
+    return receiver_beat(pump, &pump->push, pump->push.beat_sent, &due) ? -1 : push_say(pump);
+}
+
 void push_run(void *argument) {
     struct destination *pump = argument;
     struct beat *beat = &pump->push.beat;
     beat_begin(beat, pump->half.tick_ns);
+    pump->push.changing_since = 0;
     pump->push.beat_sent = 0;
     struct window window;
     window_init(&window, pump->half.push.socket, pump->half.urgent.socket);
@@ -133,7 +136,6 @@ static int receiver_create(struct destination *pump, struct receiver *receiver, 
     receiver->role = role;
     receiver->allowed = role == ROLE_PUSH ? FRAMES_PUSH : FRAMES_URGENT;
     receiver->placer.uffd = pump->uffd;
-    receiver->placer.told = pump->told;
     receiver->placer.foreign = pump->foreign;
     receiver->placer.counters = role == ROLE_PUSH ? &pump->counters.push : &pump->counters.urgent;
     receiver->capacity = STAGING_PAYLOAD + payload + 2 * sizeof(struct frame) + READ_AHEAD;

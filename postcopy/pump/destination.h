@@ -40,8 +40,10 @@ struct receiver {
     struct frame frame; /* whose payload is being read */
     /* Where the payload goes straight into the alias: bytes that have arrived, and the run being filled. */
     uint64_t taken, run_begin, run_end;
-    bool run_claimed;
-    uint32_t changing; /* times in a row that placing met PLACE_CHANGING */
+    /* Pages of the frame's region that this thread has claimed and not placed: if it ends now they are to be given up. */
+    uint64_t claimed, claimed_stop;
+    uint64_t changing_since; /* ns, when placing began to meet PLACE_CHANGING; 0: it does not */
+    uint64_t changed_at;     /* ns, when something was last read that stood against it */
     struct beat beat;
     uint64_t beat_sent; /* bytes of beats; push only, where nothing else is sent */
 };
@@ -53,11 +55,12 @@ struct view {
     uint64_t bases[PUMP_REGIONS_MAX]; /* where it maps each region, 0 if it does not */
 };
 
-struct pending {
-    struct view *view; /* whose fault it is, NULL: the guest's own mapping */
+struct fault {
+    struct view *view; /* whose it is, NULL: the guest's own mapping */
     uint32_t region;
     uint32_t thread;
-    uint32_t found; /* enum trace_found */
+    uint32_t flags; /* the kernel's */
+    uint32_t found; /* enum trace_found, once it is accounted for */
     uint64_t page;
     uint64_t read_at; /* ns */
 };
@@ -72,14 +75,13 @@ struct destination {
 
     struct receiver urgent, push;
     /* Owned by the demand thread. */
-    struct pending pending[PENDING_MAX];
+    struct fault pending[PENDING_MAX]; /* accounted for, until their pages are there */
     uint32_t pending_count;
     struct frame requests[PENDING_MAX]; /* bytes [requests_begin, requests_end) are to be sent */
     uint64_t requests_begin, requests_end;
-    /* Faults that were read while placing, to be served by the next read; only with events. */
-    struct uffd_message backlog[PENDING_MAX];
-    uint64_t backlog_at[PENDING_MAX]; /* when they were read, ns */
-    uint32_t backlog_count;
+    /* A ring of faults that were read; each stays in it until it is served, which a stop may come between. */
+    struct fault backlog[PENDING_MAX];
+    uint32_t backlog_begin, backlog_count;
     bool alone; /* there is no urgent connection that works, or none at all: the memory was adopted */
     struct waiter waiter;
 
@@ -104,15 +106,18 @@ enum step { STEP_IDLE = 0, STEP_PROGRESS = 1, STEP_ENDED = 2, STEP_FAILED = -1 }
 int receiver_step(struct destination *pump, struct receiver *receiver);
 /* receive.c: so many bytes complete what is being received: a header, a staged payload, a run. Never 0. */
 uint64_t receiver_wanted(const struct receiver *receiver);
-/* receive.c: place one page of zeros that the caller has claimed, and account for it. 0, or -1 with a failed status. */
+/* receive.c: place one page of zeros that the caller has claimed. 0, or -1 as await_change() or with a failed status. */
 int zero_claimed(struct destination *pump, struct receiver *receiver, uint32_t region, uint64_t page);
 
 /*
- * receive.c: wait until what stood against placing has passed; for the demand thread that means to read it. `tries`
- * counts the times in a row. 0, or -1 with a failed status.
+ * receive.c: wait a moment for what stands against placing; for the demand thread that means to read it as well. 0: try
+ * again. -1: the pump is to stop, or it has waited too long and failed.
  */
 int await_change(struct destination *pump, struct receiver *receiver, uint32_t region, uint64_t page);
 
+/* destination.c, demand.c: say on the push or the urgent connection that we are here. 0, or -1 once it is broken. */
+int push_say(struct destination *pump);
+int urgent_say(struct destination *pump);
 /* destination.c: so much of the tick is over on a connection; look whether a beat is due. -1 once it is broken. */
 int receiver_beat(struct destination *pump, struct receiver *receiver, uint64_t sent, bool *due);
 
@@ -126,31 +131,32 @@ int take_removal(struct destination *pump, uint64_t start, uint64_t stop);
 /* removal.c: the owner of a page that is DROPPED gives it up before it was placed. 0, or -1 with a failed status. */
 int finish_dropped(struct destination *pump, struct receiver *receiver, uint32_t region, uint64_t page);
 
+/* foreign.c: have missing pages of another userfaultfd be lost there, as far as that is to be had. */
+void poison_elsewhere(struct destination *pump, int uffd, uint64_t address, uint64_t length, uint64_t page_size,
+                      bool child);
 /* foreign.c: the process whose memory is served forked; `child` is the child's userfaultfd, and closed here. */
 void take_fork(struct destination *pump, int child);
 
-/* demand.c: read what waits: events take effect, faults go to the backlog. 0, or -1 with a failed status. */
+/* demand.c: read what waits: events take effect, faults go to the backlog. How many messages, or -1: a failed status. */
 int read_ahead(struct destination *pump);
 /* demand.c, for the demand thread: faults whose page has become present are over, and how long they took is known. */
 void faults_settle(struct destination *pump);
 /* demand.c, for view.c: where an address lies in a view (NULL: in the guest's own mapping); false: nowhere. */
 bool fault_locate(const struct destination *pump, const struct view *view, uint64_t address, uint32_t *region,
                   uint64_t *page);
-/* demand.c, for view.c: account for a fault and bring its page on the way. 0, or -1 with a failed status. */
-int fault_take(struct destination *pump, struct view *view, const struct uffd_message *message, uint32_t region,
-               uint64_t page, uint64_t read_at);
-/* demand.c, for view.c: whether a whole batch of faults can be taken. */
-bool faults_room(const struct destination *pump);
+/* demand.c, for view.c: how many messages may be read now; and one of them that is a fault goes to the backlog. */
+size_t backlog_room(const struct destination *pump);
+void fault_keep(struct destination *pump, struct fault fault);
 /* demand.c: ask the source for a page. */
 void request(struct destination *pump, uint32_t region, uint64_t page);
 /* demand.c and destination.c: the threads of the urgent and of the push connection. */
 void demand_run(void *pump);
 void push_run(void *pump);
 
-/* view.c: read the faults of all views and bring their pages on the way. Returns an enum step. */
+/* view.c: read the faults of all views into the backlog. Returns how many messages. */
 int views_read(struct destination *pump);
 /* view.c: a page that a view waits for is PLACED: map it there. False: not yet, try again after the next read. */
-bool view_settle(struct destination *pump, const struct pending *pending);
+bool view_settle(struct destination *pump, const struct fault *fault);
 /* view.c: wake whoever waits for these pages in any view. Any thread may call it. */
 void views_wake(struct destination *pump, uint32_t region, uint64_t first, uint64_t stop);
 /* view.c: have these pages, which are lost, be lost in every view as well. */
@@ -162,6 +168,9 @@ nfds_t views_poll(const struct destination *pump, struct pollfd *descriptors);
 int fail_placing(struct destination *pump, const struct receiver *receiver, uint32_t region, uint64_t page);
 /* destination.c: so many more pages are resident; tells the owner when it was the last. */
 void resident_add(struct destination *pump, uint64_t pages);
+
+/* What is being received has pages that are claimed. */
+static inline bool owns_pages(const struct receiver *receiver) { return receiver->claimed != receiver->claimed_stop; }
 
 static inline uint8_t *alias_of(const struct memory *memory, uint64_t offset) {
     return (uint8_t *)(uintptr_t)(memory->region.alias + offset);

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -72,7 +71,6 @@ static int64_t attempt(struct placer *placer, uint32_t operation, uint64_t addre
 
 static int place(struct placer *placer, uint32_t operation, uint64_t address, const uint8_t *content,
                  uint64_t length, uint64_t page_size) {
-    uint64_t retries = 0;
     placer->done = 0;
     while (length) {
         int64_t done = attempt(placer, operation, address, content, length);
@@ -85,12 +83,7 @@ static int place(struct placer *placer, uint32_t operation, uint64_t address, co
             done = attempt(placer, operation, address, content, page_size);
         if (done == -EAGAIN) {
             hist_add(&placer->counters->outcome_retry, 1);
-            if (placer->told)
-                return PLACE_CHANGING;
-            if (++retries > RETRIES_MAX)
-                return refused(placer, operation, EAGAIN);
-            sched_yield();
-            continue;
+            return PLACE_CHANGING;
         }
         if (done == -ESRCH) {
             hist_add(&placer->counters->outcome_gone, 1);
@@ -115,7 +108,6 @@ static int place(struct placer *placer, uint32_t operation, uint64_t address, co
             hist_add(&placer->counters->outcome_placed, 1);
             hist_add(&placer->counters->bytes_placed, operation == UFFD_IOC_POISON ? 0 : (uint64_t)done);
         }
-        retries = 0;
         placer->done += (uint64_t)done;
         address += (uint64_t)done;
         content = content ? content + done : NULL;

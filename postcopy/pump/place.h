@@ -54,12 +54,11 @@ struct placer {
     int number;
     bool found; /* set where a page was there already */
     bool gone;  /* set where the address space is ending */
-    bool told;  /* events are enabled: the mappings may be changing until somebody reads of it, see PLACE_CHANGING */
     bool foreign;  /* another process's memory: it may take mappings away as it likes, which is no failure of ours */
     uint64_t done; /* bytes of the latest call that are present now */
 };
 
-/* Nothing more can be placed before the events that wait have been read; only where the placer is told of them. */
+/* Nothing more can be placed just now: the mappings are changing, maybe until somebody reads the events that tell of it. */
 #define PLACE_CHANGING 1
 /* The file has no page where CONTINUE wants to map one: the guest gave it back. placer->done bytes are present. */
 #define PLACE_HOLE 2

@@ -29,13 +29,16 @@
 #define RUN_BYTES_MAX (256u << 10)
 /* Where events are told of, the push places no more than this at a time: the thread that reads them waits for it. */
 #define GATE_BYTES_MAX (64u << 10)
-/* So often in a row nothing could be placed because the mappings were changing: that is not coming to an end. */
-#define CHANGES_MAX 1000000u
 /*
- * EAGAIN without progress means that the mappings are changing just now. It passes; a kernel that answers it this
- * often in a row is not coming back from it.
+ * For so long nothing could be placed because the mappings were changing: that is not coming to an end. It may take a
+ * thread of the guest to end it, and a machine with more to do than CPUs lets that wait for seconds.
  */
-#define RETRIES_MAX 1000000u
+#define CHANGES_NS_MAX 20000000000u
+/* How long it is tried again at once after something was read that stood against it; else there is a sleep between. */
+#define CHANGES_SPIN_NS 200000u
+#define CHANGES_SLEEP_NS 50000u
+/* The same for memory that is not the guest's own, which others are not to wait for: views, a child that was forked. */
+#define OTHERS_NS_MAX 100000000u
 
 /* --- the source ----------------------------------------------------------------------------------------------------- */
 

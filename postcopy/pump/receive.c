@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #include "destination.h"
 
@@ -49,14 +50,29 @@ static void account(struct destination *pump, struct receiver *receiver, struct 
 }
 
 int await_change(struct destination *pump, struct receiver *receiver, uint32_t region, uint64_t page) {
-    if (++receiver->changing > CHANGES_MAX) {
+    bool urgent = receiver == &pump->urgent;
+    uint64_t now = now_ns();
+    receiver->changing_since = receiver->changing_since ? receiver->changing_since : now;
+    if (half_stopping(&pump->half))
+        return -1;
+    if (now - receiver->changing_since > CHANGES_NS_MAX) {
         receiver->placer.operation = UFFD_EVENT_REMOVE;
         receiver->placer.number = EAGAIN;
         return fail_placing(pump, receiver, region, page);
     }
-    if (receiver == &pump->urgent && read_ahead(pump))
+    int read = urgent ? read_ahead(pump) : 0;
+    if (read < 0)
         return -1;
-    sched_yield();
+    receiver->changed_at = read ? now : receiver->changed_at;
+    if (beat_ends(&receiver->beat)) {
+        beat_pass(&receiver->beat);
+        (void)(urgent ? urgent_say(pump) : push_say(pump)); /* a break is seen by whoever talks next */
+    }
+    /* Who was waiting for that may well begin anew soon: what there is between the two must not be slept away. */
+    if (now - receiver->changed_at < CHANGES_SPIN_NS)
+        sched_yield();
+    else
+        nanosleep(&(struct timespec){.tv_nsec = CHANGES_SLEEP_NS}, NULL);
     return 0;
 }
 
@@ -78,8 +94,15 @@ int zero_claimed(struct destination *pump, struct receiver *receiver, uint32_t r
     while ((result = place_zeros(pump, receiver, memory, page * memory->region.page_size)) > 0)
         if (await_change(pump, receiver, region, page))
             return -1;
-    receiver->changing = 0;
+    receiver->changing_since = 0;
     return result ? fail_placing(pump, receiver, region, page) : 0;
+}
+
+/* The first `count` claimed pages are there. */
+static void settle_claimed(struct destination *pump, struct receiver *receiver, uint64_t count) {
+    account(pump, receiver, &pump->memory[receiver->frame.region], receiver->claimed, count);
+    receiver->claimed += count;
+    receiver->changing_since = 0;
 }
 
 static int take_zero(struct destination *pump, struct receiver *receiver) {
@@ -95,10 +118,12 @@ static int take_zero(struct destination *pump, struct receiver *receiver) {
             resident_add(pump, known);
             page += known;
         } else if (page_claim(&memory->map[page])) {
-            if (zero_claimed(pump, receiver, frame->region, page))
+            receiver->claimed = page++;
+            receiver->claimed_stop = page;
+            if (zero_claimed(pump, receiver, frame->region, receiver->claimed))
                 return STEP_FAILED;
             hist_add(&receiver->placer.counters->zero, 1);
-            account(pump, receiver, memory, page++, 1);
+            settle_claimed(pump, receiver, 1);
         } else {
             hist_add(&receiver->placer.counters->duplicate, 1);
             page++;
@@ -137,16 +162,16 @@ static int place_some(struct destination *pump, struct receiver *receiver, uint6
     return result;
 }
 
-/* Place claimed pages of the present frame, `content` being theirs, but those that the guest gave back meanwhile. */
-static int place_claimed(struct destination *pump, struct receiver *receiver, uint64_t page, uint64_t count,
-                         uint8_t *content) {
+/* Place the claimed pages, `content` being theirs, but those that the guest gave back meanwhile. */
+static int place_claimed(struct destination *pump, struct receiver *receiver, uint8_t *content) {
     uint32_t region = receiver->frame.region;
     struct memory *memory = &pump->memory[region];
     bool staged = placement(pump, receiver) != PLACE_CONTINUE, gated = receiver == &pump->push;
-    while (count) {
+    while (owns_pages(receiver)) {
+        uint64_t page = receiver->claimed, done = 0;
         if (gated)
             gate_enter(pump);
-        uint64_t kept = pages_kept(&memory->map[page], count), done = 0;
+        uint64_t kept = pages_kept(&memory->map[page], receiver->claimed_stop - page);
         int result = kept ? place_some(pump, receiver, page, kept, content) : 0;
         if (gated)
             gate_leave(pump);
@@ -156,21 +181,21 @@ static int place_claimed(struct destination *pump, struct receiver *receiver, ui
             return fail_placing(pump, receiver, region, page + done);
         if (kept && staged && receiver->placer.found && !pump->foreign)
             return fail_found(pump, receiver, region, page);
-        if (result == PLACE_HOLE && zero_claimed(pump, receiver, region, page + done++))
+        hist_add(&receiver->placer.counters->pages, done);
+        if (done)
+            settle_claimed(pump, receiver, done);
+        if (result == PLACE_CHANGING && await_change(pump, receiver, region, page + done))
             return -1;
-        if (done) {
-            hist_add(&receiver->placer.counters->pages, done);
-            account(pump, receiver, memory, page, done);
-            receiver->changing = 0;
+        if (result == PLACE_HOLE) {
+            if (zero_claimed(pump, receiver, region, page + done++))
+                return -1;
+            hist_add(&receiver->placer.counters->pages, 1);
+            settle_claimed(pump, receiver, 1);
         } else if (!kept) {
             if (finish_dropped(pump, receiver, region, page))
                 return -1;
-            done = 1;
+            receiver->claimed += done = 1;
         }
-        if (result == PLACE_CHANGING && await_change(pump, receiver, region, page))
-            return -1;
-        page += done;
-        count -= done;
         content += done * memory->region.page_size;
     }
     return 0;
@@ -195,7 +220,9 @@ static int take_staged(struct destination *pump, struct receiver *receiver) {
             i++;
             continue;
         }
-        if (place_claimed(pump, receiver, page + i, run, content + i * size))
+        receiver->claimed = page + i;
+        receiver->claimed_stop = page + i + run;
+        if (place_claimed(pump, receiver, content + i * size))
             return STEP_FAILED;
         i += run;
     }
@@ -223,7 +250,8 @@ static void begin_run(struct destination *pump, struct receiver *receiver) {
         bytes += size;
         page++;
     }
-    receiver->run_claimed = bytes != 0;
+    receiver->claimed = page - bytes / size;
+    receiver->claimed_stop = page;
     receiver->run_begin = receiver->taken;
     receiver->run_end = receiver->taken + (bytes ? bytes : size);
 }
@@ -231,14 +259,10 @@ static void begin_run(struct destination *pump, struct receiver *receiver) {
 static int end_run(struct destination *pump, struct receiver *receiver) {
     const struct frame *frame = &receiver->frame;
     struct memory *memory = &pump->memory[frame->region];
-    uint64_t size = memory->region.page_size, bytes = receiver->run_end - receiver->run_begin;
-    uint64_t offset = frame->offset + receiver->run_begin;
-    if (!receiver->run_claimed) {
+    if (!owns_pages(receiver))
         hist_add(&receiver->placer.counters->duplicate, 1);
-    } else {
-        if (place_claimed(pump, receiver, offset / size, bytes / size, alias_of(memory, offset)))
-            return STEP_FAILED;
-    }
+    else if (place_claimed(pump, receiver, alias_of(memory, frame->offset + receiver->run_begin)))
+        return STEP_FAILED;
     if (receiver->taken == frame->length)
         receiver->in_payload = false;
     else
@@ -252,7 +276,7 @@ static bool drain_staging(struct destination *pump, struct receiver *receiver) {
     uint64_t bytes = receiver->run_end - receiver->taken;
     if (bytes > buffered(receiver))
         bytes = buffered(receiver);
-    if (bytes && receiver->run_claimed)
+    if (bytes && owns_pages(receiver))
         memcpy(alias_of(memory, receiver->frame.offset + receiver->taken), receiver->staging + receiver->begin, bytes);
     receiver->begin += bytes;
     receiver->taken += bytes;
@@ -313,7 +337,7 @@ static ssize_t read_some(struct destination *pump, struct receiver *receiver) {
     arrange(receiver);
     uint8_t *free_space = receiver->staging + receiver->end;
     uint64_t free_bytes = receiver->capacity - receiver->end;
-    bool to_alias = receiver->in_payload && receiver->run_end && receiver->run_claimed;
+    bool to_alias = receiver->in_payload && receiver->run_end && owns_pages(receiver);
     if (to_alias) {
         /* The staging buffer is empty here; behind the last run the next header is welcome too. */
         uint64_t rest = receiver->run_end - receiver->taken;

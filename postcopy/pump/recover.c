@@ -20,25 +20,19 @@ static int forget_bytes(struct destination *pump, uint32_t region, uint64_t page
     return 0;
 }
 
-/* Give up the claims of a run whose bytes came in part, and whatever else is buffered. */
+/* Give up what is claimed: its bytes came in part, or could not be placed before the stop. And whatever is buffered. */
 static int abandon(struct destination *pump, struct receiver *receiver) {
-    if (receiver->in_payload && receiver->run_end && receiver->run_claimed) {
-        uint32_t region = receiver->frame.region;
-        struct memory *memory = &pump->memory[region];
-        uint64_t size = memory->region.page_size;
-        uint64_t page = (receiver->frame.offset + receiver->run_begin) / size;
-        uint64_t stop = (receiver->frame.offset + receiver->run_end) / size;
-        for (; page < stop; page++) {
-            if (forget_bytes(pump, region, page))
-                return -1;
-            if (!page_release(&memory->map[page]) && finish_dropped(pump, receiver, region, page))
-                return -1;
-        }
+    uint32_t region = receiver->frame.region;
+    for (; owns_pages(receiver); receiver->claimed++) {
+        uint64_t page = receiver->claimed;
+        if (forget_bytes(pump, region, page))
+            return -1;
+        if (!page_release(&pump->memory[region].map[page]) && finish_dropped(pump, receiver, region, page))
+            return -1;
     }
     receiver->begin = receiver->end = STAGING_PAYLOAD;
-    receiver->in_payload = receiver->run_claimed = false;
+    receiver->in_payload = false;
     receiver->taken = receiver->run_begin = receiver->run_end = 0;
-    receiver->changing = 0;
     receiver->allowed = receiver->role == ROLE_PUSH ? FRAMES_PUSH : FRAMES_URGENT;
     return 0;
 }
@@ -70,7 +64,7 @@ int destination_detach(struct destination *pump) {
 /* Every page that a fault waits for, once: REQUESTED pages are all among these. */
 static void request_again(struct destination *pump) {
     for (uint32_t i = 0; i < pump->pending_count; i++) {
-        const struct pending *pending = &pump->pending[i];
+        const struct fault *pending = &pump->pending[i];
         bool asked = page_load(&pump->memory[pending->region].map[pending->page]) != PAGE_REQUESTED;
         for (uint32_t j = 0; j < i && !asked; j++)
             asked = pump->pending[j].page == pending->page && pump->pending[j].region == pending->region;

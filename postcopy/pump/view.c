@@ -33,24 +33,23 @@ static void view_end(struct destination *pump, struct view *view) {
         atomic_fetch_add_explicit(&pump->counters.views_ended, 1, memory_order_relaxed);
 }
 
-static int map_there(struct destination *pump, struct placer *placer, const struct pending *pending) {
-    const struct pump_region *region = &pump->memory[pending->region].region;
-    uint64_t offset = pending->page * region->page_size;
-    return place_continue(placer, pending->view->bases[pending->region] + offset, region->page_size,
-                          region->page_size);
+static int map_there(struct destination *pump, struct placer *placer, const struct fault *fault) {
+    const struct pump_region *region = &pump->memory[fault->region].region;
+    uint64_t offset = fault->page * region->page_size;
+    return place_continue(placer, fault->view->bases[fault->region] + offset, region->page_size, region->page_size);
 }
 
-bool view_settle(struct destination *pump, const struct pending *pending) {
-    struct view *view = pending->view;
-    struct placer placer = {.uffd = view->uffd, .counters = &pump->counters.views, .told = true, .foreign = true};
+bool view_settle(struct destination *pump, const struct fault *fault) {
+    struct view *view = fault->view;
+    struct placer placer = {.uffd = view->uffd, .counters = &pump->counters.views, .foreign = true};
     if (atomic_load(&view->ended))
         return true;
-    int result = map_there(pump, &placer, pending);
+    int result = map_there(pump, &placer, fault);
     if (result == PLACE_HOLE) {
         /* The guest gave the page back: it is zeros for everybody. */
-        if (zero_claimed(pump, &pump->urgent, pending->region, pending->page))
-            return true;
-        result = map_there(pump, &placer, pending);
+        if (zero_claimed(pump, &pump->urgent, fault->region, fault->page))
+            return false;
+        result = map_there(pump, &placer, fault);
     }
     if (result == PLACE_CHANGING) {
         /* Its page tables are changing. Look again, and do not sleep before that: nothing else may come. */
@@ -61,7 +60,7 @@ bool view_settle(struct destination *pump, const struct pending *pending) {
     if (result == PLACE_HOLE || placer.gone)
         view_end(pump, view); /* it maps some other file; or its address space has ended */
     else if (result < 0)
-        views_wake(pump, pending->region, pending->page, pending->page + 1); /* mapped no more, or no room just now */
+        views_wake(pump, fault->region, fault->page, fault->page + 1); /* mapped no more, or no room just now */
     return true;
 }
 
@@ -81,45 +80,41 @@ void views_poison(struct destination *pump, uint32_t region, uint64_t first, uin
     uint64_t size = pump->memory[region].region.page_size;
     for (uint32_t i = 0; i < count; i++) {
         const struct view *view = &pump->views[i];
-        struct placer placer = {.uffd = view->uffd, .counters = &pump->counters.views, .foreign = true};
         if (view->bases[region] && !atomic_load(&view->ended))
-            (void)place_poison(&placer, view->bases[region] + first * size, (stop - first) * size, size);
+            poison_elsewhere(pump, view->uffd, view->bases[region] + first * size, (stop - first) * size, size, false);
     }
 }
 
 static int read_view(struct destination *pump, struct view *view) {
     struct uffd_message messages[MESSAGES_MAX];
-    ssize_t got = uffd_read(view->uffd, messages, MESSAGES_MAX);
-    uint64_t read_at = now_ns();
+    ssize_t got = uffd_read(view->uffd, messages, backlog_room(pump));
+    struct fault fault = {.view = view, .read_at = now_ns()};
     if (got < 0 && errno != EAGAIN && errno != EINTR)
         view_end(pump, view);
-    for (ssize_t i = 0; i < got / (ssize_t)sizeof *messages; i++) {
-        uint32_t region;
-        uint64_t page;
-        if (messages[i].event == UFFD_EVENT_FORK)
-            close((int)messages[i].flags);
+    int count = got > 0 ? (int)(got / (ssize_t)sizeof *messages) : 0;
+    for (int i = 0; i < count; i++) {
+        const struct uffd_message *message = &messages[i];
+        if (message->event == UFFD_EVENT_FORK)
+            close((int)message->flags);
+        fault.thread = message->thread;
+        fault.flags = (uint32_t)message->flags;
         /* Neither events nor other memory was agreed on, and nobody here can tell what it would mean to this one. */
-        if (messages[i].event != UFFD_EVENT_PAGEFAULT || !fault_locate(pump, view, messages[i].address, &region, &page))
+        if (message->event != UFFD_EVENT_PAGEFAULT ||
+            !fault_locate(pump, view, message->address, &fault.region, &fault.page))
             view_end(pump, view);
-        else if (fault_take(pump, view, &messages[i], region, page, read_at))
-            return STEP_FAILED;
+        else
+            fault_keep(pump, fault);
     }
-    return got > 0 ? STEP_PROGRESS : STEP_IDLE;
+    return count;
 }
 
 int views_read(struct destination *pump) {
-    uint32_t count = atomic_load_explicit(&pump->view_count, memory_order_acquire);
-    int progress = STEP_IDLE;
-    for (uint32_t i = 0; i < count; i++) {
-        struct view *view = &pump->views[i];
-        if (atomic_load(&view->ended) || !faults_room(pump))
-            continue;
-        int step = read_view(pump, view);
-        if (step == STEP_FAILED)
-            return step;
-        progress |= step;
-    }
-    return progress;
+    uint32_t views = atomic_load_explicit(&pump->view_count, memory_order_acquire);
+    int count = 0;
+    for (uint32_t i = 0; i < views; i++)
+        if (!atomic_load(&pump->views[i].ended) && backlog_room(pump))
+            count += read_view(pump, &pump->views[i]);
+    return count;
 }
 
 nfds_t views_poll(const struct destination *pump, struct pollfd *descriptors) {

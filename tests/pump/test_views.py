@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from postcopy.errors import UsageError
 from postcopy.kernel import Mode, Userfaultfd
+from postcopy.kernel.abi import IOC_CONTINUE
 from postcopy.pump.destination import VIEWS_MAX
 from postcopy.pump.regions import Placement
 from postcopy.wire.frame import FrameType, Header, pack
 from tests.backend import Backend
 from tests.child import run_in_child
+from tests.pump.changing import changes
 from tests.pump.stage import Stage, until
 
 ABSENT, REQUESTED, PLACING, PLACED, ZERO, WATCHED, DROPPED = range(7)
@@ -125,6 +124,7 @@ def test_a_page_is_for_everybody_who_waits_for_it() -> None:
 
 def changing() -> None:
     with two("shmem", Placement.COPY, BOTH) as (stage, backend):
+        changes(3, of=IOC_CONTINUE)
         backend.ask("read", 1)
         stage.request(1)
         stage.push.sendall(stage.pages(1, 0x81))
@@ -132,15 +132,9 @@ def changing() -> None:
         assert stage.pump.snapshot().outcomes["retry"] == 3
 
 
-def test_a_kernel_that_cannot_map_a_page_just_now_is_asked_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("changing_kernel")
+def test_a_kernel_that_cannot_map_a_page_just_now_is_asked_again() -> None:
     """Where nothing else happens that would have the pump look again."""
-    library = tmp_path / "changing.so"
-    source = Path(__file__).with_name("changing.c")
-    command = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-o", str(library), str(source)]
-    subprocess.run(command, check=True, timeout=60)
-    monkeypatch.setenv("LD_PRELOAD", str(library))
     run_in_child(changing)
 
 

@@ -1,0 +1,17 @@
+"""What a test says to changing.c, which is before the C library of a child process (fixture `changing_kernel`)."""
+
+from __future__ import annotations
+
+import ctypes
+
+
+def changes(left: int, *, of: int = 0) -> None:
+    """Have the kernel refuse to place so many times from now on, -1: until told otherwise; `of`: by that ioctl only."""
+    library = ctypes.CDLL(None)
+    ctypes.c_uint.in_dll(library, "changes_of").value = of
+    ctypes.c_int.in_dll(library, "changes_left").value = left
+
+
+def leap(seconds: int) -> None:
+    """Let so much time pass at once."""
+    ctypes.c_int.in_dll(ctypes.CDLL(None), "clock_leap_s").value = seconds
