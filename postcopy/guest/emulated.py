@@ -19,7 +19,7 @@ from postcopy.guest.state import (
     Position,
     wanted_state,
 )
-from postcopy.guest.vcpus import GuestMemory, WorkloadGuest, guest_pages
+from postcopy.guest.vcpus import GuestMemory, WorkloadGuest, guest_pages, setup_of
 from postcopy.guest.verdict import CheckResult, check_memory, raise_for
 
 
@@ -74,13 +74,24 @@ class Guest(WorkloadGuest):
 
         Raises ProtocolError if the state is not sound or belongs to a guest of another size.
         """
-        parsed = GuestState.from_map(state)
-        pages = guest_pages(mappings)
-        if parsed.guest_pages != pages:
-            raise ProtocolError(f"guest state: it is of {parsed.guest_pages} guest pages, the memory here has {pages}")
         guest = cls.__new__(cls)
-        guest._open(mappings, parsed, cpus)  # noqa: SLF001 - its own
+        guest._open(mappings, _parsed(state, mappings), cpus)  # noqa: SLF001 - its own
         return guest
+
+    def become(self, state: object) -> None:
+        """Be the guest that `save()` described, with the threads that are here; only before the first step.
+
+        Nothing is made for it, so nothing can be lacking. Raises as restore() does, and for another number of vCPUs.
+        """
+        if self.accesses:
+            raise RuntimeError("the guest has run: it can become no other")
+        parsed = _parsed(state, self._mappings)
+        if len(parsed.vcpus) != self.vcpus:
+            raise ProtocolError(f"guest state: it is of {len(parsed.vcpus)} vCPUs, {self.vcpus} are ready here")
+        with self._in_use() as guest:
+            raise_for("guest_become", lib.guest_become(guest, setup_of(parsed)))
+        self._state = parsed
+        self._seek(parsed)
 
     def fill(self) -> None:
         """Write the pattern to all active pages, zeros behind the holes; only before the first step."""
@@ -111,3 +122,12 @@ class Guest(WorkloadGuest):
         threads = 1 if self._state.workload == "increment" else threads
         with self._in_use() as guest:
             return check_memory(guest, self._state.guest_pages, pages, threads)
+
+
+def _parsed(state: object, mappings: Sequence[GuestMemory]) -> GuestState:
+    """Return a state that is sound and of a guest of this memory; ProtocolError."""
+    parsed = GuestState.from_map(state)
+    pages = guest_pages(mappings)
+    if parsed.guest_pages != pages:
+        raise ProtocolError(f"guest state: it is of {parsed.guest_pages} guest pages, the memory here has {pages}")
+    return parsed

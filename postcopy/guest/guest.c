@@ -43,6 +43,24 @@ static int conditions_init(struct guest *guest) {
     return 0;
 }
 
+/* What the vCPUs do and find, but for where they stand; nothing is changed where the setup is out of range. */
+static int guest_shape(struct guest *guest, const struct guest_setup *setup) {
+    if (setup->blank_pages >= guest->memory.pages || setup->hole_pages > setup->blank_pages)
+        return EINVAL;
+    uint64_t active = guest->memory.pages - setup->blank_pages;
+    struct order order;
+    if (!order_init(&order, setup->workload, setup->vcpus, setup->seed, active, setup->stride,
+                    setup->random_start != 0))
+        return EINVAL;
+    guest->order = order;
+    content_init(&guest->content, setup->seed, setup->nonce, setup->vcpus, setup->workload == WORKLOAD_INCREMENT);
+    guest->period_ns = setup->steps_per_second == 0 ? 0 : 1000000000u / setup->steps_per_second;
+    guest->steps_max = GUEST_UNLIMITED;
+    guest->memory.active_pages = active;
+    guest->memory.hole_pages = setup->hole_pages;
+    return 0;
+}
+
 /* Everything but the threads. */
 static int guest_init(struct guest *guest, const struct guest_setup *setup, const struct guest_segment *segments,
                       uint32_t segment_count) {
@@ -52,27 +70,17 @@ static int guest_init(struct guest *guest, const struct guest_setup *setup, cons
             return EINVAL;
         pages += segments[i].pages;
     }
-    if (setup->blank_pages >= pages || setup->hole_pages > setup->blank_pages)
-        return EINVAL;
-    uint64_t active = pages - setup->blank_pages;
-    if (!order_init(&guest->order, setup->workload, setup->vcpus, setup->seed, active, setup->stride,
-                    setup->random_start != 0))
-        return EINVAL;
-    content_init(&guest->content, setup->seed, setup->nonce, setup->vcpus, setup->workload == WORKLOAD_INCREMENT);
-    guest->period_ns = setup->steps_per_second == 0 ? 0 : 1000000000u / setup->steps_per_second;
-    guest->steps_max = GUEST_UNLIMITED;
+    guest->memory.pages = pages;
+    int problem = guest_shape(guest, setup);
+    if (problem != 0)
+        return problem;
     guest->segments = calloc(segment_count, sizeof *segments);
     if (guest->segments == NULL)
         return ENOMEM;
     memcpy(guest->segments, segments, segment_count * sizeof *segments);
-    guest->memory = (struct memory){
-        .segments = guest->segments,
-        .segment_count = segment_count,
-        .active_pages = active,
-        .hole_pages = setup->hole_pages,
-        .pages = pages,
-    };
-    int problem = conditions_init(guest);
+    guest->memory.segments = guest->segments;
+    guest->memory.segment_count = segment_count;
+    problem = conditions_init(guest);
     if (problem != 0)
         free(guest->segments);
     return problem;
@@ -163,11 +171,43 @@ static int lock_stopped(struct guest *guest) {
     return stopped ? 0 : EBUSY;
 }
 
+/* Puts a parked vCPU before a step. */
+static int vcpu_seek(struct vcpu *vcpu, uint64_t pass, uint64_t position) {
+    const struct order *order = &vcpu->guest->order;
+    struct cursor cursor;
+    uint64_t steps;
+    if (!order_seek(order, vcpu->index, pass, position, &cursor) ||
+        __builtin_mul_overflow(pass, order->pass_steps, &steps) || __builtin_add_overflow(steps, position, &steps))
+        return EINVAL;
+    vcpu->cursor = cursor;
+    atomic_store_explicit(&vcpu->steps_seeked, steps, memory_order_relaxed);
+    atomic_store_explicit(&vcpu->steps, steps, memory_order_relaxed);
+    if (vcpu->kvm.window != NULL)
+        atomic_store_explicit(&vcpu->kvm.window->steps, steps, memory_order_relaxed);
+    return 0;
+}
+
 /* Where a parked vCPU stands. The cursor of one that KVM runs is in its own registers; its steps say the same. */
 static void vcpu_place(const struct order *order, const struct vcpu *vcpu, uint64_t *pass, uint64_t *position) {
     bool emulated = vcpu->kvm.window == NULL;
     *pass = emulated ? vcpu->cursor.pass : vcpu_steps(vcpu) / order->pass_steps;
     *position = emulated ? vcpu->cursor.position : vcpu_steps(vcpu) % order->pass_steps;
+}
+
+int guest_become(struct guest *guest, const struct guest_setup *setup) {
+    if (setup->vcpus != guest->threads)
+        return EINVAL;
+    int problem = lock_stopped(guest);
+    if (problem != 0)
+        return problem;
+    for (uint32_t v = 0; v < guest->threads && problem == 0; v++)
+        problem = guest_accesses(guest, v) != 0 ? EBUSY : 0;
+    if (problem == 0)
+        problem = guest_shape(guest, setup);
+    for (uint32_t v = 0; v < guest->threads && problem == 0; v++)
+        problem = vcpu_seek(&guest->vcpu[v], 0, 0);
+    must(pthread_mutex_unlock(&guest->mutex));
+    return problem;
 }
 
 int guest_fill(struct guest *guest) {
@@ -180,22 +220,14 @@ int guest_fill(struct guest *guest) {
 }
 
 int guest_seek(struct guest *guest, uint32_t vcpu, uint64_t pass, uint64_t position) {
-    struct cursor cursor;
-    uint64_t steps;
-    if (!order_seek(&guest->order, vcpu, pass, position, &cursor) ||
-        __builtin_mul_overflow(pass, guest->order.pass_steps, &steps) ||
-        __builtin_add_overflow(steps, position, &steps))
+    if (vcpu >= guest->threads)
         return EINVAL;
     int problem = lock_stopped(guest);
     if (problem != 0)
         return problem;
-    guest->vcpu[vcpu].cursor = cursor;
-    atomic_store_explicit(&guest->vcpu[vcpu].steps_seeked, steps, memory_order_relaxed);
-    atomic_store_explicit(&guest->vcpu[vcpu].steps, steps, memory_order_relaxed);
-    if (guest->vcpu[vcpu].kvm.window != NULL)
-        atomic_store_explicit(&guest->vcpu[vcpu].kvm.window->steps, steps, memory_order_relaxed);
+    problem = vcpu_seek(&guest->vcpu[vcpu], pass, position);
     must(pthread_mutex_unlock(&guest->mutex));
-    return 0;
+    return problem;
 }
 
 int guest_read(struct guest *guest, uint32_t vcpu, uint64_t *pass, uint64_t *position) {

@@ -47,6 +47,9 @@ int guest_create(const struct guest_setup *setup, const struct guest_segment *se
 int guest_destroy(struct guest *guest, uint64_t deadline_ns);
 
 /* EBUSY while running, from here to guest_read. */
+/* Be a guest of another setup, which has not begun, with as many vCPUs on the same memory: the threads are there
+ * already. EBUSY once a step was made here; EINVAL, and nothing changed: setup out of range. */
+int guest_become(struct guest *guest, const struct guest_setup *setup);
 int guest_fill(struct guest *guest);
 /* Continue at this step; guest_read says where the vCPU stands. */
 int guest_seek(struct guest *guest, uint32_t vcpu, uint64_t pass, uint64_t position);

@@ -19,23 +19,27 @@ from postcopy.guest.vcpus import GuestMemory, WorkloadGuest
 
 
 class EmptyEmulated:
-    """Memory for an emulated guest of so many vCPUs, and the proof that it can be made: one was made, and ended."""
+    """An emulated guest of so many vCPUs, parked, that becomes the one that comes.
+
+    The guest that comes stands still meanwhile, so its threads are here by then, and the way was gone once.
+    """
 
     def __init__(self, mappings: Sequence[GuestMemory], vcpus: int, cpus: Sequence[int]) -> None:
-        self._mappings = mappings
-        self._cpus = cpus
-        # The guest that comes stands still while it is made. By then this host has shown that it has the threads, keeps
-        # their stacks at hand, and has gone the whole way once.
-        with Guest(mappings, vcpus=vcpus, cpus=cpus, blank=0.0) as rehearsed:
-            state = rehearsed.save()
-        self.load(state).close()
+        self._guest: Guest | None = Guest(mappings, vcpus=vcpus, cpus=cpus, blank=0.0)
+        self._guest.become(self._guest.save())
 
     def load(self, state: object) -> Guest:
-        """Make the guest of its state."""
-        return Guest.restore(self._mappings, state, cpus=self._cpus)
+        """Let it become the guest of this state."""
+        assert self._guest is not None  # noqa: S101 - called once
+        self._guest.become(state)
+        guest, self._guest = self._guest, None
+        return guest
 
     def close(self) -> None:
-        """Give nothing back: the memory is the caller's."""
+        """End the threads, unless they are a guest's by now."""
+        if self._guest is not None:
+            self._guest.close()
+            self._guest = None
 
 
 EmptyGuest = EmptyEmulated | EmptyKvm

@@ -7,7 +7,7 @@ known to be sound, or one error that names the field. The state travels as a map
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -87,7 +87,7 @@ class GuestState:
 
     def to_fields(self) -> dict[str, Any]:
         """Return the fields as they travel: str, int, bool, None and lists only."""
-        return {**asdict(self), "vcpus": [list(vcpu) for vcpu in self.vcpus]}
+        return {name: getattr(self, name) for name in _FIELD_TYPES} | {"vcpus": [list(vcpu) for vcpu in self.vcpus]}
 
     def to_map(self) -> dict[str, Any]:
         """Return the whole state of an emulated guest, as it travels."""

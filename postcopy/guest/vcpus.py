@@ -66,7 +66,7 @@ class WorkloadGuest(ABC):
         self._state = state
         pinned = [cpus[v % len(cpus)] for v in range(len(state.vcpus))] if cpus else None
         out, segments = ffi.new("struct guest **"), _segments(mappings, own_pages)
-        number = lib.guest_create(_setup(state), segments, len(segments), ffi.NULL if pinned is None else pinned, out)
+        number = lib.guest_create(setup_of(state), segments, len(segments), ffi.NULL if pinned is None else pinned, out)
         if number == errno.EINVAL and pinned is not None:
             raise UsageError(f"guest: vCPUs cannot run on CPUs {', '.join(map(str, cpus))}")
         if number in {errno.ENOMEM, errno.EAGAIN}:
@@ -80,12 +80,16 @@ class WorkloadGuest(ABC):
         self._finalizer = weakref.finalize(self, _end, self._guest)
         try:
             self._adopt()
-            for v, vcpu in enumerate(state.vcpus):
-                raise_for("guest_seek", lib.guest_seek(self._guest, v, vcpu.passes, vcpu.position))
-            self._limit(state.steps_max)
+            self._seek(state)
         except BaseException:
             WorkloadGuest.close(self)
             raise
+
+    def _seek(self, state: GuestState) -> None:
+        """Put the parked vCPUs where the state says that they are."""
+        for v, vcpu in enumerate(state.vcpus):
+            raise_for("guest_seek", lib.guest_seek(self._guest, v, vcpu.passes, vcpu.position))
+        self._limit(state.steps_max)
 
     def _adopt(self) -> None:  # noqa: B027 - not every kind has something to do
         """Give the vCPUs, whose threads are there and parked, what they are run by: nothing, if by those threads."""
@@ -253,7 +257,8 @@ def guest_pages(mappings: Sequence[GuestMemory]) -> int:
     return sum(mapping.region.size for mapping in mappings) // GUEST_PAGE_BYTES
 
 
-def _setup(state: GuestState) -> Any:
+def setup_of(state: GuestState) -> Any:
+    """Return what C needs to know of a state beside where its vCPUs stand."""
     setup = {
         "workload": WORKLOADS[state.workload],
         "vcpus": len(state.vcpus),

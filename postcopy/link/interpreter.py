@@ -29,6 +29,9 @@ from postcopy.wire.messages import REFUSE_CODES
 # three rounds, a connection that proves itself in some more.
 ROUNDS_AFTER_PAUSE = 10
 
+# How long a state is kept to oneself: a guest that stands still runs on by then, and who waits in a fault is served.
+TELL_SECONDS = 0.02
+
 log = logging.getLogger("postcopy.session")
 
 
@@ -56,6 +59,7 @@ class Interpreter:
         self._former_bytes = (0, 0)
         self.encrypted = False
         self._untold: list[tuple[State, State]] = []
+        self._telling: asyncio.TimerHandle | None = None
         self._arrived = asyncio.Event()
         self._ahead = asyncio.Semaphore(MESSAGES_AHEAD_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -160,7 +164,6 @@ class Interpreter:
     async def _arrives(self) -> bool:
         """Wait for an event; False where the machine's deadline passes before."""
         while not self._events:
-            self._tell_states()
             self._arrived.clear()
             deadline = self.machine.deadline
             try:
@@ -189,16 +192,20 @@ class Interpreter:
         self.about.migration = self.machine.migration_id.hex()
         if self.machine.state is not before:
             self._untold.append((before, self.machine.state))
+            self._telling = self._telling or asyncio.get_running_loop().call_later(TELL_SECONDS, self._tell_states)
         if self.machine.ended:
             self._tell_states()
         for command in commands:
             await self._perform(command)
 
     def _tell_states(self) -> None:
-        """Log the states that were come through; at the end, or when there is nothing to do.
+        """Log the states that were come through, a little later than they came, or before anything else is said.
 
-        The guest may be standing still, and a line takes as long as whoever takes it in.
+        The guest may be standing still, and a line takes as long as whoever takes it in: the first ones a millisecond.
         """
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
         for before, state in self._untold:
             log.info("%s: %s -> %s", self.role, before, state, extra={"state": str(state)})
         self._untold.clear()
@@ -249,6 +256,7 @@ class Interpreter:
             self.post_first(NotSent(self.now(), command.message, str(error)))
 
     async def _note(self, command: Note) -> None:
+        self._tell_states()
         log.info("%s: %s", self.role, command.text)
 
     async def _drop_control(self, _command: DropControl) -> None:
@@ -259,6 +267,7 @@ class Interpreter:
             await self.channel.close()
 
     async def _finish(self, command: Finish) -> None:
+        self._tell_states()
         level = logging.INFO if command.exit_status == 0 else logging.WARNING
         log.log(level, "%s: %s", self.role, command.text)
         self.finish = command

@@ -81,6 +81,7 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
         self._tls = tls
         self._keeping = keeping
         self._state = b""
+        self._boot_id = boot_id()  # read now, not while the guest stands still
         self._layout = layout
         self._mappings = mappings
         self._guest = guest
@@ -177,7 +178,7 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
             self._pump.guest_stopped()
         self._state = state = msgpack.packb(self._guest.save())
         stopped_at = self._guest.last_step_at or self.now()
-        self.post(GuestStopped(self.now(), state, stopped_at, boot_id()))
+        self.post(GuestStopped(self.now(), state, stopped_at, self._boot_id))
 
     async def _keep_record(self, _command: KeepRecord) -> None:
         if self._keeping is None:
@@ -242,8 +243,8 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
 
     async def _say_alive(self) -> None:
         while True:
+            await asyncio.sleep(PROGRESS_SECONDS)  # it has just heard of Run, and the guest's first page goes first
             self.post(AliveDue(self.now()))
-            await asyncio.sleep(PROGRESS_SECONDS)
 
     async def _release_memory(self, _command: ReleaseMemory) -> None:
         await asyncio.to_thread(self._let_go)

@@ -66,6 +66,36 @@ def test_a_run_that_meets_a_closed_connection_is_judged_before_the_end_of_the_co
     assert (finish.state, finish.owner, finish.exit_status) == ("failed", "source", 4)
 
 
+def test_states_are_logged_when_the_guest_runs_again_or_before_anything_else_is_said(caplog):
+    """A line takes as long as whoever takes it in, and the guest stands still meanwhile."""
+    caplog.set_level("INFO", logger="postcopy.session")
+
+    def lines():
+        return [record.message for record in caplog.records if record.name == "postcopy.session"]
+
+    async def story():
+        near, far = socket.socketpair()
+        interpreter = Recorder(source())
+        interpreter.channel = await ControlChannel.over(near, "far")
+        interpreter.machine.step = "attaching"
+        running = asyncio.create_task(interpreter.run())
+        interpreter.post(DataConnected(interpreter.now()))
+        while "StopGuest" not in interpreter.done:
+            await asyncio.sleep(0)
+        for _ in range(5):  # the loop has nothing to do now
+            await asyncio.sleep(0)
+        assert lines() == []
+        while not lines():
+            await asyncio.sleep(0.001)
+        assert lines() == ["source: setup -> device"]
+        interpreter.post(ControlLost(0.0, "cut"))
+        far.close()
+        return await running
+
+    assert asyncio.run(asyncio.wait_for(story(), 10)).state == "failed"
+    assert lines() == ["source: setup -> device", "source: device -> failed", "source: cut"]
+
+
 def test_a_performer_that_breaks_does_not_keep_the_rest_from_being_done():
     async def story():
         interpreter = Recorder(source())

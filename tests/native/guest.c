@@ -79,7 +79,18 @@ static void run_and_move(uint32_t workload, const struct guest_segment *segments
     HOLDS(pthread_join(thread, NULL) == 0);
     check_all(guest, 0);
 
-    HOLDS(guest_create(&setup, segments, 2, NULL, &next) == 0);
+    /* Made as another one, and as it was before where the setup makes no sense. */
+    struct guest_setup other = {.vcpus = VCPUS, .seed = 9, .nonce = 9, .stride = 1};
+    HOLDS(guest_create(&other, segments, 2, NULL, &next) == 0);
+    HOLDS(guest_seek(next, 0, 3, 1) == 0);
+    other = setup;
+    other.vcpus = VCPUS + 1;
+    HOLDS(guest_become(next, &other) == EINVAL);
+    other.vcpus = VCPUS;
+    other.hole_pages = other.blank_pages + 1;
+    HOLDS(guest_become(next, &other) == EINVAL && guest_steps(next, 0) == 3 * PAGES + 1);
+    HOLDS(guest_become(guest, &setup) == EBUSY);
+    HOLDS(guest_become(next, &setup) == 0 && guest_steps(next, 0) == 0);
     uint64_t most = 0;
     for (uint32_t v = 0; v < VCPUS; v++) {
         uint64_t pass, position;
