@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from tests.agent.agents import ROOT, Result
+from tests.agent.agents import Result
 from tests.lacking import lacking
 from tests.programs import outside, say
 
@@ -24,18 +23,6 @@ SECCOMP = {
     "defaultAction": "SCMP_ACT_ALLOW",
     "syscalls": [{"names": ["userfaultfd"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}],
 }
-
-
-def wheel(folder: Path) -> Path:
-    """Build the wheel out of a copy of the tree, and unpack it; return where."""
-    tree = folder / "tree"
-    unwanted = shutil.ignore_patterns(".*", "build", "dist", "tests", "*.egg-info", "__pycache__", "*.so", "*.o")
-    shutil.copytree(ROOT, tree, ignore=unwanted)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(tree)], check=True)
-    (built,) = folder.glob("postcopy-*.whl")
-    shutil.unpack_archive(built, folder / "unpacked", "zip")
-    return folder / "unpacked"
 
 
 class Container:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.agent.agents import ROOT
-from tests.deploy.container import DEVICE, USER, Container, wheel
+from tests.deploy.container import DEVICE, USER, Container
 from tests.lacking import lacking
 from tests.programs import say
 
@@ -17,10 +18,12 @@ CONTAINERFILE = ROOT / "deploy/container/Containerfile"
 
 
 @pytest.fixture(scope="module")
-def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
+def container(packages: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
     if not DEVICE.exists():
         lacking(f"{DEVICE} is not there")
-    return Container(tmp_path_factory.mktemp("container"), wheel(tmp_path_factory.mktemp("wheel")))
+    unpacked = tmp_path_factory.mktemp("wheel") / "unpacked"  # which nobody else may read, unlike what is in it
+    shutil.unpack_archive(packages[0], unpacked, "zip")
+    return Container(tmp_path_factory.mktemp("container"), unpacked)
 
 
 def test_a_guest_migrates_with_nothing_but_the_device(container: Container) -> None:
