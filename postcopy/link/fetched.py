@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 from postcopy.errors import ProtocolError
@@ -34,6 +34,8 @@ from postcopy.session.commands import (
 )
 from postcopy.session.events import Connected, DataConnected, GuestStopped, PumpFailed
 from postcopy.session.fetched import FetchedMachine
+from postcopy.wire.limits import FRAME_BYTES_MAX
+from postcopy.wire.messages import Piece
 from postcopy.wire.preamble import ACCEPTED
 
 Role = Literal["urgent", "push"]
@@ -42,16 +44,34 @@ Role = Literal["urgent", "push"]
 NO_STATE = b"\x80"
 
 
+def bytes_for(pieces: Sequence[Piece]) -> int:
+    """Return what a pump for these pieces takes of memory: see FETCHED_BYTES_MAX."""
+    largest = max((piece.page_size for piece in pieces), default=0)
+    return 2 * max(FRAME_BYTES_MAX, largest) + sum(piece.size // piece.page_size for piece in pieces)
+
+
 class FetchedInterpreter(PumpInterpreter[SourcePump, SourceStats]):
-    """One destination. `name` is its address, for people. close() it after the end."""
+    """One destination. `name` is its address, for people. close() it after the end.
+
+    `claim` is asked for the bytes of memory that serving it takes, and raises where they are not to be had.
+    """
 
     machine: FetchedMachine
 
     def __init__(
-        self, machine: FetchedMachine, snapshot: SnapshotFile, name: str, *, poll_max_ns: int, rate: int | None
+        self,
+        machine: FetchedMachine,
+        snapshot: SnapshotFile,
+        name: str,
+        *,
+        claim: Callable[[int], None],
+        poll_max_ns: int,
+        rate: int | None,
     ) -> None:
         super().__init__("source", machine)
         self.name = name
+        self.held_bytes = 0
+        self._claim = claim
         self.pace = Pace(rate)
         self.layout: Layout | None = None
         self._snapshot = snapshot
@@ -93,6 +113,9 @@ class FetchedInterpreter(PumpInterpreter[SourcePump, SourceStats]):
             self._complete.set()
 
     async def _await_data(self, _command: DialData) -> None:
+        needed = bytes_for(self.machine.pieces)
+        self._claim(needed)
+        self.held_bytes = needed
         self._attaching = self.spawn(self._attach())
 
     async def _attach(self) -> None:
@@ -134,3 +157,4 @@ class FetchedInterpreter(PumpInterpreter[SourcePump, SourceStats]):
             piece.close()
         self._dialled.clear()
         self._pieces.clear()
+        self.held_bytes = 0

@@ -18,7 +18,7 @@ from typing import Any
 from postcopy.errors import HostError, KernelError, PostcopyError, ProtocolError, UsageError
 from postcopy.link.about import About, speak_of
 from postcopy.link.control import ControlChannel
-from postcopy.link.limits import MESSAGES_AHEAD_MAX
+from postcopy.link.limits import BYTES_AHEAD_MAX, MESSAGES_AHEAD_MAX
 from postcopy.session.commands import CloseLinks, Command, DropControl, Finish, Note, Send
 from postcopy.session.events import Broken, ControlLost, Elapsed, Event, NotSent, Received, WorkFailed
 from postcopy.session.machine import Machine, SessionError
@@ -53,15 +53,18 @@ class Interpreter:
         self.machine = machine
         self.channel: ControlChannel | None = None
         self.finish: Finish | None = None
-        # each with the control connection that it came over, if it did: what came over a former one is dropped
-        self._events: deque[tuple[Event, ControlChannel | None]] = deque()
+        # each with the control connection that it came over, if it did, and its bytes: what came over a former one is
+        # dropped
+        self._events: deque[tuple[Event, ControlChannel | None, int]] = deque()
         self._reading: asyncio.Task[None] | None = None
         self._former_bytes = (0, 0)
         self.encrypted = False
         self._untold: list[tuple[State, State]] = []
         self._telling: asyncio.TimerHandle | None = None
         self._arrived = asyncio.Event()
-        self._ahead = asyncio.Semaphore(MESSAGES_AHEAD_MAX)
+        self._ahead: tuple[int, int] = (0, 0)  # messages, and their bytes
+        self._room = asyncio.Event()
+        self._room.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._performers: dict[type[Command], Callable[[Any], Awaitable[None]]] = {
             Send: self._send,
@@ -78,14 +81,14 @@ class Interpreter:
 
     # --- events in ----------------------------------------------------------------------------------------
 
-    def post(self, event: Event, channel: ControlChannel | None = None) -> None:
-        """Queue an event, which came over `channel` if it did; from the loop's thread only."""
-        self._events.append((event, channel))
+    def post(self, event: Event, channel: ControlChannel | None = None, size: int = 0) -> None:
+        """Queue an event, which came over `channel` in `size` bytes if it did; from the loop's thread only."""
+        self._events.append((event, channel, size))
         self._arrived.set()
 
     def post_first(self, event: Event) -> None:
         """Queue an event before all that wait: one that the machine must know of to judge them."""
-        self._events.appendleft((event, None))
+        self._events.appendleft((event, None, 0))
         self._arrived.set()
 
     @staticmethod
@@ -119,14 +122,25 @@ class Interpreter:
 
     async def _read(self, channel: ControlChannel) -> None:
         while True:
-            await self._ahead.acquire()
+            await self._room.wait()
+            before = channel.bytes_received
             try:
                 message = await channel.receive()
             except ProtocolError as error:
                 return self.post(Broken(self.now(), str(error)), channel)
             except PostcopyError as error:
                 return self.post(ControlLost(self.now(), str(error)), channel)
-            self.post(Received(self.now(), message), channel)
+            size = channel.bytes_received - before
+            self.post(Received(self.now(), message), channel, size)
+            self._count_ahead(1, size)
+
+    def _count_ahead(self, messages: int, size: int) -> None:
+        """Count what is read and not judged; at a limit nothing more is read until some of it is."""
+        self._ahead = self._ahead[0] + messages, self._ahead[1] + size
+        if self._ahead[0] < MESSAGES_AHEAD_MAX and self._ahead[1] < BYTES_AHEAD_MAX:
+            self._room.set()
+        else:
+            self._room.clear()
 
     # --- the loop -----------------------------------------------------------------------------------------
 
@@ -155,9 +169,9 @@ class Interpreter:
         while True:
             if not self._events and not await self._arrives():
                 return Elapsed(self.now())
-            event, channel = self._events.popleft()
-            if isinstance(event, Received):
-                self._ahead.release()
+            event, channel, size = self._events.popleft()
+            if isinstance(event, Received) and channel is not None:
+                self._count_ahead(-1, -size)
             if channel is None or channel is self.channel:
                 return event
 

@@ -39,4 +39,11 @@ GREETED_MAX = 16
 """Sources that were greeted and have made no offer yet, at one time: they cost a connection each, hold nothing up."""
 
 MESSAGES_AHEAD_MAX = 64
-"""Messages that are read ahead of the machine: the other side may not fill this one's memory with them."""
+BYTES_AHEAD_MAX = 1 << 20
+"""Messages that are read ahead of the machine, and their bytes: the other side may not fill this one's memory with
+them. One that is larger than all of it (a guest's state) is read all the same, and nothing behind it."""
+
+FETCHED_BYTES_MAX = 4 << 30
+"""Of all destinations that fetch from one source together: a buffer for each connection, as large as the pages that are
+asked for, and a byte for each page. Who takes 4 KiB pages costs 4 MiB, so it is of no matter to 256 of them; who says
+that his pages have 1 GiB costs 2 GiB, and anybody may say so."""

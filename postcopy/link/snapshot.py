@@ -21,9 +21,11 @@ from postcopy.link.control import ControlChannel
 from postcopy.link.data import shake_hands
 from postcopy.link.fetched import FetchedInterpreter
 from postcopy.link.fetched import Role as DataRole
+from postcopy.link.limits import FETCHED_BYTES_MAX
 from postcopy.link.listen import Listener
 from postcopy.link.source import POLL_MAX_NS, SOFTWARE
 from postcopy.link.tls import Credentials
+from postcopy.pages.units import format_size
 from postcopy.session.events import CancelAsked, Started
 from postcopy.session.fetched import FetchedMachine
 from postcopy.session.states import State
@@ -108,12 +110,21 @@ class Snapshot:
             raise HostError(text)
         machine = FetchedMachine(Hello((FETCH_SINCE, VERSION), SOFTWARE), self.file.size)
         interpreter = FetchedInterpreter(
-            machine, self.file, channel.name, poll_max_ns=self._poll_max_ns, rate=self.rate
+            machine, self.file, channel.name, claim=self._claim, poll_max_ns=self._poll_max_ns, rate=self.rate
         )
         interpreter.post(Started(interpreter.now()))
         interpreter.listen(channel)
         log.info("source: %s fetches", channel.name)
         self.current[interpreter] = asyncio.create_task(self._drive(interpreter))
+
+    def _claim(self, needed: int) -> None:
+        """Let a destination have memory for its buffers, of what all of them may have together."""
+        held = sum(one.held_bytes for one in self.current)
+        if held + needed > FETCHED_BYTES_MAX:
+            raise HostError(
+                f"{format_size(needed)} of buffers are asked for, and others have {format_size(held)} of the "
+                f"{format_size(FETCHED_BYTES_MAX)} that this source gives to all together"
+            )
 
     async def _drive(self, interpreter: FetchedInterpreter) -> None:
         try:

@@ -18,6 +18,7 @@
 #define UFFD_IOC_ZEROPAGE 0xC020AA04u
 #define UFFD_IOC_CONTINUE 0xC020AA07u
 #define UFFD_IOC_POISON 0xC020AA08u
+#define FILE_ALLOCATE 1u /* none of a userfaultfd: fallocate(2) */
 #define UFFD_EVENT_PAGEFAULT 0x12
 #define UFFD_EVENT_FORK 0x13   /* the child's userfaultfd stands where a fault has flags */
 #define UFFD_EVENT_REMOVE 0x15 /* start and end stand where a fault has flags and address */

@@ -2,7 +2,9 @@
  * Bytes off a connection become pages: header, claim, content, placing. One thread for each connection runs this;
  * the claims in the page map are all that the two share.
  */
+#define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -82,8 +84,15 @@ static int place_zeros(struct destination *pump, struct receiver *receiver, stru
         return place_zero(&receiver->placer, address, size, size);
     if (!memory->region.alias)
         return place_copy(&receiver->placer, address, pump->zeros, size, size);
-    /* A first look at the alias makes the kernel allocate the page, zeroed; then it is a minor fault's page. */
-    (void)*(volatile uint8_t *)alias_of(memory, offset);
+    /* The kernel gives the file a page of zeros; then it is a minor fault's page. To touch it through the alias would
+     * do the same, but for a file that can have no more pages, where it would end this process. */
+    if (fallocate(memory->region.fd, 0, (off_t)(memory->region.fd_offset + offset), (off_t)size)) {
+        if (errno == EINTR)
+            return PLACE_CHANGING;
+        receiver->placer.operation = FILE_ALLOCATE;
+        receiver->placer.number = errno;
+        return -1;
+    }
     return place_continue(&receiver->placer, address, size, size);
 }
 

@@ -21,6 +21,7 @@ _STATES: dict[int, State] = {
 }
 _ROLES = {lib.ROLE_URGENT: "urgent", lib.ROLE_PUSH: "push"}
 _OPERATIONS = {
+    1: "giving the memory's file a page",
     0x12: "a page fault that is none of a missing page of the memory that is served",
     0x14: "following memory that was moved (mremap)",
     0x15: "giving back a page",

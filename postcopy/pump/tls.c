@@ -21,6 +21,7 @@ struct tls {
     SSL_CTX *context;
     SSL *session;
     const char *reason;
+    int broken; /* the errno of its failure, 0 while there was none */
     uint64_t records, records_max; /* sent with the present key, and to be sent with it at most */
     char identity[TLS_IDENTITY_BYTES_MAX + 1];
     uint8_t key[TLS_KEY_BYTES];
@@ -195,8 +196,14 @@ int tls_handshake(struct tls *tls) {
 
 const char *tls_reason(const struct tls *tls) { return tls->reason; }
 
+/* A session that failed once has failed for good, also where the call that found out had moved some bytes before. */
+static ssize_t broken(const struct tls *tls) {
+    errno = tls->broken;
+    return -1;
+}
+
 /* What a call that moved nothing means, as of sendmsg and recvmsg: 0 for the end, else -1 with errno. */
-static ssize_t nothing(const struct tls *tls, int result, int number) {
+static ssize_t nothing(struct tls *tls, int result, int number) {
     switch (tls->library->SSL_get_error(tls->session, result)) {
     case OPENSSL_ERROR_WANT_READ:
     case OPENSSL_ERROR_WANT_WRITE:
@@ -210,10 +217,9 @@ static ssize_t nothing(const struct tls *tls, int result, int number) {
     default:
         errno = EBADMSG;
     }
-    number = errno;
+    tls->broken = errno;
     tls->library->ERR_clear_error();
-    errno = number;
-    return -1;
+    return broken(tls);
 }
 
 /* Put the parts from `skip` bytes on together, up to one record. Returns how many bytes that is. */
@@ -255,16 +261,19 @@ static int send_record(struct tls *tls, const struct iovec *parts, uint32_t coun
 }
 
 ssize_t tls_send(struct tls *tls, const struct iovec *parts, uint32_t count) {
+    if (tls->broken)
+        return broken(tls);
     uint64_t total = 0, sent = 0;
     for (uint32_t i = 0; i < count; i++)
         total += parts[i].iov_len;
+    tls->library->ERR_clear_error(); /* what another session left behind would be taken for this one's */
     while (sent < total) {
         errno = 0;
         int result = send_record(tls, parts, count, sent);
-        if (result <= 0 && sent)
-            break;
         if (result <= 0) {
             ssize_t moved = nothing(tls, result, errno);
+            if (sent)
+                break;
             errno = moved ? errno : EPIPE; /* the other end has closed: nothing more can be sent */
             return -1;
         }
@@ -275,15 +284,20 @@ ssize_t tls_send(struct tls *tls, const struct iovec *parts, uint32_t count) {
 }
 
 ssize_t tls_receive(struct tls *tls, const struct iovec *parts, uint32_t count) {
+    if (tls->broken)
+        return broken(tls);
     uint64_t got = 0;
+    tls->library->ERR_clear_error();
     for (uint32_t i = 0; i < count; i++) {
         for (uint64_t filled = 0; filled < parts[i].iov_len;) {
             uint64_t rest = parts[i].iov_len - filled;
             errno = 0;
             int result = tls->library->SSL_read(tls->session, (uint8_t *)parts[i].iov_base + filled,
                                                 rest < INT32_MAX ? (int)rest : INT32_MAX);
-            if (result <= 0)
-                return got ? (ssize_t)got : nothing(tls, result, errno);
+            if (result <= 0) {
+                ssize_t moved = nothing(tls, result, errno);
+                return got ? (ssize_t)got : moved;
+            }
             filled += (uint64_t)result;
             got += (uint64_t)result;
         }

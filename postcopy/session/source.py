@@ -286,11 +286,17 @@ def _progress(machine: SourceMachine, message: Progress) -> list[Command]:
     return _note_progress(machine, message) + _begin_push(machine)
 
 
+_ALL_THERE = "every page is at the destination"
+
+
 def _release(machine: SourceMachine, message: AllPlaced) -> list[Command]:
     machine.timeline.all_placed = machine.now
     machine.report = message.report
     machine.placed_pages = machine.pages
-    end = Finish(State.COMPLETED, Owner.DESTINATION, "every page is at the destination", 0)
+    pages = message.report.get("pages")
+    left = pages.get("left", 0) if isinstance(pages, dict) else 0
+    text = f"the destination needs nothing more: {left} pages were never asked for" if left else _ALL_THERE
+    end = Finish(State.COMPLETED, Owner.DESTINATION, text, 0)
     return [Send(Released()), StopPump(), ReleaseMemory(), CloseLinks(), end]
 
 

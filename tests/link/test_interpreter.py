@@ -12,7 +12,7 @@ from postcopy.link.control import ControlChannel
 from postcopy.link.interpreter import Interpreter, failure_of
 from postcopy.session.commands import Finish, ResumeGuest, StartPush, StopPump
 from postcopy.session.events import Connected, ControlLost, DataConnected, Elapsed, GuestStopped, Received, Started
-from postcopy.wire.control import Loaded, Progress, Ready, Welcome, encode
+from postcopy.wire.control import Loaded, Progress, Ready, State, Welcome, encode
 from postcopy.wire.messages import REFUSE_CODES
 from tests.session.samples import IDENTITY, source
 
@@ -187,3 +187,32 @@ def test_a_failure_is_told_in_the_words_of_the_protocol(error, code, status):
     failure = failure_of(error, 1.0)
     assert (failure.code, failure.exit_status) == (code, status)
     assert failure.code in REFUSE_CODES
+
+
+@pytest.mark.parametrize(("size", "most"), [(1 << 20, 3), (64, 64)])
+def test_no_more_is_read_ahead_than_there_is_room_for(size, most):
+    """The machine is busy: what the other side says meanwhile waits on the connection, large messages as many."""
+
+    async def story():
+        near, far = socket.socketpair()
+        far.setblocking(False)
+        interpreter = Recorder(source())
+        interpreter.listen(await ControlChannel.over(near, "far"))
+        count = 200 if size < 1000 else 8
+        said = encode(Loaded()) + encode(State(b"x" * size, 0.0, "boot")) * count
+        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(far, said))
+        while len(interpreter._events) < min(most, 2):
+            await asyncio.sleep(0.001)
+        for _ in range(200):  # rounds in which more would have been read
+            await asyncio.sleep(0)
+        held = len(interpreter._events)
+        taken = 0
+        while taken < 1 + count:  # and all of it comes as it is taken
+            await interpreter._next()
+            taken += 1
+        await sending
+        await interpreter._end_tasks()
+        far.close()
+        return held
+
+    assert asyncio.run(asyncio.wait_for(story(), 20)) <= most

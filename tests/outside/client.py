@@ -7,7 +7,9 @@ argument, the configuration in JSON; then a command a line on stdin, an answer a
 Configuration: socket, file, mappings [[size, offset]], page_size (4096 or 2 MiB); and what is done otherwise than
 Firecracker does it: names (which fields tell the page size), page_size_told, entries (added to what is told of a
 mapping), overlap and align (of what is told), message (instead of all that), descriptors (instead of the userfaultfd),
-shared (a memfd behind the memory, offered, too), register and features.
+shared (a memfd behind the memory, offered, too), register, features and api (False: it is not asked for its features),
+gap (offset and length of what is trapped no more) and split (of what lies in a piece of its own), hidden (nobody may
+look at its mappings).
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from pathlib import Path
 USERFAULTFD_IOC_NEW = 0xAA00
 UFFDIO_API = 0xC018AA3F
 UFFDIO_REGISTER = 0xC020AA00
+UFFDIO_UNREGISTER = 0x8010AA01
+PR_SET_DUMPABLE, MADV_DONTFORK = 4, 10
 FEATURE_EVENT_REMOVE = 1 << 3
 FEATURES_OF_SHARED = 1 << 4 | 1 << 5 | 1 << 9 | 1 << 10
 MODE_MISSING, MODE_MINOR = 1, 4
@@ -33,10 +37,11 @@ MAP_HUGETLB, MFD_HUGETLB, MFD_ALLOW_SEALING = 0x40000, 4, 2
 SMALL, HUGE = 4096, 2 << 20
 
 
-def create_uffd(features):
+def create_uffd(features, api):
     with Path("/dev/userfaultfd").open("rb+", buffering=0) as device:
         uffd = fcntl.ioctl(device, USERFAULTFD_IOC_NEW, os.O_CLOEXEC | os.O_NONBLOCK)
-    fcntl.ioctl(uffd, UFFDIO_API, struct.pack("=QQQ", 0xAA, features, 0))
+    if api:
+        fcntl.ioctl(uffd, UFFDIO_API, struct.pack("=QQQ", 0xAA, features, 0))
     return uffd
 
 
@@ -47,17 +52,32 @@ class Vmm:
         self.memory_fd = -1
         shared = config.get("shared", False)
         features = FEATURE_EVENT_REMOVE | (FEATURES_OF_SHARED if shared else 0)
-        self.uffd = create_uffd(features | config.get("features", 0))
+        self.uffd = create_uffd(features | config.get("features", 0), config.get("api", True))
         if shared:
             flags = MFD_HUGETLB if self.page_size == HUGE else 0
             self.memory_fd = os.memfd_create("guest", flags | (0 if shared == "unsealed" else MFD_ALLOW_SEALING))
             os.ftruncate(self.memory_fd, max(size + offset for size, offset in config["mappings"]))
+            self.other_fd = os.memfd_create("guest", flags | MFD_ALLOW_SEALING)
+            os.ftruncate(self.other_fd, os.fstat(self.memory_fd).st_size)
         self.regions = [self.region(size, offset) for size, offset in config["mappings"]]
         modes = config.get("register", MODE_MISSING | (MODE_MINOR if shared else 0))
         for memory, address, _ in self.regions:
             if modes:
                 fcntl.ioctl(self.uffd, UFFDIO_REGISTER, struct.pack("=QQQQ", address, len(memory), modes, 0))
+        if "gap" in config:
+            fcntl.ioctl(self.uffd, UFFDIO_UNREGISTER, struct.pack("=QQ", *self.part(config["gap"])))
+        libc = ctypes.CDLL(None)
+        if "split" in config:
+            address, length = self.part(config["split"])
+            libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), MADV_DONTFORK)
+        if config.get("hidden"):
+            libc.prctl(PR_SET_DUMPABLE, 0)
         self.socket = self.hand_over(config)
+
+    def part(self, said):
+        offset, length = said
+        _, address, place = self.at(offset)
+        return address + place, length
 
     def region(self, size, offset):
         huge = MAP_HUGETLB if self.page_size == HUGE and self.memory_fd < 0 else 0
@@ -89,7 +109,7 @@ class Vmm:
     def hand_over(self, config):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.connect(config["socket"])
-        named = {"uffd": self.uffd, "file": 0, "memory": self.memory_fd}
+        named = {"uffd": self.uffd, "file": 0, "memory": self.memory_fd, "other": getattr(self, "other_fd", -1)}
         default = ["uffd", "memory"] if self.memory_fd >= 0 else ["uffd"]
         descriptors = array.array("i", [named[name] for name in config.get("descriptors", default)])
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)] if descriptors else []

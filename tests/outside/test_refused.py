@@ -59,6 +59,8 @@ CASES = {
     "more than there is room for": ({"descriptors": ["uffd"] * 60}, "more than 16 descriptors came"),
     "no userfaultfd": ({"descriptors": ["file"]}, "the descriptor is no userfaultfd"),
     "registered for nothing": ({"register": 0}, r"mapping 0: its userfaultfd traps nothing at 0x[0-9a-f]+"),
+    "asked for nothing": ({"register": 0, "api": False}, r"its userfaultfd was never asked for its features \(UFFDIO_API\)"),
+    "a gap in the middle": ({"gap": (5 * MIB, PAGE)}, "mapping 0: its userfaultfd traps nothing"),
     "an address next to it": ({"entries": {0: {"base_host_virt_addr": -(1 << 40)}}}, "mapping 0: its userfaultfd traps nothing"),
     "of too much": ({"entries": {0: {"size": 1 << 62}}}, "more than 1 TiB of memory"),
     "longer than it is": ({"entries": {0: {"size": 64 << 30}}}, "mapping 0: its userfaultfd traps nothing"),
@@ -89,6 +91,11 @@ CASES = {
     "an object with more": ({"message": {"mappings": [ONE], "x": 1}}, "unknown field 'x'"),
     "two of one name": ({"message": {"mappings": [ONE], "descriptors": ["userfaultfd"] * 2}}, "wanted one userfaultfd"),
     "a file that cannot be sealed": ({"shared": "unsealed"}, "its file does not let itself be sealed against a change of size"),
+    "another file": ({"shared": True, "descriptors": ["uffd", "other"]}, "has not mapped that part of the file"),
+    "parts of its file in another order": (
+        {"shared": True, "mappings": ((4 * MIB, 0), (4 * MIB, 4 * MIB)), "entries": {0: {"offset": 4 * MIB}, 1: {"offset": -4 * MIB}}},
+        r"mapping 0: process \d+ has not mapped that part of the file that was offered at 0x",
+    ),
     "a file and MISSING alone": ({"shared": True, "mappings": ((MIB, 0),), "entries": {0: {"offset": 1 << 30}}}, "beyond the memory's file"),
 }  # fmt: skip
 

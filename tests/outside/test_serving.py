@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import signal
 from pathlib import Path
@@ -60,9 +61,12 @@ def test_only_what_is_touched_is_fetched_and_the_end_of_the_process_is_no_failur
             assert there.until(lambda now: now["processes"][0]["pages"]["placed"] == 3)["processes"][0]["faults"] == 3
         status = there.until(none_left)
         assert (status["ended"]["outcome"], status["ended"]["exit_status"]) == ("completed", 0)
+        assert status["ended"]["text"] == f"process {vmm.pid} has ended and needs nothing more"
         pages = status["report"]["pages"]
         assert (pages["demand"], pages["left"], pages["total"]) == (3, 2045, 2048)
-        assert here.until(lambda now: now["ended_count"] == 1)["ended"]["outcome"] == "completed"
+        ended = here.until(lambda now: now["ended_count"] == 1)["ended"]
+        assert ended["outcome"] == "completed"
+        assert ended["text"] == "the destination needs nothing more: 2045 pages were never asked for"
         there.until_log(r"process \d+: it has ended")
         assert foreign_descriptors(there) == 0
 
@@ -177,6 +181,35 @@ def test_memory_whose_file_is_offered_is_filled_through_it(tmp_path, file, uffd_
             assert vmm.call("wrong", *gone, *range(4 * MIB, 4 * MIB + HUGE, PAGE)) == []
         there.until(none_left)
         assert foreign_descriptors(there) == 0
+
+
+def test_a_mapping_in_pieces_is_one_all_the_same(tmp_path, file, uffd_socket):
+    with source(tmp_path, file) as here, destination(tmp_path, "--from", here.address):
+        for part in ((3 * MIB, PAGE), (0, PAGE), (8 * MIB - PAGE, PAGE)):
+            with Vmm(uffd_socket, file=file, split=part) as vmm:
+                assert vmm.call("wrong") == []
+
+
+def test_a_file_of_which_nobody_may_see_where_it_is_mapped_is_not_used(tmp_path, file, uffd_socket):
+    """The agent may trace nobody here; as root it may look at everybody."""
+    with (
+        source(tmp_path, file) as here,
+        destination(tmp_path, "--from", here.address, preexec_fn=trace_nobody) as there,
+    ):
+        with Vmm(uffd_socket, file=file, shared=True, hidden=True) as vmm:
+            there.until_log(rf"process {vmm.pid}: what it has mapped is not to be seen: .*; so its pages are copied")
+            assert vmm.call("wrong") == []
+            (report,) = reports(there.until(reports))
+            assert report["mode"] == "missing"
+        there.until(none_left)
+        assert foreign_descriptors(there) == 0
+
+
+def trace_nobody():
+    """Have a daemon-to-be without the right to trace other processes: dropped from its bounding set."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    PR_CAPBSET_DROP, CAP_SYS_PTRACE = 24, 19  # noqa: N806 - as the kernel has it
+    assert libc.prctl(PR_CAPBSET_DROP, CAP_SYS_PTRACE, 0, 0, 0) == 0
 
 
 def test_a_guest_of_ours_moves_into_a_process_that_waits(tmp_path, uffd_socket):

@@ -14,7 +14,9 @@ import pytest
 
 from postcopy.guest.outside.process import Process
 from postcopy.guest.outside.serving import OutsideDestination
+from postcopy.guest.outside.session import OutsideInterpreter
 from postcopy.link.address import UnixAddress
+from postcopy.pump.status import PumpStatus
 from postcopy.wire.control import Cancel, ControlDecoder, GuestOffer, Hello, LayoutOffer, RegionOffer, encode
 from postcopy.wire.preamble import PREAMBLE_BYTES, Role, unpack
 from postcopy.wire.version import FETCH_SINCE
@@ -114,3 +116,26 @@ def test_a_pump_that_fails_after_the_last_page_is_noticed(tmp_path):
 
     assert asyncio.run(fail()) == "the kernel refused"
     os.close(Failing.event_fd)
+
+
+class EndedPump:
+    """One that failed right behind its last page: both were told of with the one event that has been read."""
+
+    def __init__(self):
+        self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)
+
+    def status(self):
+        return PumpStatus("failed", "it broke", resident=True)
+
+
+def test_a_pump_that_failed_right_behind_its_last_page_is_heard():
+    async def scene():
+        handed = SimpleNamespace(memory_fd=-1, process="process 1")
+        interpreter = OutsideInterpreter(SimpleNamespace(), handed, dial=None, poll_max_ns=0)
+        interpreter._pump = EndedPump()
+        interpreter._course = SimpleNamespace(look=lambda _pump: None)
+        interpreter._resident()
+        await asyncio.wait_for(interpreter.failed.wait(), 10)
+        return interpreter.trouble
+
+    assert asyncio.run(scene()) == "it broke"

@@ -13,10 +13,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from postcopy.kernel import Feature, Mode, Userfaultfd, Way, memory_type
+from postcopy.kernel import Feature, Mode, Userfaultfd, Way, memory_type_at
 from postcopy.kernel.abi import NO_FEATURES
 from postcopy.pages.regions import Layout, Region
 from postcopy.pump._pump import ffi
@@ -102,8 +103,10 @@ class Stage:
         foreign: bool = False,
         features: Feature = NO_FEATURES,
         beat_ns: int = 0,
+        place: Path | None = None,
+        zeropage: bool = True,
     ) -> None:
-        self.type = memory_type(type_name)
+        self.type = memory_type_at(type_name, place)
         self.page_size = self.type.page_size
         self.region = Region(0, type_name, self.page_size, pages * self.page_size)
         self.layout = Layout((self.region,))
@@ -118,7 +121,7 @@ class Stage:
             self.uffd.fileno(),
             demand=[placement],
             push=[placement],
-            zeropage=[self.type.zero_way(alias=False) is Way.ZEROPAGE],
+            zeropage=[zeropage and self.type.zero_way(alias=False) is Way.ZEROPAGE],
             poll_max_ns=0,
             beat_ns=beat_ns,
             removal=[removal],

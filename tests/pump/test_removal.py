@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -338,3 +340,24 @@ def storm(placement: Placement) -> None:
 @pytest.mark.parametrize("placement", [Placement.COPY, Placement.MOVE])
 def test_events_without_end_hold_nobody_up(placement: Placement) -> None:
     run_in_child(storm, placement)
+
+
+def a_page_of_zeros_for_which_there_is_no_room(folder: Path) -> str | None:
+    with Stage("tmpfs", placement=Placement.CONTINUE, place=folder, zeropage=False) as stage:
+        stage.push.sendall(stage.frame(FrameType.ZERO, 0, 8))
+        until(lambda: stage.state(7) == ZERO, "the hole")
+        assert stage.touch(0).done() == bytes(4096)
+        with (folder / "all").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        stage.touch(1)
+        until(lambda: stage.pump.status().state == "failed", "the failure")
+        return stage.pump.status().error
+
+
+def test_a_file_that_can_have_no_more_pages_ends_the_pump_and_not_the_process(mount: Callable[..., Path]) -> None:
+    error = run_in_child(a_page_of_zeros_for_which_there_is_no_room, mount("tmpfs", "size=64K"))
+    assert error == (
+        "giving the memory's file a page failed with No space left on device (ENOSPC) at region 0, offset 0x1000, "
+        "length 0x1000"
+    )

@@ -1,6 +1,7 @@
 """TLS on a data connection: who has the key comes in, nobody else does, and nothing that travels can be changed."""
 
 import contextlib
+import ctypes
 import errno
 import os
 import socket
@@ -216,3 +217,37 @@ def test_what_was_closed_or_given_away_is_not_used():
             wire.near.handshake()
         with pytest.raises(ValueError, match="a key has 32 bytes"):
             TlsSession(wire.ends[0].fileno(), listens=False, identity=NAME, key=b"short")
+
+
+def leave_an_error_behind():
+    """As another session of this thread does whose certificate was refused, say."""
+    crypto = ctypes.CDLL("libcrypto.so.3")
+    crypto.ERR_new()
+    crypto.ERR_set_error(20, 1, None)
+    assert crypto.ERR_peek_error()
+
+
+def test_what_another_session_left_behind_is_not_taken_for_ones_own_failure():
+    with Wire() as wire:
+        wire.shake_hands()
+        leave_an_error_behind()
+        assert wire.near.receive(10) is None
+        wire.carry()
+        leave_an_error_behind()
+        wire.near.send(b"x" * 100)
+        wire.carry()
+        assert wire.far.receive(100) == b"x" * 100
+
+
+def test_a_failure_that_was_found_behind_good_bytes_is_told_by_the_next_call():
+    with Wire() as wire:
+        wire.shake_hands()
+        wire.near.send(b"x" * 100)
+        wire.carry()
+        wire.near.send(b"y" * 100)
+        wire.carry(lambda data: data[:-1] + bytes([data[-1] ^ 1]))
+        assert wire.far.receive(200) == b"x" * 100
+        for _ in range(2):
+            leave_an_error_behind()
+            with pytest.raises(OSError, match="Bad message"):
+                wire.far.receive(200)

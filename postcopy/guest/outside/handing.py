@@ -7,14 +7,16 @@ refused is closed again, every descriptor that came with it included.
 from __future__ import annotations
 
 import asyncio
+import logging
 import mmap
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from errno import EFAULT, EINVAL
 from pathlib import Path
 
-from postcopy.errors import KernelError, ProtocolError
+from postcopy.errors import HostError, KernelError, ProtocolError
 from postcopy.guest.outside.message import MEMORY, USERFAULTFD, Given, Message, complete, parse
 from postcopy.guest.outside.poison import poison_what_is_there
 from postcopy.guest.outside.process import Process
@@ -23,6 +25,8 @@ from postcopy.kernel.abi import Ioctl
 from postcopy.kernel.handover import close_files, receive_with_files, why_not_memory
 from postcopy.link.sockets import ready
 
+log = logging.getLogger("postcopy.destination")
+
 # Everything is sent at once by whoever means it.
 MESSAGE_SECONDS = 5.0
 
@@ -30,6 +34,10 @@ MESSAGE_SECONDS = 5.0
 _DESCRIPTORS_ROOM = 16
 _READ_BYTES = 16 << 10
 _SMALL_PAGE = 4096
+# An address that any process can have.
+_ANYWHERE = 1 << 32
+# Each piece of a mapping that is trapped by itself takes some tries to find: a VMM's memory has a handful.
+_TRIES_MAX = 4096
 
 
 class HandedOver:
@@ -76,9 +84,10 @@ async def take(connection: socket.socket) -> HandedOver:
             raise ProtocolError(f"{process}: {error}") from None
         try:
             handed = await asyncio.to_thread(_open, process, parse(data), descriptors)
-        except (ProtocolError, KernelError) as error:
+        except (ProtocolError, KernelError, OSError) as error:
             raise ProtocolError(f"{process}: {error}") from error
         undo.pop_all()
+        close_files(descriptors)
         return handed
 
 
@@ -120,15 +129,21 @@ def _open(process: Process, message: Message, descriptors: list[int]) -> HandedO
     os.set_blocking(named[USERFAULTFD], False)
     uffd = Userfaultfd.from_fd(named[USERFAULTFD])
     memory_fd = named.get(MEMORY, -1)
+    if not _exists(uffd, _ANYWHERE, _SMALL_PAGE):
+        raise ProtocolError("its userfaultfd was never asked for its features (UFFDIO_API), so it traps nothing")
     try:
         for number, mapping in enumerate(message.mappings):
             _check_trapped(uffd, number, mapping)
         if memory_fd >= 0:
-            _check_file(memory_fd, uffd, message)
+            _check_file(memory_fd, message)
+            if _maps_it(process, memory_fd, message):
+                _trap_minor(uffd, message)
+            else:
+                memory_fd = -1
     except BaseException:
         _poison(uffd, message)
         raise
-    descriptors.clear()
+    descriptors[:] = [one for one in descriptors if one not in {uffd.fd, memory_fd}]
     return HandedOver(process, message, uffd, memory_fd)
 
 
@@ -168,32 +183,77 @@ def _exists(uffd: Userfaultfd, address: int, length: int) -> bool:
 
 
 def _check_trapped(uffd: Userfaultfd, number: int, mapping: Given) -> None:
-    last = mapping.address + mapping.size - mapping.page_size
-    for address in dict.fromkeys((mapping.address, last)):
-        found = probe(uffd, address, mapping.page_size)
-        if found == "trapped" and mapping.page_size > _SMALL_PAGE and probe(uffd, address, _SMALL_PAGE) == "trapped":
+    """See that all of a mapping is trapped and has pages of its size.
+
+    The kernel says "trapped" of a range that lies in one piece of an address space, and "gone" of one that lies in
+    several or has a gap: such a one is halved until each part is the one or the other.
+    """
+    left = [(mapping.address, mapping.size)]
+    for _ in range(_TRIES_MAX):
+        if not left:
+            return
+        start, size = left.pop()
+        found = probe(uffd, start, size)
+        if found == "gone" and size > mapping.page_size:
+            half = size // mapping.page_size // 2 * mapping.page_size
+            left += [(start + half, size - half), (start, half)]
+            continue
+        if found == "trapped" and mapping.page_size > _SMALL_PAGE and probe(uffd, start, _SMALL_PAGE) == "trapped":
             found = "wrong"
         if found == "gone":
-            raise ProtocolError(f"mapping {number}: its userfaultfd traps nothing at {address:#x}")
+            raise ProtocolError(f"mapping {number}: its userfaultfd traps nothing at {start:#x}")
         if found == "wrong":
-            raise ProtocolError(
-                f"mapping {number}: the memory at {address:#x} has no pages of {mapping.page_size} bytes"
-            )
+            raise ProtocolError(f"mapping {number}: the memory at {start:#x} has no pages of {mapping.page_size} bytes")
         if found != "trapped":
             raise ProtocolError(f"mapping {number}: {found}")
+    raise ProtocolError(f"mapping {number}: its memory lies in too many pieces")
 
 
-def _check_file(memory_fd: int, uffd: Userfaultfd, message: Message) -> None:
-    """See that the file can be filled and never cut short, and that its pages are trapped where it has them, too."""
+def _check_file(memory_fd: int, message: Message) -> None:
+    """See that the file can be filled and never be cut short, and has all that the mappings are said to be."""
     why = why_not_memory(memory_fd)
     if why is not None:
         raise ProtocolError(f"the memory cannot be filled through the file that was offered: {why}")
-    size = os.fstat(memory_fd).st_size
+    found, page_size = os.fstat(memory_fd), os.fstatvfs(memory_fd).f_bsize
     for number, one in enumerate(message.mappings):
-        if one.offset + one.size > size:
-            raise ProtocolError(f"mapping {number} is beyond the memory's file, which has {size} bytes")
-        if os.fstatvfs(memory_fd).f_bsize != one.page_size:
+        if one.offset + one.size > found.st_size:
+            raise ProtocolError(f"mapping {number} is beyond the memory's file, which has {found.st_size} bytes")
+        if page_size != one.page_size:
             raise ProtocolError(f"mapping {number}: the memory's file has no pages of {one.page_size} bytes")
+
+
+def _maps_it(process: Process, memory_fd: int, message: Message) -> bool:
+    """See that the file is what the process has mapped, as it told; False where it is not to be seen.
+
+    Filled through another file, or at another place of it, pages would be of the wrong bytes. Nothing but the list of
+    its mappings tells: whatever could be tried through the userfaultfd would show the process bytes that are not its.
+    """
+    found = os.fstat(memory_fd)
+    try:
+        mapped = process.mapped((found.st_dev, found.st_ino))
+    except HostError as hidden:
+        log.warning("destination: %s: %s; so its pages are copied, and its file is not used", process, hidden)
+        return False
+    for number, one in enumerate(message.mappings):
+        if not _covers(mapped, one):
+            raise ProtocolError(
+                f"mapping {number}: {process} has not mapped that part of the file that was offered at {one.address:#x}"
+            )
+    return True
+
+
+def _covers(mapped: Sequence[tuple[int, int, int]], given: Given) -> bool:
+    """Say whether parts of a file, each (start, stop, offset) and ascending, are all of a mapping as it was told."""
+    at = given.address
+    for start, stop, offset in mapped:
+        if start <= at < stop and at - start + offset == at - given.address + given.offset:
+            at = stop
+    return at >= given.address + given.size
+
+
+def _trap_minor(uffd: Userfaultfd, message: Message) -> None:
+    """Have pages trapped that the file has, too: one that is being filled would be visible half full."""
+    for number, one in enumerate(message.mappings):
         granted = uffd.register(one.address, one.size, Mode.MISSING | Mode.MINOR)
         if not granted & Ioctl.CONTINUE:
             raise ProtocolError(

@@ -10,8 +10,9 @@ import os
 import select
 import socket
 import struct
+from pathlib import Path
 
-from postcopy.errors import HostError
+from postcopy.errors import HostError, ProtocolError
 from postcopy.link.sockets import check_peer
 
 _SO_PEERPIDFD = 77  # Linux 6.5: no other process can have come to that number meanwhile
@@ -42,6 +43,27 @@ class Process:
         looked = select.poll()  # select() knows no descriptor beyond 1023
         looked.register(self._pidfd, select.POLLIN)
         return not looked.poll(0)
+
+    def mapped(self, file: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """Return where it has mapped a file (device, inode), shared and for writing: (start, stop, offset), ascending.
+
+        HostError where the kernel does not let this process know: it must have the right to trace the other
+        (ptrace(2)), as root's has, and that of the same user unless the other forbids it (PR_SET_DUMPABLE).
+        """
+        try:
+            lines = Path(f"/proc/{self.pid}/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as refused:
+            raise HostError(f"what it has mapped is not to be seen: {refused}") from refused
+        if not self.lives:  # and so the number may be another one's
+            raise ProtocolError("it has ended")
+        found = []
+        for line in lines:
+            place, rights, offset, device, inode, *_ = line.split(maxsplit=5)
+            major, minor = (int(number, 16) for number in device.split(":"))
+            if (os.makedev(major, minor), int(inode)) == file and rights[1] == "w" and rights[3] == "s":
+                start, stop = (int(number, 16) for number in place.split("-"))
+                found.append((start, stop, int(offset, 16)))
+        return found
 
     def close(self) -> None:
         """Watch it no more; whoever waits for its end waits no longer."""

@@ -115,8 +115,11 @@ class OutsideDestination:
         with connection:
             try:
                 handed = await take(connection)
-            except (PostcopyError, OSError) as error:
+            except PostcopyError as error:
                 log.warning("refused memory that was handed over: %s", error)
+                return
+            except Exception:  # a mistake of ours: one process hears of it, and all others are still served
+                log.exception("destination: closed a process that would hand its memory over: internal error")
                 return
             log.info("destination: %s handed %s over", handed.process, handed.message.describe())
             if self._fetch is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from dataclasses import replace
 from typing import Literal
 
 from postcopy.errors import LinkError
@@ -20,7 +21,7 @@ from postcopy.link.destination_interpreter import DestinationInterpreter
 from postcopy.link.dial import DataConnection, dial_data
 from postcopy.link.pumping import BEAT_NS
 from postcopy.pump.destination import DestinationStats
-from postcopy.session.commands import Discard, Prepare, Settle, StartGuest, StartPump, StopPump
+from postcopy.session.commands import Discard, Finish, Prepare, Settle, StartGuest, StartPump, StopPump
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import CancelAsked, DataAttached, Prepared, Resident
 from postcopy.session.limits import ANSWER_SECONDS, DIAL_SECONDS
@@ -56,6 +57,7 @@ class OutsideInterpreter(DestinationInterpreter):
         self.failed = asyncio.Event()  # the pump, after the end: pages that are given back wait for it
         self.trouble = ""
         self._served_on = False
+        self._unneeded = False  # its process ended before all of its pages had come
 
     async def _claimed(self, _interpreter: DestinationInterpreter) -> None:
         """Wait for nothing: the memory is this migration's already."""
@@ -109,6 +111,7 @@ class OutsideInterpreter(DestinationInterpreter):
         if state is State.POSTCOPY_ACTIVE and self._pump is not None:
             self._unwatch()
             await asyncio.to_thread(self._pump.stop)
+            self._unneeded = not self._pump.status().resident
             self.post_first(self._resident())
         elif state not in ENDED:
             self.post(CancelAsked(self.now(), f"{self.handed.process} has ended"))
@@ -118,6 +121,7 @@ class OutsideInterpreter(DestinationInterpreter):
         if self._pump is not None and not self._served_on:
             asyncio.get_running_loop().add_reader(self._pump.event_fd, self._woke_after_all)
             self._served_on = True
+            self._woke_after_all()  # what was told together with the last page has been read
         return super()._resident()
 
     def _woke_after_all(self) -> None:
@@ -153,6 +157,11 @@ class OutsideInterpreter(DestinationInterpreter):
         if self._dialling is not None:
             self._dialling.cancel()
             await asyncio.wait({self._dialling})
+
+    async def _finish(self, command: Finish) -> None:
+        if self._unneeded and command.state is State.COMPLETED:
+            command = replace(command, text=f"{self.handed.process} has ended and needs nothing more")
+        await super()._finish(command)
 
     # --- after the end ------------------------------------------------------------------------------------
 
