@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @insecure_option
 @json_option
 def migrate(to: Address, admin: str, as_json: bool, tls_dir: Path | None, **rest: Any) -> None:
-    """Move the guest of a source agent to a destination.
+    """Move an agent's guest to a destination.
 
     Waits for the last page and prints the report. The exit status says who owns the guest.
 

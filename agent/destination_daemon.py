@@ -1,4 +1,4 @@
-"""`postcopy destination`: waits for a guest, runs it while its memory arrives, and keeps it.
+"""`postcopy destination`: waits for a guest, runs it while its memory arrives, and keeps it or sends it on.
 
 Options enter; guests come through the listening port. Ends with the status that says who owns the guest.
 """
@@ -17,7 +17,9 @@ from typing import Any
 from agent import metrics, notify, pausing
 from agent.admin import AdminServer, Tell
 from agent.daemon import DaemonOptions, Stop, end_without_cleaning, first_of, reachable, serve_metrics
+from agent.departure import Departure
 from agent.look import CELLS, look
+from agent.one_source import describe_source, figures_of_source
 from agent.running_guest import CHECK, Use, check_guest, describe_end, describe_guest, describe_memory
 from postcopy import __version__
 from postcopy.errors import UsageError
@@ -106,6 +108,7 @@ class DestinationDaemon:
             give_up_after=options.give_up_after,
         )
         self.use = Use()
+        self._departure: Departure | None = None
         self._latest: Finish | None = None
         self._faults: dict[tuple[str, str], int] = {}
         self._migrations: dict[tuple[str, str, str], int] = {}
@@ -154,7 +157,13 @@ class DestinationDaemon:
         end_without_cleaning(6, self.options.admin)
 
     async def finish(self, stop: Stop) -> None:
-        """Wait for a check that is running: it reads the guest's memory. A second signal ends the process instead."""
+        """Wait for a check that is running: it reads the guest's memory. A second signal ends the process instead.
+
+        A guest that is leaving stays, or is hurried, as at its first source.
+        """
+        if (departure := self._departing()) is not None:
+            await departure.finish(stop, lambda: end_without_cleaning(self.verdict(), self.options.admin))
+            return
         self.use.refuse()
         await first_of(stop.again, self.use.over)
         if not self.use.over.is_set():
@@ -162,6 +171,9 @@ class DestinationDaemon:
 
     def verdict(self) -> int:
         """Say who owns the guest now, and return the exit status that says the same."""
+        departure = self._departing()
+        if departure is not None and not departure.guest_here:
+            return departure.verdict()
         if self.destination.owner is Owner.DESTINATION:
             log.info("destination: this agent owns the guest, which ends with it")
         elif self.over.is_set() and self._latest is not None:
@@ -178,22 +190,58 @@ class DestinationDaemon:
         return {
             "status": self.status,
             "look": self.look,
+            "migrate": self.migrate,
+            "set": self.set,
             "cancel": self.cancel,
             "pause": self.pause,
             "resume": self.resume,
             "check": self.check,
         }
 
+    def _departing(self) -> Departure | None:
+        """Return the guest's way out, from the first time that it was asked for until another guest comes."""
+        if self._departure is not None and self._departure.source is not self.destination.leaving:
+            self._departure = None
+        return self._departure
+
+    def _depart(self) -> Departure:
+        """Return the guest's way out; UsageError where there is no guest, or it is not whole."""
+        departure = self._departing()
+        if departure is None:
+            tls = self.options.tls
+            known = (self.destination.onward(), self.use, self.over, self._migrations)
+            departure = self._departure = Departure(*known, tls_dir=None if tls is None else tls.directory)
+        return departure
+
+    async def migrate(self, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:
+        """Send the guest on, telling the progress; return the report."""
+        return await self._depart().migrate(arguments, tell)
+
+    async def set(self, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:
+        """Change the migration of the guest that leaves."""
+        departure = self._departing()
+        if departure is None:
+            raise UsageError("it is the source that pushes: say it to its agent")
+        return await departure.set(arguments, tell)
+
     def _guest(self) -> WorkloadGuest | None:
-        """Return the guest once it runs here."""
+        """Return the guest once it runs here, until it has left."""
+        departure = self._departing()
+        if departure is not None and not departure.guest_here:
+            return None
         running = self.destination.state in {*SWITCHED, State.COMPLETED, State.LOST}
         guest = self.destination.guest
         return guest if running and isinstance(guest, WorkloadGuest) else None
 
     async def status(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Say where the guest and the latest migration are."""
-        destination = self.destination
+        destination, departure = self.destination, self._departing()
         guest, layout, stats = self._guest(), destination.layout, destination.snapshot()
+        if departure is not None and departure.begun:
+            told = describe_source(
+                departure.source, describe_guest(guest) if guest is not None else None, self.use.what
+            )
+            return {**told, "address": str(destination.address), "mode": self.options.mode}
         return {
             "schema_version": 1,
             "role": "destination",
@@ -219,24 +267,32 @@ class DestinationDaemon:
 
     async def look(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Say how the migration goes, for whoever looks again and again."""
-        layout = self.destination.layout
+        layout, departure = self.destination.layout, self._departing()
+        if departure is not None and departure.begun:
+            return look(self.figures(), departure.source.layout.size, self._guest(), [])
         size = layout.size if layout is not None else 0
         return look(self.figures(), size, self._guest(), self.destination.residency(CELLS))
 
-    async def pause(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
-        """Close the connections of a migration whose guest runs here."""
+    async def pause(self, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:
+        """Close the connections of a migration whose guest runs here, in or out."""
+        if (departure := self._departing()) is not None:
+            return await departure.pause(arguments, tell)
         self.destination.pause()
         return await pausing.paused(self.destination)
 
-    async def resume(self, arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
-        """Let the source come back to a migration that was paused here."""
+    async def resume(self, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:
+        """Let the source come back to a migration that was paused here, in or out."""
+        if (departure := self._departing()) is not None:
+            return await departure.resume(arguments, tell)
         if "to" in arguments:
             raise UsageError("it is the source that dials: say --to to its agent")
         self.destination.resume()
         return {"schema_version": 1, "state": self.destination.state.value, "paused": self.destination.pause_state}
 
-    async def cancel(self, arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
-        """Cancel a migration that has not reached its switchover; give up one that is paused behind it."""
+    async def cancel(self, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:
+        """Cancel a migration that has not reached its switchover; give up one that is paused behind it, in or out."""
+        if (departure := self._departing()) is not None:
+            return await departure.cancel(arguments, tell)
         if arguments.get("lost"):
             self.destination.lose()
             return await pausing.lost(self.destination)
@@ -253,13 +309,19 @@ class DestinationDaemon:
         with self.use.take(CHECK):
             if self.destination.state is not State.COMPLETED:
                 raise UsageError("the guest cannot be checked now: pages are still at the source")
-            return {"schema_version": 1, "role": "destination", **await check_guest(guest, lambda: True)}
+            found = await check_guest(guest, lambda: self._guest() is guest)
+            return {"schema_version": 1, "role": "destination", **found}
 
     # --- metrics --------------------------------------------------------------------------------------------------
 
     def figures(self) -> metrics.Figures:
         """Return what a scrape shows."""
-        destination = self.destination
+        destination, departure = self.destination, self._departing()
+        if departure is not None and departure.begun:
+            figures, leaving = figures_of_source(departure.source), self._guest()
+            figures.stall = leaving.stall if leaving is not None else None
+            figures.migrations = dict(self._migrations)
+            return figures
         figures = metrics.Figures("destination", destination.state, migrations=dict(self._migrations))
         figures.owns_guest = destination.owner is Owner.DESTINATION
         guest, stats, layout = self._guest(), destination.snapshot(), destination.layout

@@ -1,4 +1,4 @@
-"""A guest's source as people and programs see it, the same whether its guest was started here or taken up.
+"""A guest's source as people and programs see it, the same whether its guest was started here, came, or was taken up.
 
 A source enters; what `status` and a scrape show of it leaves.
 """

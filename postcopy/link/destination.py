@@ -1,7 +1,8 @@
 """The destination as a library: `async with Destination(...) as destination: await destination.migrated()`.
 
 Connections enter through one port; a running guest on complete memory leaves. One migration at a time; after one that
-failed before its switchover the destination listens as before, after one that came through it refuses others.
+failed before its switchover the destination listens as before, after one that came through it refuses others until the
+guest has gone on to somewhere else.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from postcopy.link.guest import Kinds, MigratingGuest
 from postcopy.link.interpreter import boot_id
 from postcopy.link.limits import GREETED_MAX
 from postcopy.link.listen import Listener, first_message
+from postcopy.link.onward import Onward
 from postcopy.link.placement import known_mode, known_removal
 from postcopy.link.report import Report
 from postcopy.link.returning import Known
@@ -101,7 +103,8 @@ class Destination:
         self._give_up_after = give_up_after
         self._known = Known()
         self._current: DestinationInterpreter | None = None
-        self._before: DestinationInterpreter | None = None
+        self._onward: Onward | None = None  # of the guest that the current one brought
+        self._before: tuple[DestinationInterpreter | None, Onward | None] = (None, None)
         self._greeted: dict[DestinationInterpreter, asyncio.Task[None]] = {}
         self._running: asyncio.Task[None] | None = None
         self._ended: asyncio.Queue[Finish] = asyncio.Queue()
@@ -152,7 +155,8 @@ class Destination:
         busy = self._busy()
         if busy is not None:
             raise BusyError(busy)
-        self._before, self._current = self._current, interpreter
+        self._before = (self._current, self._onward)
+        self._current, self._onward = interpreter, None
         self._running = self._greeted.pop(interpreter)
         self._known.add(interpreter)
 
@@ -165,6 +169,8 @@ class Destination:
             return None  # it is over in a moment
         if self._running is not None and not self._running.done():
             return "this destination is in the middle of a migration"
+        if self._onward is not None and self._onward.busy:
+            return "this destination's guest is leaving it"
         if self.owner is not None:
             return "this destination has a guest already"
         return None
@@ -193,7 +199,9 @@ class Destination:
         if self._greeted.pop(interpreter, None) is not None:
             return  # it never came so far as to be anybody's migration
         if interpreter.machine.probed:
-            self._current = self._before  # nobody came: what the latest migration left behind is shown as before
+            self._current, self._onward = (
+                self._before
+            )  # nobody came: what the latest one left behind is shown as before
             return
         self.finish = finish
         self._ended.put_nowait(finish)
@@ -238,6 +246,23 @@ class Destination:
             return False
         current.post(CancelAsked(current.now(), text))
         return True
+
+    def onward(self) -> Onward:
+        """Return the way out for the guest that came here, a Source: always the same for one guest.
+
+        Whatever comes of its migrations, it need not be closed. Once the guest has left another one may come. Raises
+        UsageError where there is none, or the migration that brings it is not over.
+        """
+        if self._onward is None:
+            if self._current is None:
+                raise UsageError("there is no guest here")
+            self._onward = Onward(self._current, poll_max_ns=self._poll_max_ns, give_up_after=self._give_up_after)
+        return self._onward
+
+    @property
+    def leaving(self) -> Onward | None:
+        """The way out of the latest guest, if it was asked for."""
+        return self._onward
 
     def pause(self) -> None:
         """Close the connections of a migration that has switched over, until resume(). UsageError: there is none."""
@@ -291,6 +316,8 @@ class Destination:
         current = self._current
         if current is None or current.machine.probed or current.machine.state in NO_GUEST:
             return None
+        if self._onward is not None and self._onward.left:
+            return None
         return OWNERS[current.machine.state]
 
     @property
@@ -339,10 +366,13 @@ class Destination:
             if interpreter.channel is not None:
                 interpreter.channel.abort()
         await asyncio.gather(*self._greeted.values(), return_exceptions=True)
+        if self._onward is not None:
+            await self._onward.close()
         current = self._current
         if current is None or (self._running is not None and not await self._over(current, self._running)):
             return
-        if not current.held and self.owner is Owner.DESTINATION:
+        gone = self._onward is not None and self._onward.left
+        if not current.held and (self.owner is Owner.DESTINATION or gone):
             await current.end_guest()
 
     async def _over(self, current: DestinationInterpreter, running: asyncio.Task[None]) -> bool:

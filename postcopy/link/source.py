@@ -77,6 +77,10 @@ class Source:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancel a migration that has not reached its switchover, and wait for its end."""
         if self._running is not None:
             self.cancel("the source ends")
             await asyncio.wait({self._running})

@@ -105,9 +105,10 @@ def played():
             )  # fmt: skip
             daemon = SourceDaemon(options)
             daemon.guest = PlayedGuest()
-            daemon._source = PlayedSource(daemon.guest)
+            source = PlayedSource(daemon.guest)
+            daemon.depart_by(source)
             async with asyncio.timeout(DEADLINE):
-                await scene(daemon, daemon.guest, daemon._source)
+                await scene(daemon, daemon.guest, source)
 
         asyncio.run(on_stage())
 
@@ -124,7 +125,7 @@ def stop():
 
 def test_a_check_and_a_migration_of_one_moment(played):
     async def scene(daemon, guest, source):
-        migration = asyncio.create_task(daemon.migrate(TO, tell))
+        migration = asyncio.create_task(daemon.departure.migrate(TO, tell))
         check = asyncio.create_task(daemon.check({}, tell))
         guest.go_on.set()
         with pytest.raises(UsageError, match="a migration is running already"):
@@ -141,7 +142,7 @@ def test_a_check_and_a_migration_of_one_moment(played):
 def test_a_migration_and_a_check_of_one_moment(played):
     async def scene(daemon, guest, source):
         check = asyncio.create_task(daemon.check({}, tell))
-        migration = asyncio.create_task(daemon.migrate(TO, tell))
+        migration = asyncio.create_task(daemon.departure.migrate(TO, tell))
         with pytest.raises(MigrationFailed, match="the guest is being checked: try again"):
             await migration
         guest.go_on.set()
@@ -183,7 +184,7 @@ def test_the_end_waits_for_a_check(played):
 
 def test_the_end_hurries_a_migration_that_has_switched_over(played):
     async def scene(daemon, _guest, source):
-        migration = asyncio.create_task(daemon.migrate(TO, tell))
+        migration = asyncio.create_task(daemon.departure.migrate(TO, tell))
         await source.active.wait()
         await daemon.finish(stop())
         assert source.pushed
@@ -218,7 +219,7 @@ def test_a_report_of_nonsense_is_no_label(played, report):
     async def scene(daemon, _guest, source):
         source.report = report
         source.end.set()
-        await daemon.migrate(TO, tell)
+        await daemon.departure.migrate(TO, tell)
         assert daemon.use.over.is_set()
         assert daemon._migrations == {("source", "none", "completed"): 1}
 

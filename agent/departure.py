@@ -1,0 +1,200 @@
+"""A guest's way out of an agent: the commands that send it away, and the end that it leads to.
+
+A Source enters, with what else its guest is used for; the answers of the admin socket leave, and the exit status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from agent import metrics, pausing
+from agent.admin import Handler, Tell
+from agent.daemon import Stop, first_of
+from agent.kept import Kept
+from agent.one_source import change
+from agent.running_guest import MIGRATION, Use
+from agent.security.options import credentials_of_migration
+from postcopy.errors import PostcopyError, UsageError
+from postcopy.link.address import UnixAddress, parse_address
+from postcopy.link.source import Source
+from postcopy.session.states import SWITCHED, State
+
+log = logging.getLogger("postcopy.agent")
+
+PROGRESS_SECONDS = 0.1
+# For the last words to a destination: it will find out by itself that nobody is here, but not that nobody comes back.
+PART_SECONDS = 1.0
+
+
+class Departure:
+    """One guest's way out. `lost` is set where its pages are; `migrations` are counted for the metrics.
+
+    `tls_dir` is what a migration is encrypted with that says nothing of it, `kept` has the memory beside this agent.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        use: Use,
+        lost: asyncio.Event,
+        migrations: dict[tuple[str, str, str], int],
+        *,
+        tls_dir: Path | None = None,
+        kept: Kept | None = None,
+        keeper: UnixAddress | None = None,
+    ) -> None:
+        self.source = source
+        self._use = use
+        self._lost = lost
+        self._migrations = migrations
+        self._tls_dir = tls_dir
+        self._kept = kept
+        self._keeper = keeper
+
+    @property
+    def guest_here(self) -> bool:
+        """Whether the guest has not left."""
+        # By the state: it changes at once, an owner is named when all is cleaned up.
+        return self.source.state not in {*SWITCHED, State.COMPLETED, State.LOST}
+
+    @property
+    def begun(self) -> bool:
+        """Whether a migration was tried at all."""
+        return self.source.state is not State.NONE
+
+    # --- commands -------------------------------------------------------------------------------------------------
+
+    def commands(self) -> dict[str, Handler]:
+        """Return the commands of the admin socket that are about it."""
+        return {
+            "migrate": self.migrate,
+            "cancel": self.cancel,
+            "pause": self.pause,
+            "resume": self.resume,
+            "set": self.set,
+        }
+
+    async def migrate(self, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:
+        """Migrate, telling the progress; return the report."""
+        source = self.source
+        where = parse_address(str(arguments["to"]))
+        tls = credentials_of_migration(where, self._tls_dir, arguments)
+        with self._use.take(MIGRATION):
+            source.check_free()
+            running = asyncio.create_task(
+                source.migrate(
+                    where,
+                    timeout=arguments.get("timeout"),
+                    push=bool(arguments.get("push", True)),
+                    rate=arguments.get("rate"),
+                    tls=tls,
+                )
+            )
+            while not running.done():
+                await asyncio.wait({running}, timeout=PROGRESS_SECONDS)
+                held = (source.pause_state or {}).get("held", False)
+                pages = {"placed": source.placed_pages, "total": source.layout.pages}
+                tell({"state": source.state.value, "held": held, **pages})
+            self._note_end()
+            try:
+                return running.result()
+            except PostcopyError as error:
+                error.owner = source.owner.value
+                raise
+
+    def _note_end(self) -> None:
+        """Take note of how a migration ended."""
+        source = self.source
+        if source.state is State.LOST:
+            self._lost.set()
+            if self._kept is not None:
+                self._kept.release()
+        if source.finish is not None:
+            key = ("source", metrics.mode_of(source.report), source.finish.state.value)
+            self._migrations[key] = self._migrations.get(key, 0) + 1
+
+    async def pause(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Close the connections of a migration that has switched over."""
+        self.source.pause()
+        return await pausing.paused(self.source)
+
+    async def resume(self, arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Have a paused migration go on."""
+        self.source.resume(pausing.another_address(self.source, arguments))
+        return await pausing.resumed(self.source)
+
+    async def cancel(self, arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Cancel a migration that has not reached its switchover; give up one that is paused behind it."""
+        if arguments.get("lost"):
+            self.source.lose()
+            return await pausing.lost(self.source)
+        if not self.source.cancel():
+            text = "there is none" if self.guest_here else "the guest runs at the destination"
+            raise UsageError(f"no migration can be cancelled: {text}")
+        return {"schema_version": 1, "cancelled": True}
+
+    async def set(self, arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Change the running migration: limit its push, begin a push that was left out."""
+        return await change(self.source, arguments)
+
+    # --- the agent's end ------------------------------------------------------------------------------------------
+
+    async def finish(self, stop: Stop, end: Callable[[], NoReturn]) -> None:
+        """Bring what uses the guest to its end: a check; a migration, cancelled before its switchover or hurried after.
+
+        A second signal ends the process in the middle of it, by `end`.
+        """
+        self._use.refuse()
+        self.source.cancel("the source's agent ends")
+        hurried = False
+        while not self._use.over.is_set():
+            if stop.again.is_set():
+                await self._part()
+                end()
+            if self.source.state in SWITCHED and not hurried:
+                hurried = True
+                await self._hurry()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROGRESS_SECONDS):
+                    await first_of(stop.again, self._use.over)
+
+    async def _hurry(self) -> None:
+        """Send what is still here as fast as it goes."""
+        log.warning(
+            "source: pages of the running guest are still here: pushing them without any limit, and ending with the "
+            "last one; signal again to end now"
+        )
+        self.source.set_rate(None)
+        await self.source.start_push()
+        with contextlib.suppress(UsageError):
+            self.source.resume()
+
+    async def _part(self) -> None:
+        """Tell the destination that the pages which are still here end with this agent."""
+        if self._kept is not None:
+            return  # they do not
+        with contextlib.suppress(UsageError, TimeoutError):
+            self.source.lose("the source's agent ends", paused=False)
+            async with asyncio.timeout(PART_SECONDS):
+                await self._use.over.wait()
+
+    def verdict(self) -> int:
+        """Say who owns the guest now, and return the exit status that says the same."""
+        state = self.source.state
+        if state in SWITCHED and self._kept is not None:
+            text = "source: pages of the running guest stay with the keeper: postcopy source --resume %s goes on"
+            log.warning(text, self._keeper)
+            return 5
+        if state in {*SWITCHED, State.LOST}:
+            log.error("source: the guest is lost: pages that only this agent held are gone")
+            return 6
+        if state is State.COMPLETED:
+            log.info("source: the guest is at the destination; nothing of it is left here")
+        else:
+            log.info("source: this agent owns the guest, which ends with it")
+        return 0
