@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.proxy import wait_for
+
 from .agents import Command, Daemon, destination, run, source
-from .proxy import wait_for
 
 SLOW = ("--steps-per-second", "500", "--workload", "random")
 

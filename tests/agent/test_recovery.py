@@ -5,8 +5,9 @@ import signal
 
 import pytest
 
+from tests.chaos.proxy import CONTROL, PUSH, URGENT, Proxy, upstream_of, wait_for
+
 from .agents import Command, destination, run, source
-from .proxy import CONTROL, PUSH, URGENT, Proxy, upstream_of, wait_for
 
 # The guest touches its pages one by one, and nothing is pushed: pages are at the source for as long as the test likes.
 SLOW = ("--steps-per-second", "500", "--workload", "random")

@@ -1,42 +1,20 @@
-"""Two hosts, as far as one machine can have them: two network namespaces joined by a veth pair."""
+"""Migrations between two hosts: two network namespaces joined by a veth pair."""
 
 import json
 import re
-import subprocess
 
 import pytest
 
-from tests.lacking import lacking
+from tests.chaos.network import two_hosts
 
 from .agents import Command, destination, run, source
 
 
-def ip(*arguments):
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise OSError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
-
-
 @pytest.fixture
-def hosts(request):
-    """Namespaces with 10.77.0.1 and 10.77.0.2: how a command is run inside each, and a way to cut the link."""
-    names = [f"pc{request.node.nodeid.__hash__() % 10000:04}{side}" for side in "ab"]
-    try:
-        try:
-            for name in names:
-                ip("netns", "add", name)
-            ip("-n", names[0], "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", names[1])
-            for number, name in enumerate(names, 1):
-                ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", "veth0")
-                ip("-n", name, "link", "set", "veth0", "up")
-                ip("-n", name, "link", "set", "lo", "up")
-        except OSError as refused:
-            lacking(f"network namespaces: {refused}")
-        inside = [("ip", "netns", "exec", name) for name in names]
-        yield inside[0], inside[1], lambda way: ip("-n", names[0], "link", "set", "veth0", way)
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+def hosts():
+    """How a command is run on each of 10.77.0.1 and 10.77.0.2, and a way to cut the link."""
+    with two_hosts() as network:
+        yield *network.inside, network.link
 
 
 def test_a_migration_between_hosts(hosts, tmp_path):
