@@ -1,10 +1,18 @@
-"""The texts that are made of something: that they are what it would be made of it now."""
+"""The texts for users: the reference is what the commands say, and the tutorial does what it says."""
 
 from __future__ import annotations
 
+import os
 import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from tests.agent.agents import ROOT
+from tests.deploy.transcript import play
+from tests.lacking import lacking
+from tests.programs import FOLDERS, outside, say
 
 DOCS = ROOT / "deploy/docs"
 
@@ -12,3 +20,34 @@ DOCS = ROOT / "deploy/docs"
 def test_the_reference_is_what_the_commands_say() -> None:
     made = runpy.run_path(str(DOCS / "make_reference.py"))["reference"]()
     assert (DOCS / "reference.md").read_text() == made, "run: .venv/bin/python deploy/docs/make_reference.py"
+
+
+@pytest.fixture
+def no_hosts() -> Iterator[None]:
+    """Take away what the tutorial makes of network namespaces, however far it came."""
+    if say("ip", "netns", "list").returncode:
+        lacking("network namespaces")
+    yield
+    for name in ("pc-a", "pc-b"):
+        say("ip", "netns", "delete", name)
+
+
+def test_the_tutorial_does_what_it_says(tmp_path: Path, no_hosts: None) -> None:
+    """Its very commands, in their order, in shells as it has them; what they print has the shape that is shown."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("POSTCOPY_")}
+    environment |= {"PATH": FOLDERS, "LC_ALL": "C.UTF-8", "POSTCOPY_CONFIG": os.devnull}
+    outside("promtool")
+    assert play((DOCS / "tutorial.md").read_text(), tmp_path, environment) > 25
+    assert list(tmp_path.iterdir()) == []  # it cleans up after itself
+
+
+def test_a_step_that_prints_something_else_is_found(tmp_path: Path) -> None:
+    environment = {"PATH": FOLDERS}
+    text = "```console\n$ echo 5 apples in 3 ms\n{}\n$ cat <<'END'\nplain\nEND\nplain\n```\n"
+    assert play(text.format("7 apples in 1.5 s"), tmp_path, environment) == 2
+    assert play(text.format("…\n6 apples in 2 µs\n…"), tmp_path, environment) == 2
+    for wrong in ("7 pears in 1.5 s", "7 apples in 1.5 s\nand more", "", "7 apples", "…\n7 pears\n…"):
+        with pytest.raises(AssertionError, match="5 apples in 3 ms"):
+            play(text.format(wrong), tmp_path, environment)
+    with pytest.raises(AssertionError, match="status 1"):
+        play("```console\n$ false\n```\n", tmp_path, environment)
