@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,3 +52,27 @@ def test_a_step_that_prints_something_else_is_found(tmp_path: Path) -> None:
             play(text.format(wrong), tmp_path, environment)
     with pytest.raises(AssertionError, match="status 1"):
         play("```console\n$ false\n```\n", tmp_path, environment)
+
+
+def anchors(path: Path) -> set[str]:
+    """Return what a link may name within a text: its headings, as forges write them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def texts() -> list[Path]:
+    """Return every text of ours."""
+    folders = (ROOT / "postcopy", ROOT / "agent", ROOT / "tests", ROOT / "deploy", ROOT / ".github")
+    return [ROOT / "README.md", *sorted(path for folder in folders for path in folder.rglob("*.md"))]
+
+
+@pytest.mark.parametrize("path", texts(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(path: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if not link.startswith(("http://", "https://")):
+            name, _, anchor = link.partition("#")
+            there = (path.parent / name).resolve() if name else path
+            if not there.exists() or (anchor and anchor not in anchors(there)):
+                broken.append(link)
+    assert broken == []
