@@ -240,7 +240,8 @@ def fault_parts(runs: Sequence[Run]) -> tuple[str, Figure] | None:
     figure, axes = bars("A fault's mean time", parts, runs, {})
     in_seconds(axes.xaxis)
     text = (
-        "The agent's part is measured from the fault read to its page placed; the rest is what the guest's clock felt "
-        "beyond it, on average over all stalls of a microsecond or more."
+        "Two parts are measured: the agent's, from the fault read to its page placed, and what the guest's own clock "
+        "felt beyond it, on average over all stalls of a microsecond or more. Reading, request, wire and placing are "
+        "not told apart: each would cost the way of a fault a look at the clock, at either end."
     )
     return text, figure

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from postcopy.session.states import State
 from tests.agent.agents import Command, Daemon, destination, run, scrape, source
 from tests.deploy.prometheus import Prometheus
 from tests.programs import say
@@ -216,6 +217,34 @@ def test_the_dashboard_hangs_together() -> None:
             above = place["y"] >= there["y"] + there["h"] or there["y"] >= place["y"] + place["h"]
             assert one is other or beside or above, (one["title"], other["title"])
     assert "$" not in "".join(with_values(expression) for _, expression in expressions())
+
+
+def test_every_panel_says_what_it_shows() -> None:
+    """In words and with a unit; what is drawn over time has names, and begins at nothing unless its scale has none."""
+    for one in panels():
+        if one["type"] == "row":
+            continue
+        assert one["description"].endswith("."), one["title"]
+        shown, how = one["fieldConfig"]["defaults"], one["fieldConfig"]["defaults"].get("custom", {})
+        if one["type"] == "timeseries":
+            logarithmic = how.get("scaleDistribution", {}).get("type") == "log"
+            assert "unit" in shown, one["title"]
+            assert logarithmic or shown["min"] == 0, one["title"]
+            assert all(target["legendFormat"] for target in one["targets"]), one["title"]
+            assert one["options"]["legend"]["calcs"] == ["lastNotNull", "max"], one["title"]
+        elif one["type"] == "stat":
+            assert "unit" in shown or "mappings" in shown or "count" in one["description"], one["title"]
+
+
+def test_the_dashboard_has_a_word_and_a_colour_for_each_state() -> None:
+    (panel,) = [one for one in panels() if one["title"] == "State"]
+    numbers = {
+        state: number for number, state in re.findall(r'(\d+) \* \w+{state="([\w-]+)"', panel["targets"][0]["expr"])
+    }
+    assert set(numbers) == set(State)
+    shown = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]
+    assert {one["text"]: number for number, one in shown.items()} == numbers
+    assert len({one["color"] for one in shown.values()}) == len(State)
 
 
 def test_every_name_in_the_dashboard_and_the_rules_is_exported(scraped: Scraped) -> None:
