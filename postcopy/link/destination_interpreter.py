@@ -191,7 +191,7 @@ class DestinationInterpreter(WayBack):
         (connection if tls is None else tls).send(ACCEPTED)
         self._attached.add(role)
         self._pump.attach(role, connection.detach(), tls)
-        self.post(DataAttached(self.now(), role))
+        self.post(DataAttached(self.now(), role, self.machine.token))
 
     async def _load(self, command: Load) -> None:
         # On the loop's own thread: no memory of the guest is touched, and waking another thread and being woken by it

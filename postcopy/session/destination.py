@@ -96,7 +96,8 @@ class DestinationMachine(Machine[Step]):
     def key(self, event: Event) -> str:
         """Tell a Hello in no common version, memory that is handed over, the last data connection, a mute source.
 
-        After Run: a refusal for good, a source that comes back while it may not, and an end that is one.
+        After Run: a refusal for good, a data connection for an attempt that is over, a source that comes back while it
+        may not, and an end that is one.
         """
         name = self._late_key(event) or self._key(event)
         if self.step is Step.ACTIVE and not self.recoverable and name in SEVERS:
@@ -124,8 +125,9 @@ class DestinationMachine(Machine[Step]):
                 return "HelloUnspoken"
             case Received(message=LayoutOffer(handed_over=True)):
                 return "LayoutOfferHandedOver"
-            case DataAttached(role=role) if self.attached | {role} == ROLES:
-                return "LastDataAttached"
+            case DataAttached(role=role, token=token):
+                last = "LastDataAttached" if self.attached | {role} == ROLES else "DataAttached"
+                return last if token == self.token else "DataAttachedBefore"
             case Progressed() if self._starved(event):
                 return "Starved"
             case Prepared() | Received(message=Run()) if self.resident:
@@ -147,7 +149,7 @@ class DestinationMachine(Machine[Step]):
 
     def handle(self, event: Event) -> list[Command]:
         """Note when the source was heard last; then as any machine."""
-        if isinstance(event, Received | Rejoined):
+        if isinstance(event, Received | Rejoined | DataAttached):
             self.heard_at = event.now
         return super().handle(event)
 
@@ -181,7 +183,9 @@ class DestinationMachine(Machine[Step]):
 
     def _starved(self, event: Progressed) -> bool:
         """Whether it owes pages and sent no byte for too many looks (not seconds: this side may have been stopped)."""
-        fed = event.owed == 0 or event.received_bytes != self._fed_bytes
+        # what is waited for during a pause is owed by nobody: it is asked for when the source is back
+        owed = event.owed > 0 and self.step is Step.ACTIVE
+        fed = not owed or event.received_bytes != self._fed_bytes
         self._fed_bytes, self._unfed = event.received_bytes, 0 if fed else self._unfed + 1
         return self._unfed * PROGRESS_SECONDS > OWED_SECONDS
 

@@ -162,6 +162,8 @@ def stay(_machine: DestinationMachine, _event: Event) -> list[Command]:
 _TROUBLES = ("ControlLost", "Broken", "PumpBroken", "Refuse", "Elapsed", "Starved")
 # What may still be heard of connections that are closed.
 _LATE = ("ControlLost", "Broken", "PumpBroken", "NotSent", "Progressed", "Starved", "Alive", "Cancel")
+# A data connection that was let in as its attempt ended: it was closed with the others.
+_LATE_DATA = ("DataAttached", "LastDataAttached", "DataAttachedBefore")
 
 ROWS = {
     (Step.ACTIVE, "Alive"): (Step.ACTIVE, stay),
@@ -173,12 +175,13 @@ ROWS = {
     },
     (Step.ACTIVE, "NotSent"): (Step.ACTIVE, stay),  # ControlLost follows it
     (Step.ACTIVE, "CancelAsked"): (Step.ACTIVE, mine),
+    (Step.ACTIVE, "ResumeAsked"): (Step.ACTIVE, stay),  # the source had come back meanwhile
     # between two attempts of the source
     (Step.PAUSED, "Rejoined"): (Step.RECOVERING, welcome_back),
     (Step.PAUSED, "RejoinedHeld"): (Step.PAUSED, refuse_return),
     (Step.PAUSED, "PauseAsked"): (Step.PAUSED, hold),
     (Step.PAUSED, "ResumeAsked"): (Step.PAUSED, release),
-    **{(Step.PAUSED, key): (Step.PAUSED, stay) for key in _LATE},
+    **{(Step.PAUSED, key): (Step.PAUSED, stay) for key in (*_LATE, *_LATE_DATA)},
     # the source is back
     (Step.RECOVERING, "DataAttached"): (Step.RECOVERING, attach),
     (Step.RECOVERING, "LastDataAttached"): (Step.ACTIVE, go_on),
@@ -187,7 +190,7 @@ ROWS = {
     **{(Step.RECOVERING, key): (Step.PAUSED, pause) for key in ("Elapsed", "PauseAsked")},
     **{
         (Step.RECOVERING, key): (Step.RECOVERING, stay)
-        for key in ("NotSent", "Progressed", "Starved", "Alive", "Cancel", "ResumeAsked")
+        for key in ("NotSent", "Progressed", "Starved", "Alive", "Cancel", "ResumeAsked", "DataAttachedBefore")
     },
     (Step.RECOVERING, "RefuseGone"): (Step.LOST, lose),
     # either way
@@ -204,6 +207,6 @@ ROWS = {
     **{
         (step, key): (step, stay)
         for step in (Step.SETTLING, Step.RELEASING)
-        for key in ("Alive", "PumpBroken", "PauseAsked", "ResumeAsked", "LoseAsked", "DataAttached", "LastDataAttached")
+        for key in ("Alive", "PumpBroken", "PauseAsked", "ResumeAsked", "LoseAsked", *_LATE_DATA)
     },
 }

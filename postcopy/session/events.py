@@ -6,7 +6,7 @@ the guest's clock readings are set beside it (the parts of the downtime) it has 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from postcopy.wire.messages import Message, Probed
 
@@ -189,9 +189,10 @@ class Rejoined(Event):
 
 @dataclass(frozen=True, slots=True)
 class DataAttached(Event):
-    """A data connection proved itself and belongs to the pump now; `role` is "urgent" or "push"."""
+    """A data connection proved itself by `token` and belongs to the pump now; `role` is "urgent" or "push"."""
 
     role: str
+    token: bytes = field(repr=False)  # a secret: never in a log
 
 
 @dataclass(frozen=True, slots=True)

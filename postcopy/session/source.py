@@ -37,6 +37,7 @@ from postcopy.session.events import (
     Broken,
     CancelAsked,
     ControlLost,
+    DataConnected,
     Elapsed,
     Event,
     GuestStopped,
@@ -111,9 +112,9 @@ class SourceMachine(Machine[Step]):
 
     def handle(self, event: Event) -> list[Command]:
         """Note when the destination was heard last, and that it stays; then as any machine."""
-        if isinstance(event, Received):
+        if isinstance(event, Received | DataConnected):
             self.heard_at = event.now
-            if isinstance(event.message, Progress):
+            if isinstance(event, Received) and isinstance(event.message, Progress):
                 self.attempts = 0
         return super().handle(event)
 
@@ -256,25 +257,21 @@ def _begin_push(machine: SourceMachine) -> list[Command]:
     return [StartPush()] if wanted else []
 
 
-def _wish_push(machine: SourceMachine, _event: PushAsked) -> list[Command]:
-    machine.push = True
-    return []
-
-
 def _push(machine: SourceMachine, _event: PushAsked) -> list[Command]:
     machine.push = True
     return _begin_push(machine)
 
 
-def _running(machine: SourceMachine, message: Running) -> list[Command]:
+def _note_running(machine: SourceMachine, message: Running) -> list[Command]:
     if machine.timeline.running:
         return []  # said once more after a pause
     machine.timeline.running = machine.now
     machine.timeline.first_instruction_at = message.first_instruction_at
-    return [
-        *_begin_push(machine),
-        Note(f"the guest runs at the destination, downtime {machine.timeline.downtime * 1e3:.2f} ms"),
-    ]
+    return [Note(f"the guest runs at the destination, downtime {machine.timeline.downtime * 1e3:.2f} ms")]
+
+
+def _running(machine: SourceMachine, message: Running) -> list[Command]:
+    return _begin_push(machine) + _note_running(machine, message)
 
 
 def _note_progress(machine: SourceMachine, message: Progress) -> list[Command]:
@@ -386,14 +383,15 @@ SourceMachine.table = {
     **{(step, key): (Step.FAILED, _fail) for step in BEFORE_RUN for key in _FAILURES},
     **{(step, key): (Step.CANCELLED, _cancel) for step in BEFORE_RUN for key in _CANCELS},
     # a wish until the guest has left: its memory may not be read while it still runs here
-    **{(step, "PushAsked"): (step, _wish_push) for step in (Step.IDLE, *BEFORE_RUN)},
+    **{(step, "PushAsked"): (step, recovery.wish_push) for step in (Step.IDLE, *BEFORE_RUN)},
     (Step.ACTIVE, "PushAsked"): (Step.ACTIVE, _push),
     (Step.ACTIVE, "RunNotSent"): (Step.FAILED, _fail),
     # after it, until the last page
     **recovery.ROWS,
     # the guest never ran there and never will: the source has everything of it
     **{(step, "RefuseUnrun"): (Step.FAILED, _fail) for step in (Step.ACTIVE, Step.REJOINING, Step.REATTACHING)},
-    **{(step, "Running"): (step, _running) for step in (Step.REJOINING, Step.REATTACHING)},
+    # the push begins when both data connections stand: begun earlier, it would be forgotten with an attempt that fails
+    **{(step, "Running"): (step, _note_running) for step in (Step.REJOINING, Step.REATTACHING)},
     **{(step, "Progress"): (step, _note_progress) for step in (Step.REJOINING, Step.REATTACHING)},
     **{(step, "AllPlaced"): (Step.COMPLETED, _release) for step in (Step.REJOINING, Step.REATTACHING)},
 }

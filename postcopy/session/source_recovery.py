@@ -164,6 +164,7 @@ ROWS = {
     (Step.ACTIVE, "WorkFailed"): (Step.ACTIVE, note_push_failed),
     (Step.ACTIVE, "CancelAsked"): (Step.ACTIVE, too_late),
     (Step.ACTIVE, "Cancel"): (Step.ACTIVE, stay),  # it crossed Run on the way
+    (Step.ACTIVE, "ResumeAsked"): (Step.ACTIVE, stay),  # it had come back meanwhile
     # between two attempts
     (Step.PAUSED, "Elapsed"): (Step.REDIALLING, redial),
     **{(Step.PAUSED, key): (Step.PAUSED, stay) for key in _LATE},

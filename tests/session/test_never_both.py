@@ -85,7 +85,7 @@ class World:
         # attached before it is accepted: whatever the source says then comes after it
         if not side.cut and not self.other(side).closed:
             roles = self.draw(st.permutations(["urgent", "push"]))
-            self.other(side).inbox += [events.DataAttached(self.now, role) for role in roles]
+            self.other(side).inbox += [events.DataAttached(self.now, role, command.token) for role in roles]
         side.work.append(self.perhaps(events.DataConnected(self.now)))
 
     def do_HandOver(self, side, command):  # noqa: N802

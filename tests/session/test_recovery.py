@@ -90,7 +90,7 @@ class World:
         if there.wants_data and command.token == there.token and not there.attached:
             connection = self.data["source"] = self.data["destination"] = Connection()
             for role in ROLES:
-                self.work["destination"].append((connection, events.DataAttached(self.now, role)))
+                self.work["destination"].append((connection, events.DataAttached(self.now, role, command.token)))
             self.work[side].append(self.perhaps(events.DataConnected(self.now)))
         else:
             self.work[side].append(events.WorkFailed(self.now, "host", "not accepted"))

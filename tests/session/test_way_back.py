@@ -3,7 +3,8 @@
 import pytest
 
 from postcopy.session import events
-from postcopy.wire.control import AllPlaced, Ready, Running, Welcome
+from postcopy.session.limits import SILENCE_SECONDS
+from postcopy.wire.control import Alive, AllPlaced, Ready, Running, Welcome
 
 from .samples import HAVE, IDENTITY, REPORT, destination, names, source
 from .test_transcripts import DESTINATION_STORY, SOURCE_STORY, play, upto
@@ -60,18 +61,101 @@ def test_the_way_back_as_the_destination_sees_it():
             "recovering",
             ["DetachData", "Send(Welcome)", "TellResidence", "Send(Ready)"],
         ),
-        (events.DataAttached(5.1, "urgent"), "recovering", []),
+        (events.DataAttached(5.1, "urgent", b"2" * 32), "recovering", []),
         (
             events.Rejoined(5.2, b"3" * 32),
             "recovering",
             ["DetachData", "Send(Welcome)", "TellResidence", "Send(Ready)"],
         ),
-        (events.DataAttached(5.3, "urgent"), "recovering", []),
-        (events.DataAttached(5.4, "push"), "active", ["ResumePump", "Send(Running)", "Note"]),
+        (events.DataAttached(5.3, "urgent", b"3" * 32), "recovering", []),
+        (events.DataAttached(5.4, "push", b"3" * 32), "active", ["ResumePump", "Send(Running)", "Note"]),
     ]
     play(machine, story)
     assert machine.token == b"3" * 32
     assert machine.reconnects == 1
+
+
+def test_a_push_is_not_forgotten_with_an_attempt_in_which_running_came_before_the_connections():
+    """Run arrived and Running did not: it is said on the way back, and may overtake the answers on urgent and push."""
+    machine = play(play(source(), upto(SOURCE_STORY, "active")), upto(BACK, "reattaching"))
+    story = [
+        (Running(5.3), "reattaching", ["Note"]),
+        (events.ControlLost(2.8, "cut"), "paused", ["StopPump", "DropControl"]),
+        (events.Elapsed(4.0), "redialling", ["Connect"]),
+        (events.Connected(4.1), "rejoining", ["Send(Resume)"]),
+        (Welcome(3, IDENTITY[0], b"m" * 32, "x"), "rejoining", []),
+        (Ready(), "reattaching", ["DialData"]),
+        (events.DataConnected(4.5), "active", ["StartPump", "WatchData", "StartPush", "Note"]),
+    ]
+    play(machine, story)
+
+
+def test_a_long_pause_is_not_held_against_a_source_that_is_back():
+    """Faults wait all through a pause of ten seconds; the first look behind it may come before the first page does."""
+    machine = play(destination(), upto(DESTINATION_STORY, "active"))
+    machine.handle(events.ControlLost(4.0, "cut"))
+    for look in range(20):
+        play(machine, [(events.Progressed(4.0 + look / 2, 9, 256, 1, 1, 4096), "paused", [])])
+    back = ["DetachData", "Send(Welcome)", "TellResidence", "Send(Ready)"]
+    play(machine, [(events.Rejoined(14.0, b"2" * 32), "recovering", back)])
+    machine.handle(events.DataAttached(14.1, "urgent", b"2" * 32))
+    assert names(machine.handle(events.DataAttached(14.2, "push", b"2" * 32))) == ["ResumePump", "Note"]
+    for look in range(12):
+        play(machine, [(events.Progressed(14.5 + look / 2, 9, 256, 1, 1, 4096), "active", ["Send(Progress)"])])
+        machine.handle(events.Received(14.6 + look / 2, Alive()))
+    pause = ["DetachData", "DropControl", "Note"]
+    play(machine, [(events.Progressed(20.5, 9, 256, 1, 1, 4096), "paused", pause)])
+
+
+def back_again(times):
+    """Return a destination to which the source came back so many times, and which waits for data connections."""
+    machine = play(destination(), upto(DESTINATION_STORY, "active"))
+    machine.handle(events.ControlLost(4.0, "cut"))
+    for number in range(1, times + 1):
+        machine.handle(events.Rejoined(5.0, b"%d" % number * 32))
+    return machine
+
+
+def test_a_data_connection_that_was_let_in_as_its_attempt_ended_does_no_harm():
+    """Both are in the queue at once: the end of control first, and what was let in just before it was read."""
+    machine = back_again(1)
+    story = [
+        (events.DataAttached(5.1, "urgent", b"1" * 32), "recovering", []),
+        (events.ControlLost(5.2, "cut"), "paused", ["DetachData", "DropControl", "Note"]),
+        (events.DataAttached(5.2, "push", b"1" * 32), "paused", []),
+    ]
+    play(machine, story)
+
+
+def test_a_data_connection_of_an_earlier_attempt_is_none_of_the_next():
+    """The source came back once more while one was being let in: it is closed, and the next attempt has its own."""
+    machine = back_again(2)
+    story = [
+        (events.DataAttached(5.2, "push", b"1" * 32), "recovering", []),
+        (events.DataAttached(5.3, "urgent", b"2" * 32), "recovering", []),
+        (events.DataAttached(5.4, "push", b"2" * 32), "active", ["ResumePump", "Note"]),
+    ]
+    play(machine, story)
+
+
+@pytest.mark.parametrize("make", [source, destination])
+def test_a_wish_to_resume_that_comes_as_it_has_resumed_changes_nothing(make):
+    machine = play(make(), upto(SOURCE_STORY if make is source else DESTINATION_STORY, "active"))
+    assert machine.handle(events.ResumeAsked(9.0)) == []
+    assert machine.step == "active"
+
+
+def test_connections_that_took_long_to_make_are_not_taken_for_silent_ones():
+    """The last word is older than a silence may be, and yet the data connections have just been answered."""
+    machine = play(play(source(), upto(SOURCE_STORY, "active")), upto(BACK, "reattaching"))
+    machine.handle(events.DataConnected(6.0))
+    machine.handle(events.AliveDue(6.1))
+    assert machine.deadline == 6.0 + SILENCE_SECONDS
+    machine = back_again(1)
+    machine.handle(events.DataAttached(8.0, "urgent", b"1" * 32))
+    machine.handle(events.DataAttached(9.0, "push", b"1" * 32))
+    machine.handle(events.Progressed(9.1, 9, 256, 1, 1, 4096))
+    assert machine.deadline == 9.0 + SILENCE_SECONDS
 
 
 @pytest.mark.parametrize("text", ["given up", ""])

@@ -82,7 +82,7 @@ class OutsideInterpreter(DestinationInterpreter):
         for role, connection in dialled:
             if self._pump is not None:
                 self._pump.attach(role, *connection)
-            self.post(DataAttached(self.now(), role))
+            self.post(DataAttached(self.now(), role, self.machine.token))
 
     async def _dial_roles(self, address: Address) -> list[tuple[DataRole, DataConnection]]:
         machine, dialled = self.machine, []
