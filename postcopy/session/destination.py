@@ -112,7 +112,7 @@ class DestinationMachine(Machine[Step]):
                 return "GiveUpElapsed"
             case PumpFailed() if self.offer is not None and self.step is Step.LOADED:
                 return "PumpFailedHandedOver"
-            case Rejoined() if self.held:
+            case Rejoined() if self.held and self.step is Step.PAUSED:
                 return "RejoinedHeld"
             case Rejoined() if self.resident and self.step is Step.LOADED:
                 return "RejoinedResident"

@@ -145,6 +145,18 @@ def test_a_wish_to_resume_that_comes_as_it_has_resumed_changes_nothing(make):
     assert machine.step == "active"
 
 
+def test_a_source_that_comes_back_to_a_whole_guest_is_told_so_though_somebody_holds_the_migration():
+    """The last page that was missing was given back by the guest while the migration was paused by hand."""
+    machine = play(destination(), upto(DESTINATION_STORY, "active"))
+    story = [
+        (events.PauseAsked(4.0, "user"), "paused", ["DetachData", "DropControl", "Note"]),
+        (events.Resident(4.5), "settling", ["MakeReport"]),
+        (events.Rejoined(5.0, b"1" * 32), "settling", ["Send(Welcome)"]),
+        (events.AllResident(5.1, REPORT), "releasing", ["Settle", "Send(AllPlaced)"]),
+    ]
+    play(machine, story)
+
+
 def test_connections_that_took_long_to_make_are_not_taken_for_silent_ones():
     """The last word is older than a silence may be, and yet the data connections have just been answered."""
     machine = play(play(source(), upto(SOURCE_STORY, "active")), upto(BACK, "reattaching"))
