@@ -212,6 +212,7 @@ def test_no_more_is_read_ahead_than_there_is_room_for(size, most):
             taken += 1
         await sending
         await interpreter._end_tasks()
+        await interpreter.channel.close()
         far.close()
         return held
 
