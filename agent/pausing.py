@@ -57,19 +57,20 @@ async def paused(side: Side) -> dict[str, Any]:
     return {"schema_version": 1, "state": side.state.value, "paused": side.pause_state}
 
 
-async def resumed(side: Side) -> dict[str, Any]:
+async def resumed(source: Source) -> dict[str, Any]:
     """Wait until pages travel again; MigrationPaused where an attempt failed, the next one following by itself."""
+    await source.handled()  # up to there it tells of attempts before this one
     try:
         async with asyncio.timeout(RESUME_SECONDS):
-            while (now := side.pause_state) is not None and not now["attempts"]:
+            while (now := source.pause_state) is not None and not now["attempts"]:
                 await asyncio.sleep(LOOK_SECONDS)
     except TimeoutError:
-        now = side.pause_state
+        now = source.pause_state
     if now is not None:
         raise MigrationPaused(f"paused still: {now['text']}; it is tried again and again")
-    if side.state is State.LOST:
+    if source.state is State.LOST:
         raise MigrationLost("the migration is lost")
-    return {"schema_version": 1, "state": side.state.value, "paused": None}
+    return {"schema_version": 1, "state": source.state.value, "paused": None}
 
 
 async def lost(side: Side) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from postcopy.pump.trace import FaultTrace
 from postcopy.session.commands import (
     Command,
     Discard,
+    DropControl,
     HoldMemory,
     Load,
     MakeReport,
@@ -327,6 +328,10 @@ class DestinationInterpreter(WayBack):
             self._memory.get_nowait().close()
         files, self._files = self._files, []
         close_files(files)
+
+    async def _drop_control(self, command: DropControl) -> None:
+        if self.channel is self._addressed:  # and not one with which the source has come back meanwhile
+            await super()._drop_control(command)
 
     async def _hold_memory(self, _command: HoldMemory) -> None:
         self.held = True

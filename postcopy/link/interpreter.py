@@ -22,12 +22,15 @@ from postcopy.link.limits import BYTES_AHEAD_MAX, MESSAGES_AHEAD_MAX
 from postcopy.session.commands import CloseLinks, Command, DropControl, Finish, Note, Send
 from postcopy.session.events import Broken, ControlLost, Elapsed, Event, NotSent, Received, WorkFailed
 from postcopy.session.machine import Machine, SessionError
-from postcopy.session.states import State
+from postcopy.session.states import SWITCHED, State
 from postcopy.wire.messages import REFUSE_CODES
 
 # After a time-out, how often the loop may look for what had arrived by then: a message is read, decoded and posted in
 # three rounds, a connection that proves itself in some more.
 ROUNDS_AFTER_PAUSE = 10
+
+# For who wants to know what came of a wish: it is mostly handled before he looks first.
+HANDLED_LOOK_SECONDS = 0.005
 
 # How long a state is kept to oneself: a guest that stands still runs on by then, and who waits in a fault is served.
 TELL_SECONDS = 0.02
@@ -57,6 +60,7 @@ class Interpreter:
         # dropped
         self._events: deque[tuple[Event, ControlChannel | None, int]] = deque()
         self._reading: asyncio.Task[None] | None = None
+        self._addressed: ControlChannel | None = None  # whom the commands that are being done were made for
         self._former_bytes = (0, 0)
         self.encrypted = False
         self._untold: list[tuple[State, State]] = []
@@ -90,6 +94,12 @@ class Interpreter:
         """Queue an event before all that wait: one that the machine must know of to judge them."""
         self._events.appendleft((event, None, 0))
         self._arrived.set()
+
+    async def handled(self) -> None:
+        """Return when the machine knows of all that was posted so far, or has ended."""
+        last = self._events[-1] if self._events else None
+        while self.finish is None and any(waiting is last for waiting in self._events):
+            await asyncio.sleep(HANDLED_LOOK_SECONDS)
 
     @staticmethod
     def now() -> float:
@@ -161,6 +171,7 @@ class Interpreter:
 
     async def _give_up(self, error: Exception) -> None:
         log.error("%s: internal error", self.role, exc_info=error)
+        self._addressed = self.channel
         for command in self.machine.give_up(WorkFailed(self.now(), "internal", f"internal error: {error!r}")):
             await self._perform(command)
 
@@ -200,7 +211,8 @@ class Interpreter:
             commands = self.machine.handle(Broken(self.now(), str(error)))
         except SessionError as error:
             log.exception("%s: internal error", self.role)
-            commands = self.machine.handle(failure_of(error, self.now()))
+            commands = self.machine.handle(self._mistake(error))
+        self._addressed = self.channel
         if self.channel is not None and self.machine.version:
             self.channel.version = self.machine.version
         self.about.migration = self.machine.migration_id.hex()
@@ -211,6 +223,15 @@ class Interpreter:
             self._tell_states()
         for command in commands:
             await self._perform(command)
+
+    def _mistake(self, error: SessionError) -> Event:
+        """Return what an event is taken for that no table foresaw: the machine stands where it stood.
+
+        After Run both sides agree on everything anew where the connections are made anew, and nothing is lost by it.
+        """
+        if self.machine.state in SWITCHED and getattr(self.machine, "recoverable", False):
+            return Broken(self.now(), f"internal error: {error}")
+        return failure_of(error, self.now())
 
     def _tell_states(self) -> None:
         """Log the states that were come through, a little later than they came, or before anything else is said.
@@ -261,6 +282,8 @@ class Interpreter:
     # --- commands of both sides ---------------------------------------------------------------------------
 
     async def _send(self, command: Send) -> None:
+        if self.channel is not self._addressed:
+            return  # the other side came back on another connection while this was being done: it is asked anew there
         try:
             if self.channel is None:
                 raise HostError("there is no control connection")

@@ -34,7 +34,7 @@ from postcopy.session.commands import Finish
 from postcopy.session.events import CancelAsked, Started
 from postcopy.session.source import SourceMachine
 from postcopy.session.source_recovery import take_up
-from postcopy.session.states import OWNERS, SWITCHED, Owner, State
+from postcopy.session.states import ENDED, OWNERS, SWITCHED, Owner, State
 from postcopy.wire.control import GuestOffer, Hello, LayoutOffer
 from postcopy.wire.messages import HANDED_OVER
 from postcopy.wire.version import VERSION, VERSION_MIN
@@ -166,7 +166,7 @@ class Source:
     def cancel(self, text: str = "cancelled by the user") -> bool:
         """Ask the running migration to end; False where there is none, or the guest has left already."""
         current = self._current
-        if current is None or current.finish is not None or current.machine.state in SWITCHED:
+        if current is None or current.finish is not None or current.machine.state in {*SWITCHED, *ENDED}:
             return False
         current.post(CancelAsked(current.now(), text))
         return True
@@ -180,6 +180,11 @@ class Source:
         by_hand.resume(self._current)
         if self._current is not None and address is not None:
             self._current.address = parse_address(address) if isinstance(address, str) else address
+
+    async def handled(self) -> None:
+        """Return when the latest migration knows what was wished for."""
+        if self._current is not None:
+            await self._current.handled()
 
     @property
     def encrypted(self) -> bool:

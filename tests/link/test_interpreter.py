@@ -10,9 +10,9 @@ import uvloop
 from postcopy.errors import HostError, KernelError, ProtocolError
 from postcopy.link.control import ControlChannel
 from postcopy.link.interpreter import Interpreter, failure_of
-from postcopy.session.commands import Finish, ResumeGuest, StartPush, StopPump
+from postcopy.session.commands import Finish, ResumeGuest, Send, StartPush, StopPump
 from postcopy.session.events import Connected, ControlLost, DataConnected, Elapsed, GuestStopped, Received, Started
-from postcopy.wire.control import Loaded, Progress, Ready, State, Welcome, encode
+from postcopy.wire.control import Alive, Loaded, Progress, Ready, State, Welcome, encode
 from postcopy.wire.messages import REFUSE_CODES
 from tests.session.samples import IDENTITY, source
 
@@ -111,6 +111,48 @@ def test_a_performer_that_breaks_does_not_keep_the_rest_from_being_done():
         return finish
 
     assert asyncio.run(asyncio.wait_for(story(), 10)).exit_status == 4
+
+
+def test_what_was_for_a_connection_that_another_one_has_replaced_is_said_to_nobody():
+    """Two attempts of a source to come back in one moment: the answer to the first is none to the second."""
+
+    async def story():
+        (near, far), (again, beyond) = socket.socketpair(), socket.socketpair()
+        interpreter = Recorder(source())
+        interpreter.listen(await ControlChannel.over(near, "far"))
+        await interpreter._step(Started(0.0))
+        later = await ControlChannel.over(again, "far")
+
+        async def meanwhile(_command):
+            interpreter.listen(later)
+
+        interpreter.machine.handle = lambda _event: [StopPump(), Send(Ready()), Send(Loaded())]
+        interpreter._performers[StopPump] = meanwhile
+        await interpreter._step(Started(0.0))
+        await interpreter._send(Send(Ready()))
+        interpreter.machine.handle = lambda _event: [Send(Alive())]
+        await interpreter._step(Started(0.0))
+        said = await asyncio.get_running_loop().run_in_executor(None, beyond.recv, 4096)
+        for end in (far, beyond):
+            end.close()
+        await asyncio.gather(*interpreter._tasks)
+        await later.close()
+        return said
+
+    assert asyncio.run(asyncio.wait_for(story(), 10)) == encode(Alive())
+
+
+def test_an_event_that_no_table_foresaw_is_a_pause_behind_run():
+    """The machine stands where it stood, and the way back has both sides agree on everything anew."""
+
+    async def story():
+        interpreter = Recorder(source())
+        interpreter.machine.step, interpreter.machine.version = "active", 3
+        await interpreter._step(Started(0.0))
+        return interpreter.machine
+
+    machine = asyncio.run(asyncio.wait_for(story(), 10))
+    assert (machine.state, machine.trouble[:15]) == ("postcopy-paused", "the destination")
 
 
 @pytest.mark.parametrize("step", ["attaching", "loading"])
