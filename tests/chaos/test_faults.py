@@ -149,15 +149,17 @@ def test_a_spoilt_byte_of_a_plain_page_is_seen_by_nobody_but_the_check(tmp_path)
 # --- the link itself -----------------------------------------------------------------------------------------------
 
 
-def test_a_link_that_is_down_for_long_after_the_switchover(plain):
-    migration = halfway(plain)
-    plain.network.link("down")
+@pytest.mark.parametrize("which", ["plain", "encrypted"])
+def test_a_link_that_is_down_for_long_after_the_switchover(which, request):
+    both = request.getfixturevalue(which)
+    migration = halfway(both)
+    both.network.link("down")
     try:
-        paused(plain)
+        paused(both)
     finally:
-        plain.network.link("up")
-    resumed(plain)
-    comes_through(plain, migration)
+        both.network.link("up")
+    resumed(both)
+    comes_through(both, migration)
 
 
 def test_a_link_that_goes_down_before_the_switchover(tmp_path):

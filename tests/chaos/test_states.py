@@ -1,4 +1,4 @@
-"""Either agent killed, or stopped for a while, in every state of the session's diagram, and what must come of it.
+"""Either agent killed, stopped for a while or told to cancel in every state of the session's diagram.
 
 Each state is reached by holding back the message that would lead out of it (postcopy/session/README.md has the
 diagram). What no message leads out of (a destination that prepares, vCPUs that park) takes milliseconds of an agent's
@@ -21,6 +21,7 @@ from tests.agent.fakes import FakeSource
 
 from .pair import Kind, Migration, Pair, whole
 from .proxy import Proxy, upstream_of
+from .trouble import wish
 
 AT_ONCE = 4
 PAIRS = 2
@@ -193,6 +194,18 @@ def stopped(held, side, both):
     assert migration.status == 0, migration.error
 
 
+def cancelled(held, side, both):
+    """Before Run the guest goes on at the source, whoever cancels; from Run on nobody can."""
+    proxy = both.proxy
+    migration = reach(proxy, held, both.migrate)
+    assert wish(both.leaving if side == "source" else both.coming, "cancel") is (held.part == BEFORE)
+    proxy.release()
+    if held.part != BEFORE and migration.is_alive():
+        both.leaving.ask("set", push=True)
+    both.settle(migration.result())
+    assert migration.status == (7 if held.part == BEFORE else 0), migration.error
+
+
 def stopped_for_too_long(both):
     """A destination that stands still for longer than the source leaves its guest standing: the source goes on."""
     proxy = both.proxy
@@ -217,6 +230,10 @@ def cases():
     found = {f"{held}-destination-killed": (destination_killed, held) for held in STATES}
     found |= {f"{held}-source-killed": (source_killed, held) for held in STATES}
     found |= {f"{held}-{side}-stopped": (stopped, held, side) for held in STATES for side in ("source", "destination")}
+    found |= {f"{held}-source-cancelled": (cancelled, held, "source") for held in STATES}
+    # a destination has nothing to cancel before the offer, and once it has said Loaded Run may be on its way
+    mine = [held for held in STATES if held.destination in {"waiting", "attached", "active"}]
+    found |= {f"{held}-destination-cancelled": (cancelled, held, "destination") for held in mine}
     return found | {
         "run-source-killed-with-run-unread": (killed_with_run_unread, RUN),
         "state-destination-stopped-for-too-long": (stopped_for_too_long,),
@@ -231,7 +248,7 @@ class Play:
         self._stack = contextlib.ExitStack()
         self._pairs = queue.SimpleQueue()
         pool = self._stack.enter_context(ThreadPoolExecutor(AT_ONCE))
-        for _ in range(PAIRS if any("stopped" in name for name in wanted) else 0):
+        for _ in range(PAIRS if any(cases()[name][0] in ON_A_PAIR for name in wanted) else 0):
             self._pairs.put(self._pair())
         self._results = {name: pool.submit(self._play, *how) for name, how in cases().items() if name in wanted}
 
@@ -268,7 +285,7 @@ class Play:
             self._pairs.put(both)
 
 
-ON_A_PAIR = {stopped, stopped_for_too_long}
+ON_A_PAIR = {stopped, cancelled, stopped_for_too_long}
 
 
 @pytest.fixture(scope="module")

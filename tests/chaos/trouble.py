@@ -218,7 +218,7 @@ class Actor:
 
     def _pause(self, agent, until):
         paused = getattr(self._pair, agent)
-        if self._standing or not _try(paused, "pause"):
+        if self._standing or not wish(paused, "pause"):
             return None
         return lambda: self._ask(paused, "resume")
 
@@ -228,12 +228,12 @@ class Actor:
 
     def _ask(self, agent, command):
         """Ask without waiting: an answer may take until the network is better."""
-        self._asking.append(threading.Thread(target=_try, args=(agent, command), daemon=True))
+        self._asking.append(threading.Thread(target=wish, args=(agent, command), daemon=True))
         self._asking[-1].start()
 
 
-def _try(agent, command):
-    """Ask for what may make no sense just now."""
+def wish(agent, command):
+    """Ask for what may make no sense just now; return whether it does."""
     try:
         asyncio.run(ask(admin_address(agent.admin), command))
     except PostcopyError:
