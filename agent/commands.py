@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent import manual
 from agent.parameters import (
     ADDRESS,
     CPUS,
@@ -135,7 +136,7 @@ def daemon_options(command: Any) -> Any:
     return command
 
 
-@click.command()
+@click.command(cls=manual.Grouped)
 @guest_options
 @daemon_options
 @click.option(
@@ -217,7 +218,7 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
     run("source", serve_source(options))
 
 
-@click.command()
+@click.command(cls=manual.Grouped)
 @click.option(
     "--listen",
     type=ADDRESS,
@@ -294,7 +295,7 @@ def destination(listen: Address, mode: str, once: bool, **rest: Any) -> None:
     run("destination", serve_destination(options))
 
 
-@click.command()
+@click.command(cls=manual.Grouped)
 @guest_options
 @click.option(
     "--mode",

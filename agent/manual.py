@@ -52,7 +52,10 @@ EXAMPLES: dict[str, list[tuple[str | None, str]]] = {
             "4 GiB that two vCPUs write to; commands come by its admin socket",
             "postcopy source --size 4GiB --admin unix:/run/pc-a.sock --metrics 127.0.0.1:9401",
         ),
-        ("two regions of different kinds", "postcopy source --memory shmem:1GiB --memory hugetlb-2M:2GiB"),
+        (
+            "two regions of different kinds",
+            "postcopy source --memory shmem:1GiB --memory hugetlb-2M:2GiB --admin unix:/run/pc-a.sock",
+        ),
         ("a virtual machine of KVM", "postcopy source --guest kvm --size 64MiB --admin unix:/run/pc-a.sock"),
         (
             "memory that survives this agent, and how another one takes its place",
@@ -128,6 +131,40 @@ EXAMPLES: dict[str, list[tuple[str | None, str]]] = {
     ],
     "config check": [("before a daemon is restarted", "postcopy config check /etc/postcopy/destination.toml")],
 }
+
+
+# Options by what they are about, where a command has many; all others come first.
+OPTIONS = {
+    "The guest": {
+        "memory", "size", "thp", "guest", "vcpus", "pin",
+        "workload", "seed", "steps_per_second", "steps", "blank", "holes",
+    },
+    "The agent": {
+        "admin", "metrics", "ready_fd", "poll_max_ns", "give_up_after", "keeper", "resume", "trace", "once", "logs",
+    },
+    "Encryption": {"tls", "tls_dir", "allow", "insecure"},
+}  # fmt: skip
+
+
+class Grouped(click.Command):
+    """A command that lists its options by what they are about."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a list of options for each group."""
+        sorted_out: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Options", *OPTIONS)}
+        for one in self.get_params(ctx):
+            record = one.get_help_record(ctx)
+            if record is not None:
+                sorted_out[group_of(one)].append(record)
+        for title, records in sorted_out.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def group_of(option: click.Parameter) -> str:
+    """Return the title below which an option is listed."""
+    return next((title for title, names in OPTIONS.items() if option.name in names), "Options")
 
 
 class Sections(click.Group):

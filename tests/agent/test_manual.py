@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 
 import click
 import pytest
@@ -10,7 +12,7 @@ from agent import commands, manual
 from agent.cli import cli
 from agent.config import keys
 
-from .agents import run
+from .agents import ENVIRONMENT, run
 
 commands.register(cli)
 keys.name_variables(cli)
@@ -87,3 +89,22 @@ def test_help_shows_its_examples(name):
     said = help_of(name)
     for what, line in manual.EXAMPLES[name]:
         assert f"    # {what}\n    {line}\n" in said
+
+
+def test_options_are_grouped_and_none_is_left_out():
+    said = help_of("source")
+    for title in ("Options", *manual.OPTIONS):
+        assert f"\n{title}:\n" in said
+    for option in options_of(COMMANDS["source"]):
+        assert len(re.findall(rf"^  (?:-\w, )?{option.opts[-1]}(?=\s)", said, re.MULTILINE)) == 1, option.opts
+    known = {one.name for command in COMMANDS.values() for one in command.params}
+    assert set().union(*manual.OPTIONS.values()) <= known
+
+
+def test_a_shell_can_complete_commands_and_options():
+    environment = {**ENVIRONMENT, "COMP_WORDS": "postcopy migrate --t", "COMP_CWORD": "2"}
+    asked = [sys.executable, "-m", "agent"]
+    done = subprocess.run(
+        asked, env={**environment, "_POSTCOPY_COMPLETE": "bash_complete"}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["plain,--timeout", "plain,--tls-dir"]

@@ -49,24 +49,24 @@ def run(host: Path, command: str, **options: Any) -> tuple[int, str]:
     return ended.returncode, ended.stderr
 
 
-@pytest.mark.parametrize("command", ["postcopy", "test"])
+@pytest.mark.parametrize("command", ["postcopy", "test", "wheel"])
 def test_without_python(host: Path, command: str) -> None:
     assert run(host, command) == (3, "postcopy: Python 3.11 or newer is missing: apt-get install python3\n")
 
 
-@pytest.mark.parametrize("command", ["postcopy", "test"])
+@pytest.mark.parametrize("command", ["postcopy", "test", "wheel"])
 def test_an_old_python_is_none(host: Path, command: str) -> None:
     add_python(host, "exit 1")
     assert run(host, command) == (3, "postcopy: Python 3.11 or newer is missing: apt-get install python3\n")
 
 
-@pytest.mark.parametrize("command", ["postcopy", "test"])
+@pytest.mark.parametrize("command", ["postcopy", "test", "wheel"])
 def test_without_a_compiler(host: Path, command: str) -> None:
     add_python(host, "exit 0")
     assert run(host, command) == (3, "postcopy: a C compiler is missing: apt-get install gcc libc6-dev\n")
 
 
-@pytest.mark.parametrize("command", ["postcopy", "test"])
+@pytest.mark.parametrize("command", ["postcopy", "test", "wheel"])
 def test_without_headers(host: Path, command: str) -> None:
     add_python(host, f"echo {host}/include")
     (host / "bin/cc").symlink_to("/bin/true")
