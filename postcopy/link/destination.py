@@ -35,7 +35,7 @@ from postcopy.link.source import POLL_MAX_NS, SOFTWARE
 from postcopy.link.tls import Credentials, versions_over
 from postcopy.pages.regions import Layout
 from postcopy.pump.destination import DestinationStats
-from postcopy.pump.destination import Role as DataRole
+from postcopy.pump.half import Role as DataRole
 from postcopy.pump.trace import FaultTrace
 from postcopy.session.commands import Finish
 from postcopy.session.destination import DestinationMachine

@@ -68,7 +68,7 @@ static int read_requests(struct source *pump) {
     for (; pump->requests_end - begin >= sizeof(struct frame); begin += sizeof(struct frame)) {
         struct frame request;
         memcpy(&request, pump->requests + begin, sizeof request);
-        if (check_frame(pump, &request, ROLE_URGENT, FRAMES_TO_SOURCE))
+        if (half_check_frame(&pump->half, &request, ROLE_URGENT, FRAMES_TO_SOURCE))
             return -1;
         if (request.type == FRAME_BEAT)
             continue;

@@ -13,11 +13,7 @@
 #include "window.h"
 
 int fail_placing(struct destination *pump, const struct receiver *receiver, uint32_t region, uint64_t page) {
-    uint64_t size = pump->memory[region].region.page_size;
-    struct pump_status failure = {.failure = FAILURE_KERNEL, .role = receiver->role, .number = receiver->placer.number,
-                                  .operation = receiver->placer.operation, .region = region, .offset = page * size,
-                                  .length = size};
-    return half_fail(&pump->half, &failure);
+    return fail_call(pump, receiver->role, receiver->placer.operation, receiver->placer.number, region, page);
 }
 
 void resident_add(struct destination *pump, uint64_t pages) {
@@ -210,14 +206,6 @@ struct destination *destination_create(int uffd, const struct pump_region *regio
     return pump;
 }
 
-void destination_beat(struct destination *pump, uint64_t tick_ns) { pump->half.tick_ns = tick_ns; }
-
-void destination_watch(struct destination *pump) { atomic_store(&pump->half.watching, true); }
-
-int destination_attach(struct destination *pump, uint32_t role, int socket, struct tls *tls) {
-    return half_attach(&pump->half, role, socket, tls);
-}
-
 int destination_adopt(struct destination *pump) {
     if (pump->half.urgent_thread.started || pump->half.urgent.socket >= 0 || pump->half.push.socket >= 0)
         return -EINVAL;
@@ -263,11 +251,8 @@ void destination_destroy(struct destination *pump) {
     half_destroy(&pump->half);
 }
 
-const struct pump_status *destination_status(const struct destination *pump) { return &pump->half.status; }
-const struct pump_status *destination_broken(const struct destination *pump) { return &pump->half.broken; }
 const struct destination_counters *destination_counters(const struct destination *pump) { return &pump->counters; }
 const uint8_t *destination_map(const struct destination *pump, uint32_t region) {
     return region < pump->half.count ? (const uint8_t *)pump->memory[region].map : NULL;
 }
-int destination_event_fd(const struct destination *pump) { return pump->half.event_fd; }
-uint64_t destination_cpu_ns(const struct destination *pump) { return half_cpu_ns(&pump->half); }
+struct half *destination_half(struct destination *pump) { return &pump->half; }

@@ -122,7 +122,7 @@ int urgent_say(struct destination *pump);
 int receiver_beat(struct destination *pump, struct receiver *receiver, uint64_t sent, bool *due);
 
 /* removal.c: what a call other than placing was refused is the end of the pump. Always returns -1. */
-int fail_call(struct destination *pump, uint32_t operation, int number, uint32_t region, uint64_t page);
+int fail_call(struct destination *pump, uint32_t role, uint32_t operation, int number, uint32_t region, uint64_t page);
 /* removal.c: the gate between the push's placing and the reading of events. Nothing where no events are told. */
 void gate_enter(struct destination *pump);
 void gate_leave(struct destination *pump);

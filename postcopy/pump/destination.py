@@ -10,22 +10,19 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar
 
 from postcopy.errors import HostError, LinkError, UsageError
 from postcopy.pages.regions import Layout
 from postcopy.pump._pump import ffi, lib
+from postcopy.pump.half import Pump
 from postcopy.pump.histogram import Histogram, read_histogram
 from postcopy.pump.regions import MappedRegion, Placement, Removal, describe
-from postcopy.pump.status import PumpStatus, read_status
-from postcopy.pump.tls import TlsSession, released
 from postcopy.pump.trace import FaultTrace
 
-Role = Literal["urgent", "push"]
 # Pages of a piece of memory that residency() looks at: all of it together has to be over in a moment.
 PIECE_PAGES_MAX = 4096
 RESIDENT = (lib.PAGE_PLACED, lib.PAGE_ZERO)
-ROLES: dict[Role, int] = {"urgent": lib.ROLE_URGENT, "push": lib.ROLE_PUSH}
 VIEWS_MAX: int = lib.PUMP_VIEWS_MAX
 
 
@@ -69,13 +66,15 @@ class DestinationStats:
         return cls(**counts | {"fault_latency": Histogram()})
 
 
-class DestinationPump:
+class DestinationPump(Pump):
     """Two threads: one turns faults into requests and places their answers, one places what is pushed.
 
     `mappings` and the userfaultfd behind `uffd_fd` (non-blocking) must outlive the pump. `foreign`: they are another
     process's, whose removals then have to be told of. `beat_ns` is the tick of the heartbeats on both connections, 0:
     none. Raises HostError where memory or descriptors run out.
     """
+
+    agent, other_agent = "destination", "source"
 
     def __init__(
         self,
@@ -100,27 +99,11 @@ class DestinationPump:
         self._pump: Any = lib.destination_create(uffd_fd, regions, count, poll_max_ns)
         if self._pump == ffi.NULL:
             raise HostError(f"the destination's pump could not be created: {os.strerror(ffi.errno)}")
-        lib.destination_beat(self._pump, beat_ns)
+        lib.half_beat(self._half, beat_ns)
 
     @property
-    def _handle(self) -> Any:
-        """The pump in C; RuntimeError once it is closed: C would follow the pointer wherever it leads."""
-        if self._pump == ffi.NULL:
-            raise RuntimeError("the destination's pump is closed")
-        return self._pump
-
-    def attach(self, role: Role, socket_fd: int, tls: TlsSession | None = None) -> None:
-        """Hand over the connected socket of a role, with the TLS session on it where there is one.
-
-        Also after `detach`. Both belong to the pump from here on, whatever happens.
-        """
-        if self._pump == ffi.NULL:
-            if tls is not None:
-                tls.close()
-            os.close(socket_fd)
-        result = lib.destination_attach(self._handle, ROLES[role], socket_fd, released(tls))
-        if result:
-            raise ValueError(f"{role}: {os.strerror(-result)}")
+    def _half(self) -> Any:
+        return lib.destination_half(self._handle)
 
     def adopt(self) -> None:
         """Take note that every page's content is in the files already, and will be mapped as it is touched.
@@ -143,10 +126,6 @@ class DestinationPump:
         result = lib.destination_start(self._handle)
         if result:
             raise HostError(f"the destination's pump could not be started: {os.strerror(-result)}")
-
-    def watch(self) -> None:
-        """Take silence on a connection for its end, from now on."""
-        lib.destination_watch(self._handle)
 
     def detach(self) -> None:
         """Take the connections away, broken or not; the guest goes on with what is here. In a thread: may wait.
@@ -172,15 +151,6 @@ class DestinationPump:
         if result:
             raise HostError(f"pages that are lost could not be poisoned: {os.strerror(-result)}")
         return int(lib.destination_counters(self._handle).poisoned)
-
-    @property
-    def event_fd(self) -> int:
-        """Readable (an eventfd) once every page is resident, a connection broke or the pump failed: see `status()`."""
-        return int(lib.destination_event_fd(self._handle))
-
-    def status(self) -> PumpStatus:
-        """Return the state and, where it failed, why."""
-        return read_status(lib.destination_status(self._handle), lib.destination_broken(self._handle), "source")
 
     def snapshot(self) -> DestinationStats:
         """Return all counters; costs the C threads nothing."""
@@ -213,7 +183,7 @@ class DestinationPump:
             bytes_placed=0 if self._adopted else urgent.bytes_placed + push.bytes_placed,
             beats=urgent.beats + push.beats,
             push_ended=bool(push.ended),
-            cpu_seconds=lib.destination_cpu_ns(self._handle) / 1e9,
+            cpu_seconds=self._cpu_seconds,
             fault_latency=read_histogram(ffi, demand.latency),
         )
 
@@ -292,9 +262,3 @@ class DestinationPump:
         with self._discarding, self._adding:
             pump, self._pump = self._pump, ffi.NULL
             lib.destination_destroy(pump)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -49,6 +49,10 @@ void *half_create(size_t size, const struct pump_region *regions, uint32_t count
     return half;
 }
 
+void half_beat(struct half *half, uint64_t tick_ns) { half->tick_ns = tick_ns; }
+
+void half_watch(struct half *half) { atomic_store(&half->watching, true); }
+
 int half_attach(struct half *half, uint32_t role, int socket, struct tls *tls) {
     struct channel *place = role == ROLE_URGENT ? &half->urgent : role == ROLE_PUSH ? &half->push : NULL;
     if (!place || place->socket >= 0 || (half->running && !half->detached)) {
@@ -140,6 +144,15 @@ int half_fail(struct half *half, const struct pump_status *failure) {
     return -1;
 }
 
+int half_check_frame(struct half *half, const struct frame *frame, uint32_t role, uint32_t allowed) {
+    int refusal = frame_check(frame, allowed, half->bounds, half->count);
+    if (!refusal)
+        return 0;
+    struct pump_status failure = {.failure = FAILURE_FRAME, .role = role, .number = refusal, .region = frame->region,
+                                  .offset = frame->offset, .length = frame->length};
+    return half_fail(half, &failure);
+}
+
 int half_fail_socket(struct half *half, uint32_t role, int number) {
     struct pump_status failure = {.failure = number ? FAILURE_SOCKET : FAILURE_CLOSED, .role = role, .number = number};
     return half_fail(half, &failure);
@@ -150,4 +163,11 @@ int half_fail_silent(struct half *half, uint32_t role) {
         return 0;
     struct pump_status failure = {.failure = FAILURE_SILENT, .role = role};
     return half_fail(half, &failure);
+}
+
+const struct pump_status *half_status(const struct half *half) { return &half->status; }
+const struct pump_status *half_broken(const struct half *half) { return &half->broken; }
+int half_event_fd(const struct half *half) { return half->event_fd; }
+uint64_t half_cpu_ns(const struct half *half) {
+    return thread_cpu_ns(&half->urgent_thread) + thread_cpu_ns(&half->push_thread);
 }

@@ -1,6 +1,7 @@
 /*
  * What the two halves of the pump, the source's and the destination's, have alike: regions to judge frames by, a
- * connection and a thread for each role, a stop, and one status that tells the owner of the end.
+ * connection and a thread for each role, a stop, and one status that tells the owner of the end. What the owner calls
+ * of it is in pump.h.
  *
  * A struct half is the first member of its struct source or struct destination and lives and dies with it.
  */
@@ -38,11 +39,6 @@ struct half {
  */
 void *half_create(size_t size, const struct pump_region *regions, uint32_t count);
 /*
- * Socket and TLS session (NULL: none) become the half's, even on failure (-EINVAL: no such role, attached already,
- * started already).
- */
-int half_attach(struct half *half, uint32_t role, int socket, struct tls *tls);
-/*
  * Start both threads with `pump` for an argument, the urgent one under `name`. Without `push` there is one thread, and
  * no connections are wanted. 0 or -errno.
  */
@@ -65,6 +61,8 @@ int half_fail(struct half *half, const struct pump_status *failure);
 int half_fail_socket(struct half *half, uint32_t role, int number);
 /* Nothing came on a connection for too long: the same once silence counts, else 0. */
 int half_fail_silent(struct half *half, uint32_t role);
+/* Judge a header that came on a connection: 0, or -1 where it is refused, which breaks it. */
+int half_check_frame(struct half *half, const struct frame *frame, uint32_t role, uint32_t allowed);
 
 static inline const struct channel *half_channel(const struct half *half, uint32_t role) {
     return role == ROLE_PUSH ? &half->push : &half->urgent;
@@ -74,10 +72,6 @@ static inline bool half_stopping(const struct half *half) {
 }
 static inline bool half_ended(const struct half *half) {
     return atomic_load_explicit(&half->ended, memory_order_acquire);
-}
-/* Nanoseconds of CPU that its threads have used so far. */
-static inline uint64_t half_cpu_ns(const struct half *half) {
-    return thread_cpu_ns(&half->urgent_thread) + thread_cpu_ns(&half->push_thread);
 }
 
 #endif

@@ -25,7 +25,7 @@ static int hear(struct source *pump) {
     uint64_t used = 0;
     for (struct frame frame; pump->heard_end - used >= sizeof frame; used += sizeof frame) {
         memcpy(&frame, pump->heard + used, sizeof frame);
-        if (check_frame(pump, &frame, ROLE_PUSH, FRAMES_PUSH_TO_SOURCE))
+        if (half_check_frame(&pump->half, &frame, ROLE_PUSH, FRAMES_PUSH_TO_SOURCE))
             return -1;
     }
     pump->heard_end -= used;

@@ -5,7 +5,7 @@
  * counters, stopped and destroyed. All functions are for one owning thread; the counters and the status may be read
  * at any time between create and destroy. Nothing is allocated after create, nothing is logged, no policy is made.
  *
- * Ownership: the pump owns the sockets given to *_attach and its own eventfds and closes them in *_destroy. The
+ * Ownership: the pump owns the sockets given to half_attach and its own eventfds and closes them in *_destroy. The
  * userfaultfd, the regions' mappings and their file descriptors stay the caller's and must outlive the pump.
  */
 #ifndef POSTCOPY_PUMP_H
@@ -51,7 +51,7 @@ enum pump_failure {
     FAILURE_CLOSED = 1,     /* the other agent closed the connection */
     FAILURE_SOCKET = 2,     /* number is the errno of a socket call */
     FAILURE_FRAME = 3,      /* number is an enum frame_refusal; region, offset, length are the frame's */
-    FAILURE_SILENT = 8,     /* nothing came on it for a while, see *_watch */
+    FAILURE_SILENT = 8,     /* nothing came on it for a while, see half_watch */
     FAILURE_INCOMPLETE = 5, /* everything was pushed and yet pages are absent */
     /* The pump itself is at its end: `status` has it. */
     FAILURE_KERNEL = 4,     /* number is the errno of the ioctl in operation */
@@ -143,18 +143,31 @@ struct source_counters {
 struct destination;
 struct source;
 
+/* What both have alike is called on their half. It lives and dies with its pump. */
+struct half;
+struct half *destination_half(struct destination *pump);
+struct half *source_half(struct source *pump);
+/* From now on each end of its connections is to say and to hear something within so many ns; before start. 0: never. */
+void half_beat(struct half *half, uint64_t tick_ns);
+/* Silence is a break from now on. Without it, silence is waited for: the other side may not have begun. */
+void half_watch(struct half *half);
+/*
+ * Give it the connection of a role, once each, before start or after detach: a socket and the TLS session on it, whose
+ * handshake is over, or NULL for a plain one. Both become the pump's, even on failure (-EINVAL: no such role, attached
+ * already, started already).
+ */
+int half_attach(struct half *half, uint32_t role, int socket, struct tls *tls);
+const struct pump_status *half_status(const struct half *half);
+/* Why a connection broke, until the next detach. */
+const struct pump_status *half_broken(const struct half *half);
+/* Readable once the pump is complete or has failed, or a connection broke; reading it is the caller's. */
+int half_event_fd(const struct half *half);
+/* Nanoseconds of CPU used by its threads so far. */
+uint64_t half_cpu_ns(const struct half *half);
+
 /* Create with `count` regions (copied). Returns NULL with errno set. */
 struct destination *destination_create(int uffd, const struct pump_region *regions, uint32_t count,
                                        uint64_t poll_max_ns);
-/* From now on each end of its connections is to say and to hear something within so many ns; before start. 0: never. */
-void destination_beat(struct destination *pump, uint64_t tick_ns);
-/* Silence is a break from now on. Without it, silence is waited for: the other side may not have begun. */
-void destination_watch(struct destination *pump);
-/*
- * Give it the connection of a role, once each, before start or after detach: a socket and the TLS session on it, whose handshake is
- * over, or NULL for a plain one. Both become the pump's, even on failure (-errno).
- */
-int destination_attach(struct destination *pump, uint32_t role, int socket, struct tls *tls);
 /*
  * Every page's content is in the regions' files already (memory that was handed over), and nothing will be fetched: call
  * it before start and in place of attach. Faults are served all the same, by mapping what is there. 0 or -EINVAL.
@@ -166,9 +179,6 @@ int destination_start(struct destination *pump);
 void destination_stop(struct destination *pump);
 /* Stop and free everything. NULL is allowed. */
 void destination_destroy(struct destination *pump);
-const struct pump_status *destination_status(const struct destination *pump);
-/* Why a connection broke, until the next detach. */
-const struct pump_status *destination_broken(const struct destination *pump);
 /*
  * Take the connections away, whether or not they broke. Of pages that came in part nothing is left when this returns,
  * and the guest is served with what is here. 0, -ECANCELED where the pump has failed, -EINVAL before start.
@@ -190,8 +200,6 @@ struct trace;
 int destination_trace(struct destination *pump, struct trace *trace);
 /* The page map of a region, `size / page_size` bytes of enum page_state; lives as long as the pump. */
 const uint8_t *destination_map(const struct destination *pump, uint32_t region);
-/* Readable once the pump is complete or has failed, or a connection broke; reading it is the caller's. */
-int destination_event_fd(const struct destination *pump);
 /*
  * The guest gives these pages back: those that were not placed yet are zeros from now on, and no copy of them is placed
  * any more when this returns. It waits for one that is being placed just now. What the memory itself holds of them the
@@ -206,8 +214,6 @@ int destination_discard(struct destination *pump, uint32_t region, uint64_t offs
  * address within a page), -ENOSPC.
  */
 int destination_view(struct destination *pump, int uffd, const uint64_t *bases, uint32_t count);
-/* Nanoseconds of CPU used by its threads so far. */
-uint64_t destination_cpu_ns(const struct destination *pump);
 
 /* One order for the push thread. */
 struct push_extent {
@@ -219,20 +225,14 @@ struct push_extent {
 
 struct source *source_create(const struct pump_region *regions, uint32_t count, uint64_t poll_max_ns,
                              uint64_t frame_bytes);
-/* As destination_beat() and destination_watch(). */
-void source_beat(struct source *pump, uint64_t tick_ns);
-void source_watch(struct source *pump);
 /*
  * Of `count` pages from page `first` on, those whose bit is set (bit i % 8 of byte i / 8) are at the destination: they
  * are not pushed. Before start. 0, or -EINVAL where the region has no such pages.
  */
 int source_skip(struct source *pump, uint32_t region, uint64_t first, uint64_t count, const uint8_t *bits);
-int source_attach(struct source *pump, uint32_t role, int socket, struct tls *tls);
 int source_start(struct source *pump);
 void source_stop(struct source *pump);
 void source_destroy(struct source *pump);
-const struct pump_status *source_status(const struct source *pump);
-const struct pump_status *source_broken(const struct source *pump);
 const struct source_counters *source_counters(const struct source *pump);
 /* The guest stands still for good: from here on its memory may be read. A request before that ends the pump. */
 void source_guest_stopped(struct source *pump);
@@ -247,7 +247,5 @@ void source_push_end(struct source *pump);
 uint32_t source_queued(const struct source *pump);
 /* Readable when the ring has run low since the last source_push. Reading it is the caller's. */
 int source_low_fd(const struct source *pump);
-int source_event_fd(const struct source *pump);
-uint64_t source_cpu_ns(const struct source *pump);
 
 #endif

@@ -292,13 +292,6 @@ static bool drain_staging(struct destination *pump, struct receiver *receiver) {
     return receiver->taken == receiver->run_end;
 }
 
-static int refuse(struct destination *pump, const struct receiver *receiver, int refusal) {
-    const struct frame *frame = &receiver->frame;
-    struct pump_status failure = {.failure = FAILURE_FRAME, .role = receiver->role, .number = refusal,
-                                  .region = frame->region, .offset = frame->offset, .length = frame->length};
-    return half_fail(&pump->half, &failure);
-}
-
 /* Take one step with the bytes at hand. IDLE: more are needed. */
 static int use(struct destination *pump, struct receiver *receiver) {
     struct frame *frame = &receiver->frame;
@@ -307,9 +300,8 @@ static int use(struct destination *pump, struct receiver *receiver) {
             return STEP_IDLE;
         memcpy(frame, receiver->staging + receiver->begin, sizeof *frame);
         receiver->begin += sizeof *frame;
-        int refusal = frame_check(frame, receiver->allowed, pump->half.bounds, pump->half.count);
-        if (refusal)
-            return refuse(pump, receiver, refusal);
+        if (half_check_frame(&pump->half, frame, receiver->role, receiver->allowed))
+            return STEP_FAILED;
         hist_add(&receiver->placer.counters->frames, 1);
         if (frame->type == FRAME_BEAT) {
             hist_add(&receiver->placer.counters->beats, 1);

@@ -16,7 +16,7 @@ static int forget_bytes(struct destination *pump, uint32_t region, uint64_t page
         return 0;
     /* Through the alias, which nobody is told of. */
     if (madvise(alias_of(&pump->memory[region], offset), r->page_size, MADV_REMOVE))
-        return fail_call(pump, UFFD_EVENT_REMOVE, errno, region, page);
+        return fail_call(pump, ROLE_URGENT, UFFD_EVENT_REMOVE, errno, region, page);
     return 0;
 }
 

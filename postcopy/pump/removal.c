@@ -19,9 +19,10 @@ void gate_leave(struct destination *pump) {
         pthread_mutex_unlock(&pump->gate);
 }
 
-int fail_call(struct destination *pump, uint32_t operation, int number, uint32_t region, uint64_t page) {
+int fail_call(struct destination *pump, uint32_t role, uint32_t operation, int number, uint32_t region,
+              uint64_t page) {
     uint64_t size = pump->memory[region].region.page_size;
-    struct pump_status failure = {.failure = FAILURE_KERNEL, .role = ROLE_URGENT, .number = number,
+    struct pump_status failure = {.failure = FAILURE_KERNEL, .role = role, .number = number,
                                   .operation = operation, .region = region, .offset = page * size, .length = size};
     return half_fail(&pump->half, &failure);
 }
@@ -33,7 +34,7 @@ static int count_removed(struct destination *pump, uint32_t region, uint64_t fir
     struct placer placer = {.uffd = pump->uffd};
     int result = 0;
     if (awaited && place_wake(&placer, r->guest + first * r->page_size, (stop - first) * r->page_size))
-        result = fail_call(pump, placer.operation, placer.number, region, first);
+        result = fail_call(pump, ROLE_URGENT, placer.operation, placer.number, region, first);
     if (awaited)
         views_wake(pump, region, first, stop);
     if (removed) {
@@ -82,7 +83,7 @@ int finish_dropped(struct destination *pump, struct receiver *receiver, uint32_t
     if (memory->region.alias && memory->region.fd >= 0 &&
         fallocate(memory->region.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                   (off_t)(memory->region.fd_offset + page * size), (off_t)size))
-        return fail_call(pump, UFFD_EVENT_REMOVE, errno, region, page);
+        return fail_call(pump, receiver->role, UFFD_EVENT_REMOVE, errno, region, page);
     atomic_store_explicit(&memory->map[page], PAGE_ZERO, memory_order_release);
     hist_add(&receiver->placer.counters->duplicate, 1); /* its copy came and was not wanted */
     return count_removed(pump, region, page, page + 1, 1, true);

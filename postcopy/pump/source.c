@@ -20,15 +20,6 @@ uint32_t parts_advance(struct iovec *parts, uint32_t begin, uint64_t sent) {
     return begin;
 }
 
-int check_frame(struct source *pump, const struct frame *frame, uint32_t role, uint32_t allowed) {
-    int refusal = frame_check(frame, allowed, pump->half.bounds, pump->half.count);
-    if (!refusal)
-        return 0;
-    struct pump_status failure = {.failure = FAILURE_FRAME, .role = role, .number = refusal, .region = frame->region,
-                                  .offset = frame->offset, .length = frame->length};
-    return half_fail(&pump->half, &failure);
-}
-
 static int memory_create(struct source *pump, const struct pump_region *regions) {
     for (uint32_t i = 0; i < pump->half.count; i++) {
         pump->memory[i].region = regions[i];
@@ -64,10 +55,6 @@ struct source *source_create(const struct pump_region *regions, uint32_t count, 
     return pump;
 }
 
-void source_beat(struct source *pump, uint64_t tick_ns) { pump->half.tick_ns = tick_ns; }
-
-void source_watch(struct source *pump) { atomic_store(&pump->half.watching, true); }
-
 int source_skip(struct source *pump, uint32_t region, uint64_t first, uint64_t count, const uint8_t *bits) {
     if (region >= pump->half.count || pump->half.running)
         return -EINVAL;
@@ -78,10 +65,6 @@ int source_skip(struct source *pump, uint32_t region, uint64_t first, uint64_t c
         if (bits[i / 8] >> (i % 8) & 1)
             atomic_store_explicit(&pump->memory[region].sent[first + i], SENT_PUSH, memory_order_relaxed);
     return 0;
-}
-
-int source_attach(struct source *pump, uint32_t role, int socket, struct tls *tls) {
-    return half_attach(&pump->half, role, socket, tls);
 }
 
 int source_start(struct source *pump) {
@@ -136,9 +119,6 @@ void source_push_end(struct source *pump) {
 uint32_t source_queued(const struct source *pump) {
     return atomic_load(&pump->tail) - atomic_load(&pump->head);
 }
-const struct pump_status *source_status(const struct source *pump) { return &pump->half.status; }
-const struct pump_status *source_broken(const struct source *pump) { return &pump->half.broken; }
 const struct source_counters *source_counters(const struct source *pump) { return &pump->counters; }
 int source_low_fd(const struct source *pump) { return pump->low_fd; }
-int source_event_fd(const struct source *pump) { return pump->half.event_fd; }
-uint64_t source_cpu_ns(const struct source *pump) { return half_cpu_ns(&pump->half); }
+struct half *source_half(struct source *pump) { return &pump->half; }

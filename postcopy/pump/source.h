@@ -85,8 +85,6 @@ const uint8_t *content_at(struct source *pump, uint32_t role, uint32_t region, u
 void urgent_run(void *pump);
 void orders_run(void *pump);
 
-/* source.c: judge a header that came from the destination; 0, or -1 where it is refused. */
-int check_frame(struct source *pump, const struct frame *frame, uint32_t role, uint32_t allowed);
 /* source.c: drop what was sent from the front of a vector; returns the index of its first part not sent whole. */
 uint32_t parts_advance(struct iovec *parts, uint32_t begin, uint64_t sent);
 

@@ -6,17 +6,15 @@ import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any
 
 from postcopy.errors import HostError
 from postcopy.pages.bitmap import Bitmap
 from postcopy.pages.regions import Layout
 from postcopy.plan.push import PushExtent
 from postcopy.pump._pump import ffi, lib
-from postcopy.pump.destination import ROLES, Role
+from postcopy.pump.half import Pump
 from postcopy.pump.regions import MappedRegion, describe
-from postcopy.pump.status import PumpStatus, read_status
-from postcopy.pump.tls import TlsSession, released
 
 RING_EXTENTS: int = lib.PUMP_RING_EXTENTS
 # Payload of one pushed frame: small enough that the destination's staging buffer stays in its CPU's cache.
@@ -44,12 +42,14 @@ class SourceStats:
         return SourceStats(**{**sums, "queued": later.queued})
 
 
-class SourcePump:
+class SourcePump(Pump):
     """Two threads: one answers requests out of the guest's memory, one pushes the extents it is given.
 
     The guest must be stopped: its memory is sent as it lies there. `mappings` must outlive the pump. `beat_ns` is the
     tick of the heartbeats on both connections, 0: none.
     """
+
+    agent, other_agent = "source", "destination"
 
     def __init__(
         self,
@@ -64,37 +64,17 @@ class SourcePump:
         self._pump: Any = lib.source_create(regions, count, poll_max_ns, frame_bytes)
         if self._pump == ffi.NULL:
             raise HostError(f"the source's pump could not be created: {os.strerror(ffi.errno)}")
-        lib.source_beat(self._pump, beat_ns)
+        lib.half_beat(self._half, beat_ns)
 
     @property
-    def _handle(self) -> Any:
-        """The pump in C; RuntimeError once it is closed: C would follow the pointer wherever it leads."""
-        if self._pump == ffi.NULL:
-            raise RuntimeError("the source's pump is closed")
-        return self._pump
-
-    def attach(self, role: Role, socket_fd: int, tls: TlsSession | None = None) -> None:
-        """Hand over the connected socket of a role, with the TLS session on it where there is one.
-
-        Both belong to the pump from here on, whatever happens.
-        """
-        if self._pump == ffi.NULL:
-            if tls is not None:
-                tls.close()
-            os.close(socket_fd)
-        result = lib.source_attach(self._handle, ROLES[role], socket_fd, released(tls))
-        if result:
-            raise ValueError(f"{role}: {os.strerror(-result)}")
+    def _half(self) -> Any:
+        return lib.source_half(self._handle)
 
     def start(self) -> None:
         """Start both threads; both connections must be there."""
         result = lib.source_start(self._handle)
         if result:
             raise HostError(f"the source's pump could not be started: {os.strerror(-result)}")
-
-    def watch(self) -> None:
-        """Take silence on a connection for its end, from now on."""
-        lib.source_watch(self._handle)
 
     def skip(self, region: int, first: int, has: Bitmap) -> None:
         """Push none of these pages of a region, bit 0 being page `first`: the destination has them. Before start."""
@@ -127,15 +107,6 @@ class SourcePump:
         """Readable (an eventfd) when the ring has run low since the last push()."""
         return int(lib.source_low_fd(self._handle))
 
-    @property
-    def event_fd(self) -> int:
-        """Readable (an eventfd) once a connection broke or the pump failed: see `status()`."""
-        return int(lib.source_event_fd(self._handle))
-
-    def status(self) -> PumpStatus:
-        """Return the state and, where it failed, why."""
-        return read_status(lib.source_status(self._handle), lib.source_broken(self._handle), "destination")
-
     def snapshot(self) -> SourceStats:
         """Return all counters; costs the C threads nothing."""
         counters = lib.source_counters(self._handle)
@@ -150,7 +121,7 @@ class SourcePump:
             bytes_sent_urgent=urgent.bytes_sent,
             bytes_sent_push=push.bytes_sent,
             queued=lib.source_queued(self._handle),
-            cpu_seconds=lib.source_cpu_ns(self._handle) / 1e9,
+            cpu_seconds=self._cpu_seconds,
         )
 
     def stop(self) -> None:
@@ -162,9 +133,3 @@ class SourcePump:
         """Stop, close the connections, free the memory. Idempotent."""
         pump, self._pump = self._pump, ffi.NULL
         lib.source_destroy(pump)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -19,13 +19,11 @@
 #define OPENSSL_MODE_ACCEPT_MOVING_WRITE_BUFFER 2
 #define OPENSSL_OP_IGNORE_UNEXPECTED_EOF (1ull << 7)
 #define OPENSSL_OP_NO_TICKET (1ull << 14)
-#define OPENSSL_ERROR_SSL 1
 #define OPENSSL_ERROR_WANT_READ 2
 #define OPENSSL_ERROR_WANT_WRITE 3
 #define OPENSSL_ERROR_SYSCALL 5
 #define OPENSSL_ERROR_ZERO_RETURN 6
 #define OPENSSL_KEY_UPDATE_NOT_REQUESTED 0
-#define OPENSSL_APP_DATA 0 /* the index of ex_data that is set aside for the application */
 
 typedef struct ssl_st SSL;
 typedef struct ssl_ctx_st SSL_CTX;
@@ -50,8 +48,6 @@ typedef int openssl_psk_find(SSL *, const unsigned char *identity, size_t length
     X(SSL *, SSL_new, (SSL_CTX *))                                                                                    \
     X(void, SSL_free, (SSL *))                                                                                        \
     X(int, SSL_set_fd, (SSL *, int))                                                                                  \
-    X(int, SSL_set_ex_data, (SSL *, int, void *))                                                                     \
-    X(void *, SSL_get_ex_data, (const SSL *, int))                                                                    \
     X(void, SSL_set_accept_state, (SSL *))                                                                            \
     X(void, SSL_set_connect_state, (SSL *))                                                                           \
     X(int, SSL_do_handshake, (SSL *))                                                                                 \

@@ -33,7 +33,7 @@ from postcopy.session.limits import ANSWER_SECONDS, OWED_SECONDS, PROGRESS_SECON
 from postcopy.session.machine import Machine
 from postcopy.session.states import ENDED, SWITCHED, State
 from postcopy.wire.messages import ALL, GONE, UNKNOWN, UNRUN, Hello, LayoutOffer, Piece, Refuse, Run
-from postcopy.wire.version import RECOVERY_SINCE
+from postcopy.wire.version import RECOVERY_SINCE, common
 
 ROLES = frozenset({"urgent", "push"})
 
@@ -121,7 +121,7 @@ class DestinationMachine(Machine[Step]):
 
     def _key(self, event: Event) -> str:
         match event:
-            case Received(message=Hello(versions=(low, high))) if not self.common(low, high):
+            case Received(message=Hello(versions=offered)) if not common(offered, self.versions):
                 return "HelloUnspoken"
             case Received(message=LayoutOffer(handed_over=True)):
                 return "LayoutOfferHandedOver"
@@ -175,11 +175,6 @@ class DestinationMachine(Machine[Step]):
         if self.state in ENDED and not self.probed:
             return Refuse(UNRUN, "RUN never came here, and what had come was thrown away")
         return Refuse(UNKNOWN, "this migration has not come so far that it could be resumed")
-
-    def common(self, low: int, high: int) -> int:
-        """Return the highest version both speak, 0 if there is none."""
-        best = min(high, self.versions[1])
-        return best if best >= max(low, self.versions[0]) else 0
 
     def _starved(self, event: Progressed) -> bool:
         """Whether it owes pages and sent no byte for too many looks (not seconds: this side may have been stopped)."""

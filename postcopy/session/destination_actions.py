@@ -55,6 +55,7 @@ from postcopy.wire.messages import (
     Welcome,
 )
 from postcopy.wire.messages import State as StateMessage
+from postcopy.wire.version import common
 
 if TYPE_CHECKING:
     from postcopy.session.destination import DestinationMachine
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
 
 def welcome(machine: DestinationMachine, message: Hello) -> list[Command]:
     """Answer a Hello with the version, the migration's id and its token."""
-    machine.version = machine.common(*message.versions)
+    machine.version = common(message.versions, machine.versions)
     wanted = (machine.pieces, machine.pages)
     return [Send(Welcome(machine.version, machine.migration_id, machine.token, machine.software, *wanted))]
 

@@ -1,7 +1,7 @@
 """Versions of the protocol, and how two agents agree on one.
 
-What enters: the range of versions that the other agent speaks. What leaves: the highest that both do, or a
-ProtocolError that names both ranges. Each agent speaks the current version and the one before.
+What enters: the range of versions that the other agent speaks. What leaves: the highest that both do, or none. Each
+agent speaks the current version and the one before.
 
     3  memory that is handed over: LAYOUT_OFFER says so, its files come on a connection of their own;
        TLS: a preamble says whether it follows; the fetch connection, and what WELCOME asks for over it;
@@ -35,14 +35,10 @@ def spoken() -> str:
     return f"{VERSION_MIN} to {VERSION}"
 
 
-def negotiate(offered: tuple[int, int]) -> int:
-    """Return the highest version in `offered` (lowest, highest) that is spoken here; or ProtocolError."""
-    lowest, highest = offered
-    if highest < VERSION_MIN or lowest > VERSION:
-        raise ProtocolError(
-            f"no version in common: the other agent speaks {lowest} to {highest}, this agent {spoken()}"
-        )
-    return min(highest, VERSION)
+def common(one: tuple[int, int], other: tuple[int, int]) -> int:
+    """Return the highest version in both ranges (lowest, highest), 0 if there is none."""
+    best = min(one[1], other[1])
+    return best if best >= max(one[0], other[0]) else 0
 
 
 def check_version(version: int) -> int:

@@ -164,11 +164,11 @@ static void check_pages(struct destination *pump, const struct model *model) {
         }
 }
 
-static bool settled(const struct destination *pump, const struct model *model, bool push) {
+static bool settled(struct destination *pump, const struct model *model, bool push) {
     const struct destination_counters *counters = destination_counters(pump);
     const struct destination_channel *channel = push ? &counters->push : &counters->urgent;
     if (model->refusal)
-        return failed(destination_broken(pump)) || whole(model);
+        return failed(half_broken(destination_half(pump))) || whole(model);
     if (model->ended && push)
         return atomic_load(&channel->ended);
     return channel->frames == model->frames && channel->bytes_received == stream.length &&
@@ -193,7 +193,7 @@ static void fuzz_destination(uint8_t choice) {
     int urgent[2], pushed[2];
     require(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, urgent) &&
                 !socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pushed), "socketpair");
-    require(!destination_attach(pump, ROLE_URGENT, urgent[1], NULL) && !destination_attach(pump, ROLE_PUSH, pushed[1], NULL), "attach");
+    require(!half_attach(destination_half(pump), ROLE_URGENT, urgent[1], NULL) && !half_attach(destination_half(pump), ROLE_PUSH, pushed[1], NULL), "attach");
     require(!destination_start(pump), "start");
     /* Page 3 of region 0, or of region 1; with the guest's thread there the page is asked for before anything comes. */
     uint32_t touched = choice >> 3 & 1;
@@ -204,7 +204,7 @@ static void fuzz_destination(uint8_t choice) {
             sched_yield();
     }
     int sending = push ? pushed[0] : urgent[0];
-    send_stream(sending, destination_broken(pump));
+    send_stream(sending, half_broken(destination_half(pump)));
     uint64_t deadline = now_ns() + DEADLINE_NS;
     while (!settled(pump, &model, push)) {
         require(now_ns() < deadline, "the pump comes to no end");
@@ -220,7 +220,7 @@ static void fuzz_destination(uint8_t choice) {
         uint8_t wanted = model.wanted[touched][3] == WANT_ZERO ? 0 : model.content[touched][3][0];
         require(touch.seen == wanted, "the guest's thread saw another byte");
     }
-    uint32_t state = atomic_load(&destination_broken(pump)->state), failure = destination_broken(pump)->failure;
+    uint32_t state = atomic_load(&half_broken(destination_half(pump))->state), failure = half_broken(destination_half(pump))->failure;
     require(!model.refusal || whole(&model) || (state == PUMP_FAILED && failure == FAILURE_FRAME),
             "a frame that is refused breaks the connection");
     destination_stop(pump);
@@ -254,14 +254,14 @@ static void fuzz_source(void) {
     int urgent[2], pushed[2];
     require(pump && !socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, urgent) &&
                 !socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pushed), "source");
-    require(!source_attach(pump, ROLE_URGENT, urgent[1], NULL) && !source_attach(pump, ROLE_PUSH, pushed[1], NULL), "attach");
+    require(!half_attach(source_half(pump), ROLE_URGENT, urgent[1], NULL) && !half_attach(source_half(pump), ROLE_PUSH, pushed[1], NULL), "attach");
     source_guest_stopped(pump);
     require(!source_start(pump), "start");
-    send_stream(urgent[0], source_broken(pump));
+    send_stream(urgent[0], half_broken(source_half(pump)));
     const struct source_channel *counters = &source_counters(pump)->urgent;
     uint64_t deadline = now_ns() + DEADLINE_NS;
     for (bool whole = false; !whole;) {
-        whole = model.refusal ? failed(source_broken(pump)) : counters->requests == model.frames;
+        whole = model.refusal ? failed(half_broken(source_half(pump))) : counters->requests == model.frames;
         bool more = collect(urgent[0]);
         uint64_t done = counters->pages + counters->zero + counters->ignored;
         whole = whole && !more && (model.refusal || (answered == counters->bytes_sent && done == counters->requests));

@@ -196,15 +196,15 @@ static void attach(struct source *source, struct destination *destination, const
         near[role - ROLE_URGENT] = ends[0];
         if (library)
             encrypt(library, ends, sessions);
-        require(!source_attach(source, role, ends[0], sessions[0]), "source_attach");
-        require(!destination_attach(destination, role, ends[1], sessions[1]), "destination_attach");
+        require(!half_attach(source_half(source), role, ends[0], sessions[0]), "source_attach");
+        require(!half_attach(destination_half(destination), role, ends[1], sessions[1]), "destination_attach");
     }
 }
 
 static struct source *source_of(const struct pump_region *region) {
     struct source *source = source_create(region, 1, 50000, 64 * PAGE);
     require(source, "source_create");
-    source_beat(source, 5000000);
+    half_beat(source_half(source), 5000000);
     return source;
 }
 
@@ -217,9 +217,9 @@ static struct source *cut(struct source *source, struct destination *destination
     require(!shutdown(near[0], SHUT_RDWR) && !shutdown(near[1], SHUT_RDWR), "shutdown");
     require(!destination_detach(destination), "destination_detach");
     uint64_t count;
-    bool complete = destination_status(destination)->state == PUMP_COMPLETE;
+    bool complete = half_status(destination_half(destination))->state == PUMP_COMPLETE;
     if (!complete) /* the break was told; the end will be */
-        (void)!read(destination_event_fd(destination), &count, sizeof count);
+        (void)!read(half_event_fd(destination_half(destination)), &count, sizeof count);
     source_destroy(source);
     uint8_t *bits = calloc(1, pages / 8);
     require(bits, "calloc");
@@ -254,13 +254,13 @@ static void push_everything(struct source *source, uint64_t size) {
     source_push_end(source);
 }
 
-static void await_end(const struct destination *destination) {
-    struct pollfd event = {.fd = destination_event_fd(destination), .events = POLLIN};
+static void await_end(struct destination *destination) {
+    struct pollfd event = {.fd = half_event_fd(destination_half(destination)), .events = POLLIN};
     require(poll(&event, 1, 60000) == 1, "no end of the migration");
-    require(destination_status(destination)->state == PUMP_COMPLETE, "the migration failed");
+    require(half_status(destination_half(destination))->state == PUMP_COMPLETE, "the migration failed");
 }
 
-static void sum_up(const struct destination *destination, uint64_t pages) {
+static void sum_up(struct destination *destination, uint64_t pages) {
     const struct destination_counters *counters = destination_counters(destination);
     uint64_t placed = counters->urgent.pages + counters->push.pages + counters->urgent.zero + counters->push.zero +
                       counters->removed;
@@ -298,7 +298,7 @@ int main(int argc, char **argv) {
                                   .removal = balloons ? REMOVAL_DISCARDS : REMOVAL_UNTOLD};
     struct destination *destination = destination_create(uffd, &region, 1, 50000);
     require(destination, "destination_create");
-    destination_beat(destination, 5000000);
+    half_beat(destination_half(destination), 5000000);
     int near[2];
     attach(source, destination, library, near);
     struct guest *after = guest_on(to, -1, pages);

@@ -17,7 +17,8 @@ from postcopy.errors import HostError
 from postcopy.kernel import Feature, Userfaultfd, calls, memory_type
 from postcopy.pages.regions import Layout, Region
 from postcopy.pump._pump import lib
-from postcopy.pump.destination import ROLES, DestinationPump, Role
+from postcopy.pump.destination import DestinationPump
+from postcopy.pump.half import ROLES, Role
 from postcopy.pump.regions import Placement
 from postcopy.wire.frame import FrameType
 from tests.child import run_in_child
