@@ -20,7 +20,7 @@ SIZE_BYTES = 256 << 20
 
 
 @click.command()
-@click.option("--need", "needs", multiple=True, metavar="TYPE:MODE", help="Fail unless this is had: shmem:minor.")
+@click.option("--need", "needs", multiple=True, metavar="TYPE:MODE", help="Fail unless this works: shmem:minor.")
 @click.option("--peer", type=ADDRESS, metavar="tcp:HOST:PORT", help="Compare with that destination's host.")
 @click.option("--memory", metavar="TYPE", help=f"With --peer: the memory that would migrate.  [default: {MEMORY}]")
 @click.option("--size", type=SIZE, help="With --peer: how much of it.  [default: 256MiB]")
@@ -41,6 +41,8 @@ def doctor(
 
     Everything is tried, nothing is concluded from a version. With --peer it also says whether a migration to that
     destination would work, without making one.
+
+    Modes for --need are missing, minor (shmem, hugetlb), move (anonymous) and wp.
     """
     from agent.doctor import needs as asked  # noqa: PLC0415 - not for --help, here and below
     from agent.doctor.peer import compare, migration_of  # noqa: PLC0415

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from postcopy.errors import HostError, KernelError
-from postcopy.kernel.abi import NO_FEATURES, Feature, Ioctl, Mode
+from postcopy.kernel.abi import NO_FEATURES, NO_IOCTLS, Feature, Ioctl, Mode
 from postcopy.kernel.memory_type import MemoryType, TypeGrants, Way
 from postcopy.kernel.opening import (
     OpenedBy,
@@ -48,11 +48,12 @@ class HostProbe:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A memory type, the modes to be registered on it and the ways in which its pages are to be placed."""
+    """A memory type, the modes to be registered on it, the ways of placing its pages, and what is to work besides."""
 
     type: MemoryType
     modes: Mode
     ways: tuple[Way, ...]
+    ioctls: Ioctl = NO_IOCTLS
 
 
 def probe_host() -> HostProbe:
@@ -91,8 +92,9 @@ def _try_way(way: OpenedBy) -> WayToOpen:
 def require(features: Feature = NO_FEATURES, needs: Iterable[Need] = (), *, allow_user_mode_only: bool = False) -> None:
     """Raise HostError unless this host has all of it: a destination asks before the guest is stopped.
 
-    It asks for the features of the needs too, and tries each need's modes on a page of its own. That there is memory
-    enough is another question: MemoryType.check_room().
+    It asks for the features of the needs too, tries each need's modes on a page of its own, and performs its ioctls
+    there, but for those that take a page of a memory that has none to spare. That there is memory enough is another
+    question: MemoryType.check_room().
     """
     needs = tuple(needs)
     for need in needs:
@@ -103,16 +105,26 @@ def require(features: Feature = NO_FEATURES, needs: Iterable[Need] = (), *, allo
 
 
 def _require_grant(need: Need) -> None:
-    modes = name_modes(need.modes)
-    grants = need.type.probe((need.modes,))
+    modes, needed = name_modes(need.modes), need.type.ioctls_for(*need.ways) | need.ioctls
+    grants = need.type.probe((need.modes,), performing=True)
     granted = grants.granted(need.modes)
     if granted is None:
         detail = grants.reason or f"refused with {os.strerror(grants.modes[0].number)}"
         raise HostError(f"{need.type.name} cannot be registered as {modes} on kernel {os.uname().release}: {detail}")
-    lacking = need.type.ioctls_for(*need.ways) & ~granted
+    refused = grants.modes[0].refused
+    lacking = [
+        f"is granted {_name(bit)} and refused it when it is performed ({refused[bit]})"
+        if bit in refused
+        else f"is not granted {_name(bit)}"
+        for bit in needed
+        if bit in refused or not bit & granted
+    ]
     if lacking:
-        names = ", ".join(bit.name or hex(bit) for bit in lacking)
-        raise HostError(f"{need.type.name} registered as {modes} is not granted {names} by kernel {os.uname().release}")
+        raise HostError(f"{need.type.name} registered as {modes} {', '.join(lacking)} by kernel {os.uname().release}")
+
+
+def _name(bit: Ioctl) -> str:
+    return bit.name or hex(bit)
 
 
 def name_modes(modes: Mode) -> str:

@@ -68,13 +68,10 @@ def test_the_table_says_the_same():
 
 
 def test_what_is_needed_and_there():
-    done = run("doctor", "--need", "shmem:minor", "--need", "anonymous:missing", "--need", "shmem:wp", "--json")
+    needs = ("shmem:minor", "anonymous:missing", "anonymous:move", "shmem:wp")
+    done = run("doctor", *(word for need in needs for word in ("--need", need)), "--json")
     assert done.status == 0, done.err
-    assert [(need["need"], need["met"]) for need in done.json["needs"]] == [
-        ("shmem:minor", True),
-        ("anonymous:missing", True),
-        ("shmem:wp", True),
-    ]
+    assert [(need["need"], need["met"]) for need in done.json["needs"]] == [(need, True) for need in needs]
 
 
 def test_what_is_needed_and_missing_is_named():
@@ -85,6 +82,9 @@ def test_what_is_needed_and_missing_is_named():
     done = run("doctor", "--need", "anonymous:minor", "--json")
     (need,) = done.json["needs"]
     assert (done.status, need["met"]) == (3, False)
+    done = run("doctor", "--need", "shmem:move")
+    assert done.status == 3
+    assert "a page cannot be placed by move, on no kernel; of shmem may be asked missing, minor, wp" in done.one_line()
 
 
 def test_the_cure_of_an_empty_pool_is_one(set_kernel):
@@ -119,8 +119,9 @@ def test_a_user_without_rights_is_told_how_to_get_them():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--need", "shmem"], "write it TYPE:MODE, like shmem:minor"),
-        (["--need", "shmem:sideways"], "unknown mode 'sideways': known are missing, minor, wp"),
+        (["--need", "shmem"], "write it TYPE:MODE, like shmem:minor; types are shmem, "),
+        (["--need", "shmem:sideways"], "unknown mode 'sideways': of shmem may be asked missing, minor, wp"),
+        (["--need", "anonymous:sideways"], "unknown mode 'sideways': of anonymous may be asked missing, move, wp"),
         (["--need", "paper:minor"], "unknown memory type 'paper'"),
         (["--size", "1GiB"], "they go with --peer"),
         (["--peer", "tcp:192.0.2.1:7000"], "add --insecure"),

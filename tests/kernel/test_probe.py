@@ -1,10 +1,11 @@
 """Probing: what is tried, what is said of it, and what a destination insists on."""
 
+import errno
 import os
 
 import pytest
 
-from postcopy.errors import HostError
+from postcopy.errors import HostError, KernelError
 from postcopy.kernel import MEMORY_TYPES, Feature, Ioctl, Mode, Way, memory_type
 from postcopy.kernel.memory_type import ModeGrant, TypeGrants
 from postcopy.kernel.opening import OpenedBy, available_features
@@ -101,8 +102,28 @@ def test_the_features_of_the_needs_are_asked_for(monkeypatch):
 
 
 def test_an_ioctl_that_is_not_granted_is_named():
-    with pytest.raises(HostError, match="shmem registered as missing is not granted CONTINUE"):
+    with pytest.raises(HostError, match="shmem registered as missing is not granted CONTINUE by kernel"):
         require(needs=[Need(memory_type("shmem"), Mode.MISSING, (Way.COPY, Way.CONTINUE))])
+
+
+def test_an_ioctl_that_is_granted_and_refused_is_no_ioctl():
+    """REGISTER lists MOVE for shmem, and the kernel refuses it all the same."""
+    need = Need(memory_type("shmem"), Mode.MISSING, (Way.COPY,), Ioctl.MOVE)
+    with pytest.raises(HostError, match=r"is granted MOVE and refused it when it is performed \(EINVAL\)"):
+        require(needs=[need])
+    require(needs=[Need(memory_type("anonymous"), Mode.MISSING, (Way.MOVE,))])
+
+
+def test_what_is_needed_besides_is_performed(monkeypatch):
+    need = Need(memory_type("shmem"), Mode.WP, (), Ioctl.WRITEPROTECT)
+    require(needs=[need])
+
+    def refuse(*_, **__):
+        raise KernelError("UFFDIO_WRITEPROTECT", errno.EINVAL)
+
+    monkeypatch.setattr("postcopy.kernel.userfaultfd.Userfaultfd.writeprotect", refuse)
+    with pytest.raises(HostError, match=r"is granted WRITEPROTECT and refused it when it is performed \(EINVAL\)"):
+        require(needs=[need])
 
 
 @pytest.mark.parametrize(
@@ -114,7 +135,7 @@ def test_an_ioctl_that_is_not_granted_is_named():
 )
 def test_modes_that_are_refused_are_named_with_the_reason(monkeypatch, grants, text):
     shmem = memory_type("shmem")
-    monkeypatch.setattr(type(shmem), "probe", lambda self, combinations: grants)
+    monkeypatch.setattr(type(shmem), "probe", lambda self, combinations, *, performing: grants)
     with pytest.raises(HostError, match=text):
         require(needs=[Need(shmem, BOTH, (Way.COPY,))])
 
