@@ -14,7 +14,8 @@ import array
 import os
 import select
 import socket
-from errno import ENOSYS, EOPNOTSUPP, EPROTO
+import time
+from errno import EBADF, EINVAL, ENOSYS, EOPNOTSUPP, EPROTO
 from types import TracebackType
 from typing import Self
 
@@ -73,8 +74,8 @@ class Userfaultfd:
         """Open one for this process, with all `required` features and what can be had of the `optional` ones.
 
         Tries /dev/userfaultfd, then userfaultfd(2), then, only where allowed, user-mode-only, which serves no fault
-        that the kernel raises itself (system calls, KVM). `blocking` makes read() wait; poll() then always
-        answers POLLERR. Raises HostError (exit status 3): no permission, or a required feature is lacking.
+        that the kernel raises itself (system calls, KVM). `blocking` makes read() wait, and the kernel
+        refuses to poll it. Raises HostError (exit status 3): no permission, or a required feature is lacking.
         """
         made = cls(negotiate(required, optional, allow_user_mode_only=allow_user_mode_only, blocking=blocking))
         made._waits = blocking
@@ -232,12 +233,26 @@ class Userfaultfd:
         return os.read(self.fd, size)
 
     def poll(self, timeout_seconds: float | None = None) -> bool:
-        """Wait until a message can be read; say whether one can. None waits for ever."""
-        poller = select.poll()
-        poller.register(self.fd, select.POLLIN)
-        timeout_ms = None if timeout_seconds is None else timeout_seconds * 1000
-        ready = poller.poll(timeout_ms)
-        return bool(ready) and bool(ready[0][1] & select.POLLIN)
+        """Wait until a message can be read; say whether one can. None waits for ever.
+
+        Where another holder of the same userfaultfd took its O_NONBLOCK away it is set again. Raises KernelError: EBADF
+        (it is closed), EINVAL (it was opened with `blocking`, and the kernel polls no such one: read() waits).
+        """
+        if self.fd < 0:
+            raise KernelError("poll of a userfaultfd", EBADF)
+        if self._waits:
+            raise KernelError("poll of a userfaultfd", EINVAL, "it was opened to block: read() waits")
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while True:
+            poller = select.poll()
+            poller.register(self.fd, select.POLLIN)
+            left = None if deadline is None else max(deadline - time.monotonic(), 0) * 1000
+            found = dict(poller.poll(left)).get(self.fd, 0)
+            if found & select.POLLNVAL:
+                raise KernelError("poll of a userfaultfd", EBADF)
+            if not found & select.POLLERR:
+                return bool(found & select.POLLIN)
+            os.set_blocking(self.fd, False)
 
     def fileno(self) -> int:
         """Return the descriptor, for select, asyncio and the like."""

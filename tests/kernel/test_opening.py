@@ -21,6 +21,7 @@ from postcopy.kernel.opening import (
     open_one_way,
 )
 from tests.kernel.bodies import PAGE, WAIT, Touch, in_child, open_descriptors
+from tests.kernel.memory import registered
 from tests.lacking import lacking
 
 NOBODY = 65534
@@ -46,6 +47,27 @@ def test_each_way_gives_a_descriptor_that_is_closed_on_exec_and_does_not_block(w
 def test_it_can_be_asked_to_block():
     with Userfaultfd.open(blocking=True) as uffd:
         assert os.get_blocking(uffd.fd)
+        with pytest.raises(KernelError, match=r"poll of a userfaultfd.*EINVAL.*opened to block: read\(\) waits"):
+            uffd.poll(0)
+    with pytest.raises(KernelError, match=r"poll of a userfaultfd.*EBADF"):
+        uffd.poll(0)
+
+
+@in_child
+def test_it_is_polled_whatever_another_holder_made_of_it():
+    uffd, mapping = registered("shmem")
+    os.set_blocking(uffd.fd, True)
+    assert not uffd.poll(0)
+    os.set_blocking(uffd.fd, True)
+    touch = Touch(mapping.address)
+    assert uffd.poll(WAIT)
+    assert [message.address for message in uffd.read()] == [mapping.address]
+    uffd.zeropage(mapping.address, mapping.region.size)
+    touch.finish()
+    number = uffd.fd
+    os.close(number)
+    with pytest.raises(KernelError, match=r"poll of a userfaultfd.*EBADF"):
+        uffd.poll(0)
 
 
 def test_the_device_is_preferred_and_only_what_was_asked_for_is_enabled():

@@ -7,7 +7,7 @@ import pytest
 from postcopy.kernel import Feature, Outcome, Placed, Userfaultfd, calls
 from tests.child import ChildFailedError
 from tests.kernel.bodies import Touch, in_child, next_message
-from tests.kernel.memory import KINDS, page_size, registered
+from tests.kernel.memory import KINDS, PLAIN, page_size, registered
 from tests.lacking import lacking
 
 
@@ -17,7 +17,7 @@ def kind(request, huge_pages):
         if not uffd.features:
             lacking("this kernel has no UFFDIO_POISON")
     if request.param.startswith("hugetlb"):
-        huge_pages(request.param, 1)
+        huge_pages(request.param, 2)
     return request.param
 
 
@@ -55,6 +55,21 @@ def poison_again(kind):
 def test_who_touches_it_gets_sigbus(kind, body):
     with pytest.raises(ChildFailedError, match=f"exit code -{int(signal.SIGBUS)}"):
         body(kind=kind)
+
+
+@in_child
+def touch_missing(kind):
+    uffd, mapping = registered(kind, pages=2, features=PLAIN | Feature.SIGBUS)
+    assert uffd.features & Feature.SIGBUS
+    assert uffd.copy(mapping.address, bytes(page_size(kind))).outcome is Outcome.PLACED
+    assert calls.read_memory(mapping.address, 1) == bytes(1)
+    calls.read_memory(mapping.address + page_size(kind), 1)
+
+
+@pytest.mark.parametrize("kind", KINDS, indirect=True)
+def test_without_messages_a_missing_page_is_the_same(kind):
+    with pytest.raises(ChildFailedError, match=f"exit code -{int(signal.SIGBUS)}"):
+        touch_missing(kind=kind)
 
 
 @pytest.mark.parametrize("kind", KINDS, indirect=True)
