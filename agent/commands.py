@@ -266,6 +266,11 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
     help="With --handover: fetch their pages from that source, tcp:HOST:PORT.",
 )
 @click.option("--no-push", is_flag=True, help="With --from: fetch no page that is not touched.")
+@click.option(
+    "--keep",
+    is_flag=True,
+    help="With --handover: leave what each process needs in systemd's descriptor store, and go on with what is there.",
+)
 def destination(listen: Address, mode: str, once: bool, **rest: Any) -> None:
     """Wait for a guest, and run it while its memory arrives.
 
@@ -279,8 +284,8 @@ def destination(listen: Address, mode: str, once: bool, **rest: Any) -> None:
         from agent.outside.command import run_outside  # noqa: PLC0415
 
         run_outside(rest["handover"], listen, rest["fetch"], rest)
-    if rest["fetch"] is not None or rest["no_push"]:
-        raise UsageError("--from and --no-push are for outside VMMs, --handover")
+    if rest["fetch"] is not None or rest["no_push"] or rest["keep"]:
+        raise UsageError("--from, --no-push and --keep are for outside VMMs, --handover")
     options = DestinationOptions(
         listen=listen,
         tls=credentials(listen, rest["tls_dir"], insecure=rest["insecure"], allow=rest["allow"]),

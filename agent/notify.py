@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from agent.metrics import Figures
 from postcopy.pages.units import format_size
@@ -21,12 +21,18 @@ STATUS_SECONDS = 1.0
 
 def tell(lines: str) -> None:
     """Send lines, each NAME=value; one that cannot be sent is none that anybody waits for."""
+    with contextlib.suppress(OSError):
+        send(lines)
+
+
+def send(lines: str, descriptors: Sequence[int] = ()) -> None:
+    """Send lines and descriptors, if anybody is there to listen; OSError where they cannot be sent."""
     where = os.environ.get("NOTIFY_SOCKET")
     if not where:
         return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
         connection.connect("\0" + where[1:] if where.startswith("@") else where)
-        connection.sendall(lines.encode())
+        socket.send_fds(connection, [lines.encode()], descriptors)
 
 
 async def keep_telling(figures: Callable[[], Figures]) -> None:

@@ -51,6 +51,7 @@ def run_outside(handover: Address, listen: Address, fetch: Address | None, rest:
         fetch=fetch,
         listen=listen if fetch is None else None,
         push=not rest["no_push"],
+        keep=rest["keep"],
         tls=credentials(
             listen if fetch is None else fetch, rest["tls_dir"], insecure=rest["insecure"], allow=rest["allow"]
         ),

@@ -13,12 +13,15 @@ from typing import Any
 from agent import metrics, notify
 from agent.admin import Tell
 from agent.daemon import DaemonOptions, Stop, reachable, serve_metrics
+from agent.outside.store import Store, close, left_behind
 from agent.outside.sums import add, busiest, no_less, of_destination
 from agent.running_guest import describe_end, describe_memory
 from postcopy import __version__
 from postcopy.errors import UsageError
+from postcopy.guest.outside.keeping import sort
 from postcopy.guest.outside.serving import OutsideDestination
 from postcopy.guest.outside.session import OutsideInterpreter
+from postcopy.link import by_hand
 from postcopy.link.address import Address, UnixAddress
 from postcopy.link.tls import Credentials
 from postcopy.session.commands import Finish
@@ -35,6 +38,7 @@ class OutsideOptions(DaemonOptions):
     listen: Address | None
     push: bool
     tls: Credentials | None
+    keep: bool
 
 
 async def serve_outside(options: OutsideOptions) -> int:
@@ -57,6 +61,9 @@ class OutsideDaemon:
 
     def __init__(self, options: OutsideOptions) -> None:
         self.options = options
+        store = Store() if options.keep else None
+        taken_up, strange = sort(store, left_behind()) if store is not None else ([], left_behind())
+        close(strange)
         self.destination = OutsideDestination(
             options.handover,
             fetch=options.fetch,
@@ -66,6 +73,9 @@ class OutsideDaemon:
             ended=self._note,
             left=self._add_past,
             tls=options.tls,
+            give_up_after=options.give_up_after,
+            store=store,
+            taken_up=taken_up,
         )
         self._latest: Finish | None = None
         self._report: dict[str, Any] | None = None
@@ -98,7 +108,13 @@ class OutsideDaemon:
 
     def commands(self) -> dict[str, Any]:
         """Return the commands of the admin socket."""
-        return {"status": self.status, **dict.fromkeys(("cancel", "check"), self.refuse)}
+        return {"status": self.status, "cancel": self.cancel, "check": self.refuse}
+
+    async def cancel(self, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:
+        """Give up what the sources of paused migrations have; nothing else can be cancelled here."""
+        if not arguments.get("lost"):
+            return await self.refuse(arguments, tell)
+        return {"schema_version": 1, "migrations": self.destination.lose(), "lost_pages": None}
 
     async def refuse(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Refuse what needs a guest of this agent's own."""
@@ -157,5 +173,6 @@ def describe(one: OutsideInterpreter) -> dict[str, Any]:
         "pages": {"total": total, "placed": 0 if stats is None else stats.pages_resident},
         "faults": 0 if stats is None else stats.faults_missing + stats.faults_minor,
         "removed": 0 if stats is None else stats.pages_removed,
+        "paused": by_hand.describe(one),
         "report": one.report,
     }

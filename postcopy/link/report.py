@@ -50,18 +50,10 @@ def arrived(
 ) -> Report:
     """Build what the destination knows: everything but the source's clock and CPU time.
 
-    `left` pages never came because nobody needs them any more: an outside VMM's process has ended.
+    `left` pages never came because nobody needs them any more: an outside VMM's process has ended. Those that are
+    `kept` had come before the agent was killed whose place this one has taken.
     """
     latency = stats.fault_latency.summary()
-    pages = {
-        "total": stats.pages_total,
-        "demand": stats.pages_demand,
-        "push": stats.pages_push,
-        "zero": stats.pages_zero,
-        "handed_over": stats.pages_handed_over,
-        "duplicate": stats.pages_duplicate,
-        **({"left": left} if left else {}),
-    }
     report: Report = {
         "schema_version": SCHEMA_VERSION,
         "outcome": "completed",
@@ -74,7 +66,7 @@ def arrived(
         "resident_seconds": timing["resident_seconds"],
         "fault_latency_seconds": {key: latency[key] for key in PERCENTILES},
         "stall_seconds": guest.stall.summary(),
-        "pages": pages,
+        "pages": _pages(stats, left),
         "bytes": {"wire": stats.bytes_received_urgent + stats.bytes_received_push, "placed": stats.bytes_placed},
         "throughput_bytes_per_second": _rate(stats, timing["resident_seconds"]),
         "cpu_seconds": {"source": 0.0, "destination": stats.cpu_seconds},
@@ -87,6 +79,19 @@ def arrived(
         },
     }
     return checked(report)
+
+
+def _pages(stats: DestinationStats, left: int) -> dict[str, int]:
+    return {
+        "total": stats.pages_total,
+        "demand": stats.pages_demand,
+        "push": stats.pages_push,
+        "zero": stats.pages_zero,
+        "handed_over": stats.pages_handed_over,
+        "duplicate": stats.pages_duplicate,
+        **({"left": left} if left else {}),
+        **({"kept": stats.pages_kept} if stats.pages_kept else {}),
+    }
 
 
 def gone(
@@ -140,8 +145,8 @@ def checked(report: Report) -> Report:
         for key in NEEDED:
             _ = report[key]
         pages = report["pages"]
-        # an agent that takes no memory over says nothing of it, nor one whose pages all came of what is left
-        optional = pages.get("handed_over", 0) + pages.get("left", 0)
+        # an agent that takes no memory over says nothing of it, nor one whose pages all came, to itself, of the others
+        optional = sum(pages.get(name, 0) for name in ("handed_over", "left", "kept"))
         parts = pages["demand"] + pages["push"] + pages["zero"] + optional
         if parts != pages["total"]:
             raise PostcopyError(f"the report does not add up: {parts} pages of {pages['total']}")

@@ -29,13 +29,14 @@ log = logging.getLogger("postcopy.destination")
 class Known:
     """The latest migrations of a destination, by id: a source may come back to any of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = KNOWN_MAX) -> None:
+        self._most = most
         self._interpreters: OrderedDict[bytes, DestinationInterpreter] = OrderedDict()
 
     def add(self, interpreter: DestinationInterpreter) -> None:
         """Remember a migration that was let in."""
         self._interpreters[interpreter.machine.migration_id] = interpreter
-        while len(self._interpreters) > KNOWN_MAX:
+        while len(self._interpreters) > self._most:
             self._interpreters.popitem(last=False)
 
     async def take(self, channel: ControlChannel, resume: Resume) -> None:

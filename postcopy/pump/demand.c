@@ -108,7 +108,8 @@ static int serve(struct destination *pump, const struct fault *fault) {
                 break;
             return 0;
         case PAGE_ZERO:
-            if (!page_move(state, PAGE_ZERO, PAGE_PLACING))
+            /* In a map that outlives the pump it stays ZERO: after a kill it must not be taken for a page that lacks. */
+            if (!pump->memory[region].region.map && !page_move(state, PAGE_ZERO, PAGE_PLACING))
                 break;
             if (zero_claimed(pump, &pump->urgent, region, page)) {
                 atomic_store_explicit(state, PAGE_ZERO, memory_order_release);

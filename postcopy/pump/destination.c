@@ -150,6 +150,35 @@ static void receiver_destroy(struct receiver *receiver) {
         munmap(receiver->staging, receiver->capacity);
 }
 
+/*
+ * Go on with the page map that a pump left behind, however it ended: pages that were on their way are absent, one that
+ * was given back on the way is zeros. Whether a page that was being placed is there the kernel says when it comes again.
+ */
+static int map_take_up(struct destination *pump, struct memory *memory) {
+    memory->map = (page_byte *)(uintptr_t)memory->region.map;
+    if (memory->region.alias)
+        return -EINVAL;
+    for (uint64_t page = 0; page < memory->pages; page++) {
+        uint8_t state = page_load(&memory->map[page]);
+        if (state > PAGE_POISONED)
+            return -EINVAL;
+        if (state == PAGE_REQUESTED || state == PAGE_PLACING || state == PAGE_WATCHED)
+            atomic_store_explicit(&memory->map[page], PAGE_ABSENT, memory_order_relaxed);
+        if (state == PAGE_DROPPED)
+            atomic_store_explicit(&memory->map[page], PAGE_ZERO, memory_order_relaxed);
+        pump->counters.resident += state == PAGE_PLACED || state == PAGE_ZERO || state == PAGE_DROPPED;
+    }
+    return 0;
+}
+
+static int map_create(struct destination *pump, struct memory *memory) {
+    if (memory->region.map)
+        return map_take_up(pump, memory);
+    /* Untouched, a large map costs address space only. */
+    memory->map = calloc(memory->pages, sizeof *memory->map);
+    return memory->map ? 0 : -ENOMEM;
+}
+
 static int memory_create(struct destination *pump, const struct pump_region *regions) {
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
     for (uint32_t i = 0; i < pump->half.count; i++) {
@@ -168,10 +197,9 @@ static int memory_create(struct destination *pump, const struct pump_region *reg
             return -EINVAL;
         memory->region = *region;
         memory->pages = region->size / region->page_size;
-        /* Untouched, a large map costs address space only. */
-        memory->map = calloc(memory->pages, sizeof *memory->map);
-        if (!memory->map)
-            return -ENOMEM;
+        int result = map_create(pump, memory);
+        if (result)
+            return result;
         pump->pages_total += memory->pages;
         if (!region->zeropage && !region->alias && region->page_size > pump->zeros_size)
             pump->zeros_size = region->page_size;
@@ -217,6 +245,13 @@ int destination_adopt(struct destination *pump) {
     return 0;
 }
 
+int destination_part(struct destination *pump) {
+    if (pump->half.running || pump->half.urgent.socket >= 0 || pump->half.push.socket >= 0)
+        return -EINVAL;
+    pump->alone = pump->half.detached = true;
+    return 0;
+}
+
 int destination_trace(struct destination *pump, struct trace *trace) {
     if (pump->half.urgent_thread.started || !trace->capacity || trace->capacity & (trace->capacity - 1))
         return -EINVAL;
@@ -247,7 +282,8 @@ void destination_destroy(struct destination *pump) {
     free(pump->zeros);
     pthread_mutex_destroy(&pump->gate);
     for (uint32_t i = 0; i < pump->half.count; i++)
-        free((void *)(uintptr_t)pump->memory[i].map);
+        if (!pump->memory[i].region.map)
+            free((void *)(uintptr_t)pump->memory[i].map);
     half_destroy(&pump->half);
 }
 

@@ -28,7 +28,10 @@ VIEWS_MAX: int = lib.PUMP_VIEWS_MAX
 
 @dataclass(frozen=True, slots=True)
 class DestinationStats:
-    """A snapshot of the counters. Pages are counted in each region's own page size; times are seconds."""
+    """A snapshot of the counters. Pages are counted in each region's own page size; times are seconds.
+
+    `pages_kept` were here before this pump was: a former one that was killed had placed them.
+    """
 
     pages_total: int
     pages_resident: int
@@ -38,6 +41,7 @@ class DestinationStats:
     pages_duplicate: int
     pages_removed: int
     pages_handed_over: int
+    pages_kept: int
     pages_poisoned: int
     faults_missing: int
     faults_minor: int
@@ -71,7 +75,8 @@ class DestinationPump(Pump):
 
     `mappings` and the userfaultfd behind `uffd_fd` (non-blocking) must outlive the pump. `foreign`: they are another
     process's, whose removals then have to be told of. `beat_ns` is the tick of the heartbeats on both connections, 0:
-    none. Raises HostError where memory or descriptors run out.
+    none. `maps` are the addresses of a page map for each region that outlive the pump, which goes on with what a former
+    one left there; then no mapping has an alias. Raises HostError where memory or descriptors run out.
     """
 
     agent, other_agent = "destination", "source"
@@ -89,17 +94,19 @@ class DestinationPump(Pump):
         beat_ns: int = 0,
         removal: Sequence[Removal] | None = None,
         foreign: bool = False,
+        maps: Sequence[int] | None = None,
     ) -> None:
         self._layout = layout
         self._adopted = False
         self._discarding = threading.Lock()
         self._adding = threading.Lock()
         self._trace: FaultTrace | None = None
-        regions, count = describe(layout, mappings, demand, push, zeropage, removal=removal, foreign=foreign)
+        regions, count = describe(layout, mappings, demand, push, zeropage, removal=removal, foreign=foreign, maps=maps)
         self._pump: Any = lib.destination_create(uffd_fd, regions, count, poll_max_ns)
         if self._pump == ffi.NULL:
             raise HostError(f"the destination's pump could not be created: {os.strerror(ffi.errno)}")
         lib.half_beat(self._half, beat_ns)
+        self._kept = int(lib.destination_counters(self._pump).resident)
 
     @property
     def _half(self) -> Any:
@@ -114,6 +121,15 @@ class DestinationPump(Pump):
         if result:
             raise ValueError(f"adopt: {os.strerror(-result)}")
         self._adopted = True
+
+    def part(self) -> None:
+        """Have it start without a source: faults are served with what is here until attach() and resume().
+
+        In place of both connections, before start().
+        """
+        result = lib.destination_part(self._handle)
+        if result:
+            raise ValueError(f"part: {os.strerror(-result)}")
 
     def trace(self, trace: FaultTrace) -> None:
         """Have every fault recorded from the start on; the trace is kept for as long as the pump."""
@@ -165,6 +181,7 @@ class DestinationPump(Pump):
             pages_zero=urgent.zero + push.zero + counters.removed,
             pages_removed=counters.removed,
             pages_handed_over=self._layout.pages if self._adopted else 0,
+            pages_kept=self._kept,
             pages_poisoned=counters.poisoned,
             pages_duplicate=urgent.duplicate + push.duplicate,
             faults_missing=demand.faults_missing,

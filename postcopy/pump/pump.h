@@ -71,6 +71,12 @@ struct pump_region {
     uint32_t zeropage;   /* whether UFFDIO_ZEROPAGE works on this memory (not on hugetlb) */
     uint32_t removal;    /* enum pump_removal; all of a pump's regions are told of, or none */
     uint32_t foreign;    /* 1: `guest` is an address of another process; all of a pump's regions are, or none */
+    /*
+     * Of a destination: address of its page map, a byte for each page, which then outlives the pump; 0: the pump's own.
+     * What a pump that was killed left there is believed, so nothing may be filled in place (an alias): a page is there
+     * or is not, whenever the end came.
+     */
+    uint64_t map;
 };
 
 /*
@@ -173,7 +179,12 @@ struct destination *destination_create(int uffd, const struct pump_region *regio
  * it before start and in place of attach. Faults are served all the same, by mapping what is there. 0 or -EINVAL.
  */
 int destination_adopt(struct destination *pump);
-/* Start its two threads, one where it has adopted its memory. Returns 0 or -errno. */
+/*
+ * There are no connections yet: until attach and resume faults are served with what is here. Call it before start and in
+ * place of attach. 0 or -EINVAL.
+ */
+int destination_part(struct destination *pump);
+/* Start its two threads, one where it has adopted its memory or has no connections. Returns 0 or -errno. */
 int destination_start(struct destination *pump);
 /* Ask the threads to end and wait for them. Idempotent; threads that wait in a fault stay the guest's problem. */
 void destination_stop(struct destination *pump);

@@ -63,11 +63,12 @@ def describe(
     *,
     removal: Sequence[Removal] | None = None,
     foreign: bool = False,
+    maps: Sequence[int] | None = None,
 ) -> tuple[Any, int]:
     """Return the C array of regions and their number.
 
     `demand`, `push`, `zeropage` and `removal` have one entry for each region; a source needs none of them. `foreign`:
-    the addresses are those of another process.
+    the addresses are those of another process. `maps` are the addresses of page maps that are kept, if they are.
     """
     count = len(layout.regions)
     regions = ffi.new("struct pump_region[]", count)
@@ -81,4 +82,5 @@ def describe(
         entry.zeropage = zeropage[index] if zeropage else False
         entry.removal = removal[index] if removal else Removal.UNTOLD
         entry.foreign = foreign
+        entry.map = maps[index] if maps else 0
     return regions, count

@@ -45,6 +45,16 @@ if TYPE_CHECKING:
     from postcopy.session.destination import DestinationMachine
 
 
+def take_up(machine: DestinationMachine, now: float, version: int, token: bytes) -> None:
+    """Make a fresh machine that of a migration whose Run had come, in the place of an agent that is gone."""
+    machine.step = Step.PAUSED
+    machine.version = version
+    machine.token = machine.first_token = token
+    machine.now = machine.paused_at = machine.heard_at = now
+    machine.deadline = machine.give_up_at
+    machine.trouble = "the destination's agent was killed"
+
+
 def why(machine: DestinationMachine, subject: Event | Message) -> str:
     """Say what happened, for a person."""
     match subject:

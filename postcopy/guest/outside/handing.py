@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from errno import EFAULT, EINVAL
 from pathlib import Path
+from typing import Self
 
 from postcopy.errors import HostError, KernelError, ProtocolError
+from postcopy.guest.outside.keeping import Kept, Store
 from postcopy.guest.outside.message import MEMORY, USERFAULTFD, Given, Message, complete, parse
 from postcopy.guest.outside.poison import poison_what_is_there
 from postcopy.guest.outside.process import Process
@@ -48,6 +50,33 @@ class HandedOver:
         self.message = message
         self.uffd = uffd
         self.memory_fd = memory_fd
+        self.kept: Kept | None = None
+
+    @classmethod
+    def take_up(cls, kept: Kept) -> Self:
+        """Go on with a process that a killed agent served; PostcopyError where it cannot be watched any more.
+
+        Faults that the other had read and not answered are told by the kernel once and not again, so whoever waits is
+        woken: who still misses his page faults anew. What the process gave back meanwhile waits to be read.
+        """
+        with kept.connection() as connection:
+            process = Process(connection)
+        handed = cls(process, kept.message, Userfaultfd.from_fd(kept.uffd()), -1)
+        handed.kept = kept
+        for one in kept.message.mappings:
+            with suppress(KernelError):  # unmapped meanwhile, or all of it gone
+                handed.uffd.wake(one.address, one.size)
+        return handed
+
+    def keep(self, store: Store, connection: socket.socket) -> None:
+        """Have it outlive this agent."""
+        self.kept = Kept.begin(store, self.message, self.uffd.fd, connection)
+
+    def states(self) -> list[bytes]:
+        """Return what is known of each page without a pump: of each region a byte a page."""
+        if self.kept is not None:
+            return self.kept.states()
+        return [bytes(one.size // one.page_size) for one in self.message.mappings]
 
     def gone(self) -> bool:
         """Say whether the address space has ended; it may outlive the process that handed it over."""
@@ -61,6 +90,9 @@ class HandedOver:
 
     def close(self) -> None:
         """Give everything back, at once: the faults of this memory are nobody's then."""
+        if self.kept is not None:
+            self.kept.forget()
+            self.kept = None
         self.uffd.close()
         self.process.close()
         if self.memory_fd >= 0:
@@ -68,8 +100,11 @@ class HandedOver:
             self.memory_fd = -1
 
 
-async def take(connection: socket.socket) -> HandedOver:
-    """Hear one process out; PostcopyError says why it is not served. The connection stays the caller's."""
+async def take(connection: socket.socket, *, in_place: bool = True) -> HandedOver:
+    """Hear one process out; PostcopyError says why it is not served. The connection stays the caller's.
+
+    `in_place`: pages may be filled where they are, through the memory's file, if one comes along.
+    """
     process = Process(connection)
     with ExitStack() as undo:
         undo.callback(process.close)
@@ -83,7 +118,7 @@ async def take(connection: socket.socket) -> HandedOver:
         except ProtocolError as error:
             raise ProtocolError(f"{process}: {error}") from None
         try:
-            handed = await asyncio.to_thread(_open, process, parse(data), descriptors)
+            handed = await asyncio.to_thread(_open, process, parse(data), descriptors, in_place=in_place)
         except (ProtocolError, KernelError, OSError) as error:
             raise ProtocolError(f"{process}: {error}") from error
         undo.pop_all()
@@ -118,7 +153,7 @@ def _read(connection: socket.socket, descriptors: list[int]) -> bytes:
     return piece
 
 
-def _open(process: Process, message: Message, descriptors: list[int]) -> HandedOver:
+def _open(process: Process, message: Message, descriptors: list[int], *, in_place: bool) -> HandedOver:
     """Check the descriptors; those that are taken leave the list."""
     if len(descriptors) != len(message.descriptors):
         wanted = " and ".join(message.descriptors)
@@ -136,7 +171,9 @@ def _open(process: Process, message: Message, descriptors: list[int]) -> HandedO
             _check_trapped(uffd, number, mapping)
         if memory_fd >= 0:
             _check_file(memory_fd, message)
-            if _maps_it(process, memory_fd, message):
+            if not in_place:
+                log.info("destination: %s: its pages are copied, for a page filled in place is not kept", process)
+            if in_place and _maps_it(process, memory_fd, message):
                 _trap_minor(uffd, message)
             else:
                 memory_fd = -1

@@ -78,7 +78,12 @@ class OutsideGuest:
 
 
 class OutsideMemory(Memory):
-    """Memory that was handed over. Its userfaultfd and its process are the hand-over's, and stay that."""
+    """Memory that was handed over. Its userfaultfd and its process are the hand-over's, and stay that.
+
+    `maps`: where its page maps are kept, if they are.
+    """
+
+    maps: list[int] | None = None
 
     @classmethod
     def of(cls, handed: HandedOver, offer: LayoutOffer) -> OutsideMemory:
@@ -99,7 +104,9 @@ class OutsideMemory(Memory):
                 mapping.close()
             raise
         zeropage = [region.page_size == _SMALL_PAGE for region in layout.regions]
-        return cls(layout, mappings, handed.uffd, [handling] * len(mappings), zeropage, OutsideGuest())
+        memory = cls(layout, mappings, handed.uffd, [handling] * len(mappings), zeropage, OutsideGuest())
+        memory.maps = handed.kept.maps if handed.kept is not None else None
+        return memory
 
     def pump(self, poll_max_ns: int, beat_ns: int = 0) -> DestinationPump | None:
         """Build the pump that serves this memory's faults."""
@@ -116,6 +123,7 @@ class OutsideMemory(Memory):
             beat_ns=beat_ns,
             removal=[Removal.DISCARDS] * len(self.mappings),
             foreign=True,
+            maps=self.maps,
         )
 
     def trap_no_more(self) -> None:

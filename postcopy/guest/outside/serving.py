@@ -11,30 +11,34 @@ import logging
 import secrets
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Self
 
-from postcopy.errors import HostError, PostcopyError
+from postcopy.errors import HostError, PostcopyError, UsageError
 from postcopy.guest.outside.handing import HandedOver, take
+from postcopy.guest.outside.keeping import Kept, Migration, Store
 from postcopy.guest.outside.poison import Poisoner
 from postcopy.guest.outside.session import ROLES, OutsideInterpreter
+from postcopy.link import by_hand
 from postcopy.link.address import Address, UnixAddress
 from postcopy.link.control import ControlChannel
 from postcopy.link.data import shake_hands
 from postcopy.link.dial import dial_fetch
 from postcopy.link.interpreter import boot_id
 from postcopy.link.listen import Listener, bind, connections, first_message, unbind
+from postcopy.link.returning import Known
 from postcopy.link.snapshot import find
 from postcopy.link.source import POLL_MAX_NS, SOFTWARE
 from postcopy.link.tls import Credentials, versions_over
 from postcopy.session.commands import Finish
 from postcopy.session.destination import DestinationMachine
-from postcopy.session.events import Received
+from postcopy.session.destination_recovery import take_up
+from postcopy.session.events import ControlLost, Received
 from postcopy.session.limits import DIAL_SECONDS
 from postcopy.session.states import State
 from postcopy.wire.control import Refuse, Resume
 from postcopy.wire.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
-from postcopy.wire.messages import ALL, ASKED_FOR, GONE
+from postcopy.wire.messages import ALL, ASKED_FOR
 from postcopy.wire.preamble import Preamble, Security
 from postcopy.wire.version import FETCH_SINCE, VERSION, VERSION_MIN
 
@@ -52,7 +56,9 @@ class OutsideDestination:
 
     With `fetch` their pages come from the source there, all of them (`push`) or those that are touched; without it
     sources dial `listen`, and each gets the process that has waited longest. `ended` is told of each migration's end,
-    `left` once its process is served no more.
+    `left` once its process is served no more. `give_up_after` is how many seconds a source that dialled may be away
+    before the pages that it has are given up, None: for ever. With a `store` processes outlive this agent, and those
+    that are `taken_up` have outlived a former one.
     """
 
     def __init__(
@@ -66,6 +72,9 @@ class OutsideDestination:
         ended: Callable[[OutsideInterpreter, Finish], None] = lambda _one, _finish: None,
         left: Callable[[OutsideInterpreter], None] = lambda _one: None,
         tls: Credentials | None = None,
+        give_up_after: float | None = None,
+        store: Store | None = None,
+        taken_up: Sequence[Kept] = (),
     ) -> None:
         self.handover = handover
         self.current: list[OutsideInterpreter] = []
@@ -76,6 +85,10 @@ class OutsideDestination:
         self._poll_max_ns = poll_max_ns
         self._ended = ended
         self._left = left
+        self._give_up_after = give_up_after
+        self._store = store
+        self._taken_up = taken_up
+        self._known = Known(PROCESSES_MAX)
         self._listener = None if listen is None else Listener(listen, self._on_control, self._on_data, tls)
         self._socket: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,6 +102,8 @@ class OutsideDestination:
         self._socket = bind(self.handover)
         if self._listener is not None:
             await self._listener.open()
+        for kept in self._taken_up:
+            self._spawn(self._go_on(kept))
         self._spawn(self._accept(self._socket))
         return self
 
@@ -114,7 +129,9 @@ class OutsideDestination:
         """Serve one process from its first word to its end."""
         with connection:
             try:
-                handed = await take(connection)
+                handed = await take(connection, in_place=self._store is None)
+                if self._store is not None:
+                    handed.keep(self._store, connection)
             except PostcopyError as error:
                 log.warning("refused memory that was handed over: %s", error)
                 return
@@ -127,6 +144,38 @@ class OutsideDestination:
                 await self._wait(handed)
             else:
                 await self._serve(handed, self._fetch)
+
+    async def _go_on(self, kept: Kept) -> None:
+        """Serve a process that a former agent served, from here on to its end."""
+        try:
+            handed = HandedOver.take_up(kept)
+        except PostcopyError as error:
+            log.warning("destination: a process that an agent before this one served is gone: %s", error)
+            kept.forget()
+            return
+        log.info("destination: %s is served again, with %d pages that are here", handed.process, kept.here)
+        if handed.gone():
+            log.info("destination: %s has ended meanwhile", handed.process)
+            handed.close()
+        elif kept.whole or kept.migration is not None:
+            await self._drive(await self._take_up(handed, kept.migration), None)
+        elif self._fetch is None:
+            self.waiting.append(handed)
+            await self._wait(handed)
+        else:
+            await self._serve(handed, self._fetch)
+
+    async def _take_up(self, handed: HandedOver, migration: Migration | None) -> OutsideInterpreter:
+        """Have a migration whose source comes back to it, or of which all is here."""
+        if migration is None:
+            types = ("file",) * len(handed.message.mappings)
+            migration = Migration(VERSION, secrets.token_bytes(MIGRATION_ID_BYTES), b"", types)
+        interpreter = self._begin(handed, None, migration.migration_id)
+        take_up(interpreter.machine, interpreter.now(), migration.version, migration.token)
+        await interpreter.take_up(migration.types)
+        if not migration.token:
+            interpreter.post(ControlLost(interpreter.now(), "no source has to be told"))
+        return interpreter
 
     async def _wait(self, handed: HandedOver) -> None:
         """Keep a process for a source that dials; its end may come before."""
@@ -152,8 +201,8 @@ class OutsideDestination:
             interpreter.machine.begin(interpreter.now())
             await self._drive(interpreter, channel)
 
-    def _begin(self, handed: HandedOver, address: Address | None) -> OutsideInterpreter:
-        identity = (secrets.token_bytes(MIGRATION_ID_BYTES), secrets.token_bytes(TOKEN_BYTES))
+    def _begin(self, handed: HandedOver, address: Address | None, migration_id: bytes = b"") -> OutsideInterpreter:
+        identity = (migration_id or secrets.token_bytes(MIGRATION_ID_BYTES), secrets.token_bytes(TOKEN_BYTES))
         machine = DestinationMachine(
             versions_over(self._tls, (VERSION_MIN if address is None else FETCH_SINCE, VERSION)),
             identity,
@@ -162,18 +211,22 @@ class OutsideDestination:
             OutsideInterpreter.now(),
             pieces=() if address is None else tuple(one.piece for one in handed.message.mappings),
             pages=self._pages if address is not None else ALL,
-            recovers=False,
+            recovers=address is None,
+            give_up_seconds=self._give_up_after,
         )
         interpreter = OutsideInterpreter(
             machine, handed, dial=address, poll_max_ns=self._poll_max_ns, tls=self._tls is not None
         )
         self.current.append(interpreter)
+        if address is None:
+            self._known.add(interpreter)
         return interpreter
 
     # --- a migration, and what follows ----------------------------------------------------------------------------
 
-    async def _drive(self, interpreter: OutsideInterpreter, channel: ControlChannel) -> None:
-        interpreter.listen(channel)
+    async def _drive(self, interpreter: OutsideInterpreter, channel: ControlChannel | None) -> None:
+        if channel is not None:
+            interpreter.listen(channel)
         watching = asyncio.create_task(self._watch(interpreter))
         try:
             finish = await interpreter.run()
@@ -259,9 +312,7 @@ class OutsideDestination:
     async def _on_control(self, channel: ControlChannel) -> None:
         first = await first_message(channel)
         if isinstance(first, Resume):
-            # its connections ended, and with them the pages that had not come were given up
-            channel.send(Refuse(GONE, "what the process lacked was given up when the connections ended"))
-            await channel.close()
+            await self._known.take(channel, first)
             return
         while self.waiting and not self.waiting[0].process.lives:
             self.waiting.popleft().close()
@@ -283,6 +334,15 @@ class OutsideDestination:
             return
         with await shake_hands(connection, preamble, interpreter.machine.token, listens=True) as session:
             interpreter.attach(role, connection, session)
+
+    def lose(self) -> int:
+        """Give up what the sources of all paused migrations still have; return how many these are. UsageError: none."""
+        paused = [one for one in self.current if by_hand.describe(one) is not None]
+        if not paused:
+            raise UsageError("no migration can be given up: none is paused, so nothing is lost")
+        for one in paused:
+            by_hand.lose(one, "given up by the user")
+        return len(paused)
 
     # --- the end --------------------------------------------------------------------------------------------------
 

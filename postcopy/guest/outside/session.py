@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 from postcopy.errors import LinkError
 from postcopy.guest.outside.handing import HandedOver
-from postcopy.guest.outside.memory import OutsideMemory
+from postcopy.guest.outside.keeping import Migration
+from postcopy.guest.outside.memory import OutsideGuest, OutsideMemory
 from postcopy.link.address import Address
 from postcopy.link.destination_interpreter import DestinationInterpreter
 from postcopy.link.dial import DataConnection, dial_data
@@ -25,7 +27,8 @@ from postcopy.session.commands import Discard, Finish, Prepare, Settle, StartGue
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import CancelAsked, DataAttached, Prepared, Resident
 from postcopy.session.limits import ANSWER_SECONDS, DIAL_SECONDS
-from postcopy.session.states import ENDED, State
+from postcopy.session.states import ENDED, SWITCHED, State
+from postcopy.wire.control import GuestOffer, LayoutOffer, RegionOffer
 from postcopy.wire.preamble import Preamble, Role
 from postcopy.wire.version import RECOVERY_SINCE
 
@@ -100,15 +103,36 @@ class OutsideInterpreter(DestinationInterpreter):
         """Do nothing yet: faults wait already, and the source may not be asked before RUN."""
 
     async def _start_guest(self, command: StartGuest) -> None:
+        if self.handed.kept is not None and self.memory is not None and self._dial is None:
+            machine, types = self.machine, tuple(region.type for region in self.memory.layout.regions)
+            self.handed.kept.note(Migration(machine.version, machine.migration_id, machine.first_token, types))
         await super()._start_pump(StartPump())
         await super()._start_guest(command)
         if not self.handed.process.lives:
             await self.process_ended()
 
+    async def take_up(self, types: Sequence[str]) -> None:
+        """Serve the process with what a killed agent left of it, until its source comes back: see machine.take_up."""
+        regions = zip(types, self.handed.message.mappings, strict=True)
+        offers = tuple(RegionOffer(kind, one.page_size, one.size) for kind, one in regions)
+        guest = GuestOffer(OutsideGuest.kind, OutsideGuest.vcpus)
+        self.memory = await asyncio.to_thread(OutsideMemory.of, self.handed, LayoutOffer(offers, guest))
+        self._pump = self.memory.pump(self._poll_max_ns, BEAT_NS)
+        if self._pump is None:
+            return
+        self._pump.part()
+        self._pump.watch()
+        self.guest = self.memory.guest.load(None)
+        await super()._start_pump(StartPump())
+        await super()._start_guest(StartGuest())
+        stats = self._pump.snapshot()
+        if stats.pages_resident == stats.pages_total:
+            self.post(self._resident())
+
     async def process_ended(self) -> None:
         """Bring the migration to its end: nobody needs anything of it any more."""
         state = self.machine.state
-        if state is State.POSTCOPY_ACTIVE and self._pump is not None:
+        if state in SWITCHED and self._pump is not None:
             self._unwatch()
             await asyncio.to_thread(self._pump.stop)
             self._unneeded = not self._pump.status().resident
@@ -166,10 +190,10 @@ class OutsideInterpreter(DestinationInterpreter):
     # --- after the end ------------------------------------------------------------------------------------
 
     async def stop(self) -> list[bytes]:
-        """End the pump; return what it knew of each region's pages, all absent where there was none."""
+        """End the pump; return what is known of each region's pages."""
         pump = self._pump
         if pump is None:
-            return [bytes(one.size // one.page_size) for one in self.handed.message.mappings]
+            return self.handed.states()
         self._unwatch()
         await asyncio.to_thread(pump.stop)
         return [bytes(pump.page_map(number)) for number in range(len(self.handed.message.mappings))]

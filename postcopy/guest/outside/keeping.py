@@ -1,0 +1,184 @@
+"""What outlives an agent that is killed, of each process it serves: descriptors, and a file of what it knows.
+
+A process that was handed over enters, and whoever keeps descriptors; in an agent that takes a killed one's place they
+come back. The file is a memfd: a record, and behind it the page maps, which the pump itself writes. So there is no
+moment at which something is known that the file does not say.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Protocol, Self
+
+import msgpack
+
+from postcopy.errors import PostcopyError, UsageError
+from postcopy.guest.outside.message import USERFAULTFD, Given, Message
+from postcopy.kernel import calls
+from postcopy.pages.ledger import PageState
+
+log = logging.getLogger("postcopy.destination")
+
+VERSION = 1
+# Of 64 mappings and a migration's names the record takes some KiB; it is written by one call, and so is whole.
+RECORD_BYTES = 64 << 10
+_LENGTH = struct.Struct("<I")
+_ALIGNED = 4096
+_HERE = bytes(state in {PageState.PLACED, PageState.ZERO} for state in range(256))
+
+
+class Store(Protocol):
+    """Whoever keeps descriptors."""
+
+    def keep(self, named: Mapping[str, int]) -> None:
+        """Keep copies of them, by name."""
+
+    def forget(self, names: Mapping[str, int]) -> None:
+        """Close those copies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """A migration whose Run had come. The token is a secret: it goes to no log and no disk."""
+
+    version: int
+    migration_id: bytes
+    token: bytes = field(repr=False)
+    types: tuple[str, ...]  # of the regions, as the source calls them
+
+
+class Kept:
+    """One process's part. `descriptors` are its userfaultfd, its connection and the file, by name; close() it."""
+
+    def __init__(self, store: Store, key: str, message: Message, descriptors: dict[str, int]) -> None:
+        self.message = message
+        self.migration: Migration | None = None
+        self._store = store
+        self._names = {f"{key}.{name}": descriptor for name, descriptor in descriptors.items()}
+        self._file = descriptors["state"]
+        pages = [one.size // one.page_size for one in message.mappings]
+        # Each map begins on a boundary that the pump looks at eight pages at a time from.
+        self._starts = list(accumulate((count + -count % 8 for count in pages), initial=0))
+        self._pages = pages
+        self._length = self._starts.pop() + _ALIGNED - 1 & -_ALIGNED
+        self._address = 0
+
+    @classmethod
+    def begin(cls, store: Store, message: Message, uffd: int, connection: socket.socket) -> Self:
+        """Have a process that was just handed over kept."""
+        descriptors = {"uffd": os.dup(uffd), "peer": os.dup(connection.fileno()), "state": os.memfd_create("postcopy")}
+        kept = cls(store, secrets.token_hex(8), message, descriptors)
+        os.ftruncate(kept._file, RECORD_BYTES + kept._length)
+        kept._write()
+        store.keep(kept._names)
+        return kept
+
+    @classmethod
+    def take_up(cls, store: Store, key: str, descriptors: dict[str, int]) -> Self:
+        """Read what a former agent left; UsageError where it is not whole."""
+        try:
+            (length,) = _LENGTH.unpack(os.pread(descriptors["state"], _LENGTH.size, 0))
+            said = msgpack.unpackb(os.pread(descriptors["state"], length, _LENGTH.size))
+            if said["version"] != VERSION:
+                raise UsageError(f"what was kept of a process is of version {said['version']}, not {VERSION}")
+            message = Message(tuple(Given(*one) for one in said["mappings"]), (USERFAULTFD,))
+            kept = cls(store, key, message, descriptors)
+            if said["migration"] is not None:
+                version, migration_id, token, types = said["migration"]
+                kept.migration = Migration(version, migration_id, token, tuple(types))
+        except (KeyError, OSError, TypeError, ValueError, struct.error, msgpack.UnpackException) as error:
+            raise UsageError(f"what was kept of a process cannot be read: {error!r}") from error
+        if os.fstat(kept._file).st_size != RECORD_BYTES + kept._length:
+            raise UsageError("what was kept of a process is not all there")
+        return kept
+
+    def note(self, migration: Migration) -> None:
+        """Take note that Run has come, before anything is done about it."""
+        self.migration = migration
+        self._write()
+
+    def _write(self) -> None:
+        one = self.migration
+        said = {
+            "version": VERSION,
+            "mappings": [(one.address, one.size, one.offset, one.page_size) for one in self.message.mappings],
+            "migration": one and (one.version, one.migration_id, one.token, one.types),
+        }
+        record = msgpack.packb(said)
+        os.pwrite(self._file, _LENGTH.pack(len(record)) + record, 0)
+
+    @property
+    def maps(self) -> list[int]:
+        """The addresses of the page maps, for a pump."""
+        if not self._address:
+            self._address = calls.map_shared(self._file, self._length, RECORD_BYTES)
+        return [self._address + start for start in self._starts]
+
+    def states(self) -> list[bytes]:
+        """Return what is known of each page, for each region."""
+        return [
+            os.pread(self._file, count, RECORD_BYTES + start)
+            for start, count in zip(self._starts, self._pages, strict=True)
+        ]
+
+    @property
+    def here(self) -> int:
+        """How many pages are here."""
+        return sum(sum(states.translate(_HERE)) for states in self.states())
+
+    @property
+    def whole(self) -> bool:
+        """Whether every page is here."""
+        return self.here == sum(self._pages)
+
+    def forget(self) -> None:
+        """Keep nothing of it any more."""
+        self._store.forget(self._names)
+        self.close()
+
+    def close(self) -> None:
+        """Give back what is this process's; what is kept stays."""
+        if self._address:
+            calls.unmap(self._address, self._length)
+            self._address = 0
+        for descriptor in self._names.values():
+            os.close(descriptor)
+        self._names = {}
+
+    def connection(self) -> socket.socket:
+        """Return the connection of the process, which is the caller's."""
+        return socket.socket(fileno=os.dup(self._descriptor("peer")))
+
+    def uffd(self) -> int:
+        """Return its userfaultfd, which is the caller's."""
+        return fcntl.fcntl(self._descriptor("uffd"), fcntl.F_DUPFD_CLOEXEC, 0)
+
+    def _descriptor(self, name: str) -> int:
+        return next(descriptor for key, descriptor in self._names.items() if key.endswith(f".{name}"))
+
+
+def sort(store: Store, left: Mapping[str, int]) -> tuple[list[Kept], dict[str, int]]:
+    """Return the processes that a former agent left behind, and the descriptors that are none of them."""
+    by_key: dict[str, dict[str, int]] = {}
+    for full, descriptor in left.items():
+        key, _, name = full.partition(".")
+        by_key.setdefault(key, {})[name] = descriptor
+    found: list[Kept] = []
+    rest: dict[str, int] = {}
+    for key, descriptors in by_key.items():
+        try:
+            if descriptors.keys() != {"uffd", "peer", "state"}:
+                raise UsageError(f"of a process {', '.join(sorted(descriptors))} are kept and nothing else")
+            found.append(Kept.take_up(store, key, descriptors))
+        except PostcopyError as error:
+            log.error("destination: a process is not served any more: %s", error)  # noqa: TRY400
+            rest |= {f"{key}.{name}": descriptor for name, descriptor in descriptors.items()}
+    return found, rest

@@ -1,0 +1,186 @@
+"""An agent that is killed and started again: its processes wait and then go on, and no byte of theirs is another."""
+
+# ruff: noqa: SIM117 - daemons are there before a process and after it
+
+from __future__ import annotations
+
+import signal
+from contextlib import ExitStack
+
+import pytest
+
+from tests.agent.agents import Command
+from tests.agent.agents import source as guest_source
+from tests.chaos.proxy import Proxy, upstream_of
+from tests.outside.supervisor import Supervisor
+from tests.outside.test_ends import none_left, placed, until_stopped
+from tests.outside.vmm import MIB, PAGE, Vmm, foreign_descriptors, snapshot, source
+
+
+@pytest.fixture
+def file(tmp_path):
+    return snapshot(tmp_path)
+
+
+@pytest.fixture
+def uffd_socket(tmp_path):
+    return f"{tmp_path}/uffd.sock"
+
+
+@pytest.fixture
+def systemd(tmp_path):
+    with Supervisor(tmp_path) as supervisor:
+        yield supervisor
+
+
+def kill(daemon):
+    daemon.signal(signal.SIGKILL)
+    assert daemon.wait() == -signal.SIGKILL
+
+
+def test_a_fault_in_the_hands_of_a_killed_agent_is_served_by_the_next_one(tmp_path, file, uffd_socket, systemd):
+    """The kernel tells of a fault once: whoever waits has to be woken, to fault again."""
+    said = ("--no-push", "--from")
+    with source(tmp_path, file) as here:
+        first = systemd.start(tmp_path, *said, here.address)
+        with first, Vmm(uffd_socket, file=file) as vmm:
+            assert vmm.call("read", 0) == file.read_bytes()[0]
+            vmm.call("write", 1, 7)
+            assert vmm.call("read", PAGE) == file.read_bytes()[PAGE]
+            for page in (1, 2, 9):  # one that had come, and two that had not
+                vmm.call("remove", page * PAGE, PAGE)
+            first.until(lambda now: now["processes"][0]["removed"] == 2)
+            here.signal(signal.SIGSTOP)
+            until_stopped(here)
+            vmm.ask("read", 5 * PAGE)
+            first.until(lambda now: now["processes"][0]["faults"] == 3)
+            kill(first)
+            here.signal(signal.SIGCONT)
+            with systemd.start(tmp_path, *said, here.address) as second:
+                assert vmm.answer() == file.read_bytes()[5 * PAGE]
+                second.until_log(rf"process {vmm.pid} is served again, with 4 pages that are here")
+                gone = [PAGE, 2 * PAGE, 9 * PAGE]
+                assert vmm.call("read", 1) == 7
+                vmm.call("write", 1, file.read_bytes()[1])
+                assert vmm.call("wrong", *gone) == []
+                report = second.until(lambda now: now["processes"][0]["report"])["processes"][0]["report"]
+                pages = report["pages"]
+                assert pages["kept"] == 4
+                assert pages["kept"] + pages["demand"] + pages["zero"] == 2048
+                assert here.until(lambda now: now["ended_count"] == 2)["ended"]["outcome"] == "completed"
+                # and once all is here: what is given back from now on reads zeros
+                kill(second)
+                with systemd.start(tmp_path, *said, here.address) as third:
+                    third.until_log(rf"process {vmm.pid} is served again, with 2048 pages that are here")
+                    vmm.call("remove", 7 * PAGE, PAGE)
+                    assert vmm.call("wrong", *gone, 7 * PAGE) == []
+                    vmm.process.kill()
+                    third.until(none_left)
+                    third.until(lambda _now: not systemd.kept and not foreign_descriptors(third))
+
+
+def test_an_agent_killed_in_the_middle_of_a_push(tmp_path, uffd_socket, systemd):
+    file = snapshot(tmp_path, size=64 * MIB)
+    with source(tmp_path, file, "--max-postcopy-bandwidth", "20MiB/s") as here, ExitStack() as agents:
+        there = agents.enter_context(systemd.start(tmp_path, "--from", here.address))
+        with (
+            Vmm(uffd_socket, ((32 * MIB, 32 * MIB), (32 * MIB, 0)), file=file) as vmm,
+            Vmm(uffd_socket, file=file, shared=True) as other,
+        ):
+            assert other.call("wrong") == []
+            for count in (1000, 3000):
+                there.until(placed(count))
+                kill(there)
+                there = agents.enter_context(systemd.start(tmp_path, "--from", here.address))
+            here.ask("set", rate=0)
+            assert vmm.call("wrong") == other.call("wrong") == []
+            there.until(lambda now: all(one["report"] for one in now["processes"]))
+
+
+def test_a_process_that_ends_without_its_agent_is_forgotten(tmp_path, file, uffd_socket, systemd):
+    with source(tmp_path, file) as here:
+        with systemd.start(tmp_path, "--no-push", "--from", here.address) as first:
+            with Vmm(uffd_socket, file=file) as vmm:
+                assert vmm.call("read", 0) == file.read_bytes()[0]
+                assert sorted(name.split(".")[1] for name in systemd.kept) == ["peer", "state", "uffd"]
+                kill(first)
+            with systemd.start(tmp_path, "--no-push", "--from", here.address) as second:
+                second.until_log(r"process \d+ has ended meanwhile|an agent before this one served is gone")
+                second.until(lambda _now: not systemd.kept and not foreign_descriptors(second))
+
+
+def test_a_source_comes_back_to_an_agent_that_was_started_again(tmp_path, uffd_socket, systemd):
+    with guest_source(tmp_path, "--memory", "shmem:8MiB", "--steps", "3000") as here:
+        here.until(lambda now: now["guest"]["steps"] == [3000, 3000])
+        with systemd.start(tmp_path) as first, Vmm(uffd_socket) as vmm:
+            first.until(lambda now: now["waiting"] == 1)
+            with Command("migrate", "--admin", here.admin, first.address, "--json", "--no-push") as moving:
+                bytes_before = [vmm.call("read", page * PAGE) for page in range(0, 600, 3)]
+                vmm.call("write", 0, 77)
+                first.until(placed(200))
+                here.signal(signal.SIGSTOP)
+                until_stopped(here)
+                vmm.ask("read", 1000 * PAGE)
+                first.until(lambda now: now["processes"][0]["faults"] == 201)
+                kill(first)
+                here.signal(signal.SIGCONT)
+                with systemd.start(tmp_path, "--listen", first.address) as second:
+                    vmm.answer()
+                    assert vmm.call("read", 0) == 77
+                    vmm.call("write", 0, bytes_before[0])
+                    assert [vmm.call("read", page * PAGE) for page in range(0, 600, 3)] == bytes_before
+                    assert here.status()["reconnects"] == 1
+                    here.ask("set", push=True)
+                    report = moving.result(30).json
+                    assert report["outcome"] == "completed"
+                    assert report["pages"]["kept"] == 200
+                    assert vmm.call("filled") == 2048 - report["pages"]["zero"]
+                    second.until(lambda now: now["processes"][0]["state"] == "completed")
+
+
+def test_a_source_comes_back_after_its_connections_broke(tmp_path, uffd_socket, systemd):
+    with guest_source(tmp_path, "--memory", "shmem:8MiB", "--steps", "3000") as here:
+        here.until(lambda now: now["guest"]["steps"] == [3000, 3000])
+        with (
+            systemd.start(tmp_path) as there,
+            Vmm(uffd_socket) as vmm,
+            Proxy(upstream_of(there.address)) as proxy,
+        ):
+            there.until(lambda now: now["waiting"] == 1)
+            with Command("migrate", "--admin", here.admin, proxy.address, "--json", "--no-push") as moving:
+                vmm.call("read", 0)
+                proxy.cut()
+                here.until(lambda now: now["reconnects"] == 1)
+                vmm.call("read", PAGE)
+                here.ask("set", push=True)
+                report = moving.result(30).json
+            assert report["outcome"] == "completed"
+            assert "kept" not in report["pages"]
+            assert vmm.call("filled") == 2048 - report["pages"]["zero"]
+
+
+def test_a_source_that_stays_away_is_given_up_by_hand(tmp_path, uffd_socket, systemd):
+    with guest_source(tmp_path, "--memory", "shmem:8MiB", "--steps", "3000") as here:
+        here.until(lambda now: now["guest"]["steps"] == [3000, 3000])
+        with systemd.start(tmp_path) as there, Vmm(uffd_socket) as vmm:
+            there.until(lambda now: now["waiting"] == 1)
+            with Command("migrate", "--admin", here.admin, there.address, "--no-push"):
+                first = vmm.call("read", 0)
+                here.signal(signal.SIGKILL)
+                vmm.ask("read", PAGE)
+                there.until(lambda now: now["processes"][0]["state"] == "postcopy-paused")
+                there.ask("cancel", lost=True)
+                there.until_log(r"2047 pages are poisoned")
+                assert vmm.ends_with() == -signal.SIGBUS
+                assert first >= 0
+            there.until(none_left)
+
+
+def test_nobody_keeps_anything_without_a_supervisor(tmp_path):
+    with Command(
+        "destination", "--handover", f"unix:{tmp_path}/uffd.sock", "--keep", "--from", "tcp:127.0.0.1:1"
+    ) as it:
+        done = it.result(20)
+        assert done.status == 2
+        assert "nobody is here to keep descriptors" in done.one_line()
+    assert not (tmp_path / "uffd.sock").exists()
