@@ -37,6 +37,7 @@ class ProductSetup:
     `folder` is where memory of tmpfs or hugetlbfs lies, at both ends; `thp` asks for transparent huge pages.
     Without `push` the guest fetches every page by touching it, so the migration ends by itself where `blank` is 0.
     `scrapes_per_second`: how often both daemons' metrics are read meanwhile. `tls`: with certificates made for it.
+    `trace`: the destination records each fault.
     With `handover` no page is sent: the memory goes with its files. In mode minor each first touch is trapped then, and
     the run goes on until the guest has touched every page.
     """
@@ -57,6 +58,7 @@ class ProductSetup:
     folder: str | None = None
     tls: bool = False
     handover: bool = False
+    trace: bool = False
     deadline: float = 60.0
 
 
@@ -177,6 +179,8 @@ def _destination_arguments(setup: ProductSetup, placement: Placement, folder: Pa
     arguments = ["--listen", listen, "--mode", setup.mode, "--metrics", "127.0.0.1:0"]
     if setup.folder is not None:
         arguments += ["--memory-dir", setup.folder]
+    if setup.trace:
+        arguments += ["--trace", str(folder / "faults.trace")]
     return arguments
 
 

@@ -103,6 +103,7 @@ def catalogue(machine: Machine) -> list[Scenario]:
         _sparse(),
         *_memory(),
         *_scraped(),
+        *_traced(),
         *_types(machine),
         *_honest(),
         *_encryption(),
@@ -307,6 +308,14 @@ def _scraped() -> Iterator[Scenario]:
         product = ProductSetup(size=512 * MIB, push=False, scrapes_per_second=often)
         targets = (Target("fault_p99", "<=", 1.05, f"scraped/{SCRAPES[0]}"),) if often else ()
         yield Scenario(f"scraped/{often}", product, {}, targets, LATENCY, FAULTS)
+
+
+def _traced() -> Iterator[Scenario]:
+    """Migrate as `demand` does, without and with a record of each fault."""
+    for trace in (False, True):
+        product = ProductSetup(size=256 * MIB, push=False, trace=trace)
+        targets = (Target("fault_p99", "<=", 1.05, "traced/off"),) if trace else ()
+        yield Scenario(f"traced/{'on' if trace else 'off'}", product, {}, targets, LATENCY, FAULTS)
 
 
 def _types(machine: Machine) -> Iterator[Scenario]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from agent.bench.link import Link
-from agent.bench.product import Placement, own_bytes
+from agent.bench.product import Placement, ProductSetup, _destination_arguments, _source_arguments, own_bytes
 from agent.bench.runner import Plan
 from agent.bench.scrape import parse_metrics
 
@@ -41,3 +41,11 @@ def test_a_link_goes_before_the_pins():
 def test_own_memory_is_what_is_not_shared_memory():
     assert own_bytes(os.getpid()) > 1 << 20
     assert own_bytes(1 << 30) == 0
+
+
+def test_a_trace_is_of_the_destinations_faults(tmp_path):
+    asked = ProductSetup(trace=True)
+    told = _destination_arguments(asked, Placement(), tmp_path)
+    assert told[told.index("--trace") + 1] == str(tmp_path / "faults.trace")
+    assert "--trace" not in _destination_arguments(ProductSetup(), Placement(), tmp_path)
+    assert "--trace" not in _source_arguments(asked)
