@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from agent import notify
 from postcopy.errors import UsageError
@@ -29,34 +28,34 @@ class Store:
                 "FileDescriptorStoreMax="
             )
 
-    def keep(self, named: Mapping[str, int]) -> None:
-        """Have descriptors kept under these names, also once they end: this agent says when they are not needed."""
-        for name, descriptor in named.items():
-            try:
-                notify.send(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}\n", [descriptor])
-            except OSError as error:
-                log.warning("destination: %s is not kept, and ends with this agent: %s", name, error.strerror)
+    def keep(self, name: str, descriptors: Sequence[int]) -> None:
+        """Have descriptors kept under a name, all or none, also once they end, until forget()."""
+        try:
+            notify.send(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}\n", descriptors)
+        except OSError as error:
+            log.warning("destination: a process is not kept, it ends with this agent: %s", error.strerror)
 
-    def forget(self, names: Mapping[str, int]) -> None:
+    def forget(self, name: str) -> None:
         """Have them closed."""
-        for name in names:
-            notify.tell(f"FDSTOREREMOVE=1\nFDNAME={name}\n")
+        notify.tell(f"FDSTOREREMOVE=1\nFDNAME={name}\n")
 
 
-def left_behind() -> dict[str, int]:
+def left_behind() -> dict[str, list[int]]:
     """Return what came with the start of this process, by name; a second time nothing is left."""
     said = {name: os.environ.pop(f"LISTEN_{name}", "") for name in ("PID", "FDS", "FDNAMES")}
     if said["PID"] != str(os.getpid()) or not said["FDS"].isdigit():
         return {}
-    found = dict(zip(said["FDNAMES"].split(":"), range(FIRST, FIRST + int(said["FDS"])), strict=False))
-    for descriptor in found.values():
-        os.set_inheritable(descriptor, False)
+    names = said["FDNAMES"].split(":")
+    found: dict[str, list[int]] = {}
+    for number in range(int(said["FDS"])):
+        os.set_inheritable(FIRST + number, False)
+        found.setdefault(names[number] if number < len(names) else "unknown", []).append(FIRST + number)
     return found
 
 
-def close(named: Mapping[str, int]) -> None:
+def close(named: Mapping[str, Sequence[int]]) -> None:
     """Close what nobody here has a use for."""
-    for name, descriptor in named.items():
-        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
-        log.warning("destination: closed %s (a file of type %#o), which is nothing of this agent's", name, kind)
-        os.close(descriptor)
+    for name, descriptors in named.items():
+        log.warning("destination: closed what came with the start as %r, and is nothing of this agent's", name)
+        for one in descriptors:
+            os.close(one)

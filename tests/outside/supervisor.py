@@ -35,7 +35,7 @@ os.execve(command[0], command, {**os.environ, **told})
 
 
 class Supervisor:
-    """Kept descriptors are in `kept`, by name."""
+    """Kept descriptors are in `kept`, lists by name."""
 
     def __init__(self, folder):
         self.path = f"{folder}/notify"
@@ -52,8 +52,12 @@ class Supervisor:
         self._say(b"END")
         self._thread.join()
         self._socket.close()
-        for one in self.kept.values():
+        for one in self.descriptors:
             os.close(one)
+
+    @property
+    def descriptors(self):
+        return [one for kept in self.kept.values() for one in kept]
 
     def _say(self, word):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
@@ -72,9 +76,11 @@ class Supervisor:
             if lines.get("FDSTORE") == "1":
                 assert lines["FDPOLL"] == "0"  # or an end of the process would have them thrown away
                 assert re.fullmatch("[!-9;-~]{1,255}", lines["FDNAME"])
-                (self.kept[lines["FDNAME"]],) = files
+                # the latest first, and so in another order than they were said
+                self.kept[lines["FDNAME"]] = [*reversed(files), *self.kept.get(lines["FDNAME"], [])]
             if lines.get("FDSTOREREMOVE") == "1":
-                os.close(self.kept.pop(lines["FDNAME"]))
+                for one in self.kept.pop(lines["FDNAME"]):
+                    os.close(one)
 
     def settle(self):
         """Return once all that was said before has been heard."""
@@ -83,7 +89,8 @@ class Supervisor:
 
     def start(self, folder, *arguments):
         self.settle()
-        names, numbers = ":".join(self.kept), ",".join(map(str, self.kept.values()))
+        names = ":".join(name for name, kept in self.kept.items() for _ in kept)
+        numbers = ",".join(map(str, self.descriptors))
         inside = [sys.executable, "-c", LAUNCH, self.path, names, numbers]
         more = ("--handover", f"unix:{folder}/uffd.sock", "--keep", *arguments)
-        return Daemon(folder, "destination", *more, inside=inside, keep=list(self.kept.values()))
+        return Daemon(folder, "destination", *more, inside=inside, keep=self.descriptors)

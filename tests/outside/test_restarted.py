@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -102,7 +104,7 @@ def test_a_process_that_ends_without_its_agent_is_forgotten(tmp_path, file, uffd
         with systemd.start(tmp_path, "--no-push", "--from", here.address) as first:
             with Vmm(uffd_socket, file=file) as vmm:
                 assert vmm.call("read", 0) == file.read_bytes()[0]
-                assert sorted(name.split(".")[1] for name in systemd.kept) == ["peer", "state", "uffd"]
+                assert [len(kept) for kept in systemd.kept.values()] == [3]
                 kill(first)
             with systemd.start(tmp_path, "--no-push", "--from", here.address) as second:
                 second.until_log(r"process \d+ has ended meanwhile|an agent before this one served is gone")
@@ -136,6 +138,36 @@ def test_a_source_comes_back_to_an_agent_that_was_started_again(tmp_path, uffd_s
                     assert report["pages"]["kept"] == 200
                     assert vmm.call("filled") == 2048 - report["pages"]["zero"]
                     second.until(lambda now: now["processes"][0]["state"] == "completed")
+
+
+def spoil(systemd, page):
+    """Have the file that is kept say of a page what nobody says of one."""
+    for one in systemd.descriptors:
+        if "memfd" in str(Path(f"/proc/self/fd/{one}").readlink()):
+            os.pwrite(one, b"\xff", (64 << 10) + page)
+
+
+@pytest.mark.parametrize("dialled", [True, False])
+def test_what_was_kept_and_makes_no_sense_ends_the_process_and_no_agent(tmp_path, uffd_socket, systemd, dialled):
+    with guest_source(tmp_path, "--memory", "shmem:8MiB", "--steps", "3000") as here, ExitStack() as others:
+        here.until(lambda now: now["guest"]["steps"] == [3000, 3000])
+        said = [] if dialled else ["--from", "tcp:127.0.0.1:1", "--no-push"]
+        if not dialled:
+            (tmp_path / "of").mkdir()
+            said[1] = others.enter_context(source(tmp_path / "of", snapshot(tmp_path))).address
+        with systemd.start(tmp_path, *said) as first, Vmm(uffd_socket) as vmm:
+            if dialled:
+                first.until(lambda now: now["waiting"] == 1)
+                others.enter_context(Command("migrate", "--admin", here.admin, first.address, "--no-push"))
+            vmm.call("read", 0)
+            kill(first)
+            spoil(systemd, 1000)
+            with systemd.start(tmp_path, *said) as second:
+                second.until_log(rf"process {vmm.pid}: .*; \d+ pages are poisoned")
+                vmm.call("read", 0)
+                vmm.ask("read", PAGE)
+                assert vmm.ends_with() == -signal.SIGBUS
+                second.until(lambda now: none_left(now) and not systemd.kept)
 
 
 def test_a_source_comes_back_after_its_connections_broke(tmp_path, uffd_socket, systemd):

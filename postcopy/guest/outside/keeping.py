@@ -7,20 +7,20 @@ moment at which something is known that the file does not say.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import secrets
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Protocol, Self
+from pathlib import Path
+from typing import NamedTuple, Protocol, Self
 
 import msgpack
 
-from postcopy.errors import PostcopyError, UsageError
+from postcopy.errors import UsageError
 from postcopy.guest.outside.message import USERFAULTFD, Given, Message
 from postcopy.kernel import calls
 from postcopy.pages.ledger import PageState
@@ -38,10 +38,10 @@ _HERE = bytes(state in {PageState.PLACED, PageState.ZERO} for state in range(256
 class Store(Protocol):
     """Whoever keeps descriptors."""
 
-    def keep(self, named: Mapping[str, int]) -> None:
-        """Keep copies of them, by name."""
+    def keep(self, name: str, descriptors: Sequence[int]) -> None:
+        """Keep copies of them under a name, all of them or none."""
 
-    def forget(self, names: Mapping[str, int]) -> None:
+    def forget(self, name: str) -> None:
         """Close those copies."""
 
 
@@ -55,15 +55,36 @@ class Migration:
     types: tuple[str, ...]  # of the regions, as the source calls them
 
 
-class Kept:
-    """One process's part. `descriptors` are its userfaultfd, its connection and the file, by name; close() it."""
+class Descriptors(NamedTuple):
+    """What is kept of a process, under one name."""
 
-    def __init__(self, store: Store, key: str, message: Message, descriptors: dict[str, int]) -> None:
+    uffd: int
+    peer: int
+    file: int
+
+    @classmethod
+    def sort(cls, came: Sequence[int]) -> Self:
+        """Tell which is which: they come back in any order. UsageError where one lacks."""
+        kinds = {"anon_inode:[userfaultfd]": "uffd", "socket": "peer", "/memfd": "file"}
+        found: dict[str, int] = {}
+        for descriptor in came:
+            what = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+            found[kinds.get(what, kinds.get(what.partition(":")[0], what))] = descriptor
+        if len(came) != len(cls._fields) or found.keys() != set(cls._fields):
+            raise UsageError(f"what was kept of a process is not whole: {', '.join(sorted(found))}")
+        return cls(**found)
+
+
+class Kept:
+    """One process's part: its userfaultfd, its connection and the file, under a name of its own; close() it."""
+
+    def __init__(self, store: Store, name: str, message: Message, descriptors: Descriptors) -> None:
         self.message = message
         self.migration: Migration | None = None
         self._store = store
-        self._names = {f"{key}.{name}": descriptor for name, descriptor in descriptors.items()}
-        self._file = descriptors["state"]
+        self._name = name
+        self._uffd, self._peer, self._file = descriptors
+        self._open = True
         pages = [one.size // one.page_size for one in message.mappings]
         # Each map begins on a boundary that the pump looks at eight pages at a time from.
         self._starts = list(accumulate((count + -count % 8 for count in pages), initial=0))
@@ -74,23 +95,24 @@ class Kept:
     @classmethod
     def begin(cls, store: Store, message: Message, uffd: int, connection: socket.socket) -> Self:
         """Have a process that was just handed over kept."""
-        descriptors = {"uffd": os.dup(uffd), "peer": os.dup(connection.fileno()), "state": os.memfd_create("postcopy")}
-        kept = cls(store, secrets.token_hex(8), message, descriptors)
+        descriptors = Descriptors(os.dup(uffd), os.dup(connection.fileno()), os.memfd_create("postcopy"))
+        kept = cls(store, f"process-{secrets.token_hex(8)}", message, descriptors)
         os.ftruncate(kept._file, RECORD_BYTES + kept._length)
         kept._write()
-        store.keep(kept._names)
+        store.keep(kept._name, descriptors)
         return kept
 
     @classmethod
-    def take_up(cls, store: Store, key: str, descriptors: dict[str, int]) -> Self:
+    def take_up(cls, store: Store, name: str, came: Sequence[int]) -> Self:
         """Read what a former agent left; UsageError where it is not whole."""
+        descriptors = Descriptors.sort(came)
         try:
-            (length,) = _LENGTH.unpack(os.pread(descriptors["state"], _LENGTH.size, 0))
-            said = msgpack.unpackb(os.pread(descriptors["state"], length, _LENGTH.size))
+            (length,) = _LENGTH.unpack(os.pread(descriptors.file, _LENGTH.size, 0))
+            said = msgpack.unpackb(os.pread(descriptors.file, length, _LENGTH.size))
             if said["version"] != VERSION:
                 raise UsageError(f"what was kept of a process is of version {said['version']}, not {VERSION}")
             message = Message(tuple(Given(*one) for one in said["mappings"]), (USERFAULTFD,))
-            kept = cls(store, key, message, descriptors)
+            kept = cls(store, name, message, descriptors)
             if said["migration"] is not None:
                 version, migration_id, token, types = said["migration"]
                 kept.migration = Migration(version, migration_id, token, tuple(types))
@@ -141,7 +163,7 @@ class Kept:
 
     def forget(self) -> None:
         """Keep nothing of it any more."""
-        self._store.forget(self._names)
+        self._store.forget(self._name)
         self.close()
 
     def close(self) -> None:
@@ -149,36 +171,28 @@ class Kept:
         if self._address:
             calls.unmap(self._address, self._length)
             self._address = 0
-        for descriptor in self._names.values():
-            os.close(descriptor)
-        self._names = {}
+        if self._open:
+            self._open = False
+            for descriptor in (self._uffd, self._peer, self._file):
+                os.close(descriptor)
 
     def connection(self) -> socket.socket:
         """Return the connection of the process, which is the caller's."""
-        return socket.socket(fileno=os.dup(self._descriptor("peer")))
+        return socket.socket(fileno=os.dup(self._peer))
 
     def uffd(self) -> int:
         """Return its userfaultfd, which is the caller's."""
-        return fcntl.fcntl(self._descriptor("uffd"), fcntl.F_DUPFD_CLOEXEC, 0)
-
-    def _descriptor(self, name: str) -> int:
-        return next(descriptor for key, descriptor in self._names.items() if key.endswith(f".{name}"))
+        return os.dup(self._uffd)
 
 
-def sort(store: Store, left: Mapping[str, int]) -> tuple[list[Kept], dict[str, int]]:
+def sort(store: Store, left: Mapping[str, Sequence[int]]) -> tuple[list[Kept], dict[str, Sequence[int]]]:
     """Return the processes that a former agent left behind, and the descriptors that are none of them."""
-    by_key: dict[str, dict[str, int]] = {}
-    for full, descriptor in left.items():
-        key, _, name = full.partition(".")
-        by_key.setdefault(key, {})[name] = descriptor
     found: list[Kept] = []
-    rest: dict[str, int] = {}
-    for key, descriptors in by_key.items():
+    rest: dict[str, Sequence[int]] = {}
+    for name, descriptors in left.items():
         try:
-            if descriptors.keys() != {"uffd", "peer", "state"}:
-                raise UsageError(f"of a process {', '.join(sorted(descriptors))} are kept and nothing else")
-            found.append(Kept.take_up(store, key, descriptors))
-        except PostcopyError as error:
+            found.append(Kept.take_up(store, name, descriptors))
+        except UsageError as error:
             log.error("destination: a process is not served any more: %s", error)  # noqa: TRY400
-            rest |= {f"{key}.{name}": descriptor for name, descriptor in descriptors.items()}
+            rest[name] = descriptors
     return found, rest

@@ -158,24 +158,29 @@ class OutsideDestination:
             log.info("destination: %s has ended meanwhile", handed.process)
             handed.close()
         elif kept.whole or kept.migration is not None:
-            await self._drive(await self._take_up(handed, kept.migration), None)
+            await self._take_up(handed, kept.migration)
         elif self._fetch is None:
             self.waiting.append(handed)
             await self._wait(handed)
         else:
             await self._serve(handed, self._fetch)
 
-    async def _take_up(self, handed: HandedOver, migration: Migration | None) -> OutsideInterpreter:
-        """Have a migration whose source comes back to it, or of which all is here."""
+    async def _take_up(self, handed: HandedOver, migration: Migration | None) -> None:
+        """Go on with a migration whose source comes back to it, or of which all is here."""
         if migration is None:
             types = ("file",) * len(handed.message.mappings)
             migration = Migration(VERSION, secrets.token_bytes(MIGRATION_ID_BYTES), b"", types)
         interpreter = self._begin(handed, None, migration.migration_id)
         take_up(interpreter.machine, interpreter.now(), migration.version, migration.token)
-        await interpreter.take_up(migration.types)
+        try:
+            await interpreter.take_up(migration.types)
+        except Exception as error:  # whatever it was, the process must not wait for it
+            log.exception("destination: %s: it cannot be taken up", handed.process)
+            await self._abandon(interpreter, f"it cannot be taken up: {error}")
+            return
         if not migration.token:
             interpreter.post(ControlLost(interpreter.now(), "no source has to be told"))
-        return interpreter
+        await self._drive(interpreter, None)
 
     async def _wait(self, handed: HandedOver) -> None:
         """Keep a process for a source that dials; its end may come before."""
