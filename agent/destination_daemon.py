@@ -324,6 +324,7 @@ class DestinationDaemon:
             return figures
         figures = metrics.Figures("destination", destination.state, migrations=dict(self._migrations))
         figures.owns_guest = destination.owner is Owner.DESTINATION
+        figures.reconnects = destination.reconnects
         guest, stats, layout = self._guest(), destination.snapshot(), destination.layout
         figures.stall = guest.stall if guest is not None else Histogram()
         if destination.report is not None:

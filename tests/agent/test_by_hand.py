@@ -115,6 +115,20 @@ def test_metrics_are_live_while_pages_are_still_missing(tmp_path):
         assert verdict.json["pages_mismatched"] == 0
 
 
+def test_both_agents_count_a_connection_that_was_made_anew(tmp_path):
+    with (
+        destination(tmp_path, "--metrics", "127.0.0.1:0") as there,
+        source(tmp_path, "--steps-per-second", "500", "--metrics", "127.0.0.1:0", size="16MiB") as here,
+        Command("migrate", "--admin", here.admin, there.address, "--no-push"),
+    ):
+        there.until(lambda now: now["state"] == "postcopy-active")
+        assert [scrape(metrics_url(agent))["postcopy_reconnects_total"] for agent in (here, there)] == [0, 0]
+        for command in ("pause", "resume"):
+            assert run(command, "--admin", here.admin).status == 0
+        there.until(lambda now: now["reconnects"] == 1)
+        assert [scrape(metrics_url(agent))["postcopy_reconnects_total"] for agent in (here, there)] == [1, 1]
+
+
 def test_an_idle_destination_and_an_unmoved_guest_end_cleanly(tmp_path):
     with destination(tmp_path) as there, source(tmp_path, size="8MiB") as here:
         socket_file = Path(here.admin.removeprefix("unix:"))
