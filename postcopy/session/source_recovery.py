@@ -182,7 +182,8 @@ ROWS = {
     **{
         (step, key): (Step.PAUSED, try_later)
         for step in (Step.REJOINING, Step.REATTACHING)
-        for key in (*_TROUBLES, "NotSent", "WorkFailed", "PumpFailed")
+        # a Cancel is that of a destination that gave up before Run as the source came back: the next attempt is told so
+        for key in (*_TROUBLES, "Cancel", "NotSent", "WorkFailed", "PumpFailed")
     },
     **{(step, "RefuseGone"): (Step.LOST, lose) for step in (Step.REJOINING, Step.REATTACHING)},
     # anywhere on that way

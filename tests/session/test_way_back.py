@@ -4,7 +4,7 @@ import pytest
 
 from postcopy.session import events
 from postcopy.session.limits import SILENCE_SECONDS
-from postcopy.wire.control import Alive, AllPlaced, Ready, Running, Welcome
+from postcopy.wire.control import Alive, AllPlaced, Cancel, Ready, Refuse, Running, Welcome
 
 from .samples import HAVE, IDENTITY, REPORT, destination, names, source
 from .test_transcripts import DESTINATION_STORY, SOURCE_STORY, play, upto
@@ -153,6 +153,22 @@ def test_a_source_that_comes_back_to_a_whole_guest_is_told_so_though_somebody_ho
         (events.Resident(4.5), "settling", ["MakeReport"]),
         (events.Rejoined(5.0, b"1" * 32), "settling", ["Send(Welcome)"]),
         (events.AllResident(5.1, REPORT), "releasing", ["Settle", "Send(AllPlaced)"]),
+    ]
+    play(machine, story)
+
+
+def test_a_destination_that_gives_up_before_run_as_the_source_comes_back_costs_an_attempt():
+    """It was stopped for a while: the end of its connections waits in its queue before the source's return."""
+    machine = play(play(source(), upto(SOURCE_STORY, "active")), upto(BACK, "rejoining"))
+    story = [
+        (Cancel("urgent closed"), "paused", ["StopPump", "DropControl"]),
+        (events.Elapsed(9.0), "redialling", ["Connect"]),
+        (events.Connected(9.1), "rejoining", ["Send(Resume)"]),
+        (
+            Refuse("unrun", "it never ran here"),
+            "failed",
+            ["ResumeGuest", "StopPump", "CloseLinks", "Finish(failed, source, 4)"],
+        ),
     ]
     play(machine, story)
 

@@ -1,0 +1,26 @@
+"""Replay one seed with its whole story: `python -m tests.sim SEED`."""
+
+import argparse
+import sys
+
+from .play import Story
+from .world import RuleBrokenError
+
+
+def main():
+    """Print every event of the story, and how it ended."""
+    parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
+    parser.add_argument("seed", type=int)
+    seed = parser.parse_args().seed
+    story = Story(seed, whole=True)
+    try:
+        end, status = story.play(), 0
+    except RuleBrokenError as error:
+        end, status = str(error), 1
+    last = f"seed {seed}, {story.world.steps} steps, {story.world.now:.4f} s: {end}"
+    sys.stdout.write("\n".join([*story.world.lines(), last, ""]))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

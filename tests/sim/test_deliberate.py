@@ -1,0 +1,49 @@
+"""Do the rules bite? Each deliberate fault has to be found by the rule that is meant for it, within so many seeds."""
+
+import sys
+
+import pytest
+
+from .deliberate import FAULTS
+from .play import play
+from .rules import RULES
+from .world import RuleBrokenError
+
+SEEDS = 3000
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
+def test_a_fault_is_found(fault, monkeypatch, capsys):
+    fault.put(monkeypatch.setattr)
+    earlier = set()
+    for seed, error in broken_stories():  # noqa: B007 - it is told below
+        if error.rule == fault.rule:
+            break
+        earlier.add(error.rule)
+    else:
+        pytest.fail(f"not one of {SEEDS} seeds breaks the rule {fault.rule}; broken were {sorted(earlier)}")
+    with capsys.disabled():
+        sys.stdout.write(f"\n{fault.name}: {seed + 1} seeds, {error}\n")
+
+
+def broken_stories():
+    """Yield (seed, what it broke) of all stories that do not end well."""
+    for seed in range(SEEDS):
+        try:
+            play(seed)
+        except RuleBrokenError as error:
+            yield seed, error
+
+
+def test_every_rule_is_broken_by_some_fault():
+    assert {fault.rule for fault in FAULTS} == RULES
+
+
+def test_a_broken_rule_tells_its_seed_and_its_story(monkeypatch):
+    fault = next(fault for fault in FAULTS if fault.name == "plan-drops-the-last-extent")
+    fault.put(monkeypatch.setattr)
+    seed, error = next(broken_stories())
+    told = "\n".join(error.__notes__)
+    assert f"python -m tests.sim {seed}" in told
+    assert "StartPush" in told
+    assert len(told.splitlines()) > 20
