@@ -208,6 +208,24 @@ def test_a_source_that_stays_away_is_given_up_by_hand(tmp_path, uffd_socket, sys
             there.until(none_left)
 
 
+def test_a_process_that_ends_while_its_source_is_away_needs_nothing_more(tmp_path, uffd_socket, systemd):
+    with guest_source(tmp_path, "--memory", "shmem:8MiB", "--steps", "3000") as here:
+        here.until(lambda now: now["guest"]["steps"] == [3000, 3000])
+        with systemd.start(tmp_path) as there, Vmm(uffd_socket) as vmm:
+            there.until(lambda now: now["waiting"] == 1)
+            with Command("migrate", "--admin", here.admin, there.address, "--json", "--no-push") as moving:
+                vmm.call("read", 0)
+                here.signal(signal.SIGSTOP)
+                there.until(lambda now: now["processes"][0]["state"] == "postcopy-paused")
+                vmm.process.kill()
+                ended = there.until(lambda now: none_left(now) and not systemd.kept)["ended"]
+                assert (ended["outcome"], ended["text"]) == (
+                    "completed", f"process {vmm.pid} has ended and needs nothing more"
+                )  # fmt: skip
+                here.signal(signal.SIGCONT)
+                assert moving.result(30).json["pages"]["left"] == 2047  # the source is told when it comes back
+
+
 def test_nobody_keeps_anything_without_a_supervisor(tmp_path):
     with Command(
         "destination", "--handover", f"unix:{tmp_path}/uffd.sock", "--keep", "--from", "tcp:127.0.0.1:1"

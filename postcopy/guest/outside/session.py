@@ -25,7 +25,7 @@ from postcopy.link.pumping import BEAT_NS
 from postcopy.pump.destination import DestinationStats
 from postcopy.session.commands import Discard, Finish, Prepare, Settle, StartGuest, StartPump, StopPump
 from postcopy.session.destination import DestinationMachine
-from postcopy.session.events import CancelAsked, DataAttached, Prepared, Resident
+from postcopy.session.events import CancelAsked, ControlLost, DataAttached, Prepared, Resident
 from postcopy.session.limits import ANSWER_SECONDS, DIAL_SECONDS
 from postcopy.session.states import ENDED, SWITCHED, State
 from postcopy.wire.control import GuestOffer, LayoutOffer, RegionOffer
@@ -137,6 +137,8 @@ class OutsideInterpreter(DestinationInterpreter):
             await asyncio.to_thread(self._pump.stop)
             self._unneeded = not self._pump.status().resident
             self.post_first(self._resident())
+            if self.channel is None:  # the source is away, and is told when it comes back
+                self.post(ControlLost(self.now(), "the source is away"))
         elif state not in ENDED:
             self.post(CancelAsked(self.now(), f"{self.handed.process} has ended"))
 
