@@ -16,11 +16,14 @@ from postcopy.guest.outside.process import Process
 from postcopy.guest.outside.serving import OutsideDestination
 from postcopy.guest.outside.session import OutsideInterpreter
 from postcopy.link.address import UnixAddress
+from postcopy.link.destination_interpreter import DestinationInterpreter
 from postcopy.pump.status import PumpStatus
+from postcopy.session.commands import StartPump, StopPump
 from postcopy.wire.control import Cancel, ControlDecoder, GuestOffer, Hello, LayoutOffer, RegionOffer, encode
 from postcopy.wire.preamble import PREAMBLE_BYTES, Role, unpack
 from postcopy.wire.version import FETCH_SINCE
 from tests.outside.vmm import MIB, PAGE, Vmm, destination
+from tests.session.samples import destination as destination_machine
 
 
 @pytest.fixture
@@ -119,23 +122,43 @@ def test_a_pump_that_fails_after_the_last_page_is_noticed(tmp_path):
 
 
 class EndedPump:
-    """One that failed right behind its last page: both were told of with the one event that has been read."""
+    """One that failed. `resident`: right behind its last page, both told of with the one event that has been read."""
 
-    def __init__(self):
+    def __init__(self, *, resident):
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self._resident = resident
+
+    def start(self):
+        pass
 
     def status(self):
-        return PumpStatus("failed", "it broke", resident=True)
+        return PumpStatus("failed", "it broke", resident=self._resident)
 
 
 def test_a_pump_that_failed_right_behind_its_last_page_is_heard():
     async def scene():
         handed = SimpleNamespace(memory_fd=-1, process="process 1")
         interpreter = OutsideInterpreter(SimpleNamespace(), handed, dial=None, poll_max_ns=0)
-        interpreter._pump = EndedPump()
+        interpreter._pump = EndedPump(resident=True)
         interpreter._course = SimpleNamespace(look=lambda _pump: None)
         interpreter._resident()
         await asyncio.wait_for(interpreter.failed.wait(), 10)
         return interpreter.trouble
 
     assert asyncio.run(scene()) == "it broke"
+
+
+def test_a_pump_that_fails_after_a_hand_over_is_over_leaves_the_faults_to_the_kernel():
+    """Memory of ours that was handed over and is trapped: its pump serves on when the migration has completed."""
+
+    async def scene():
+        untrapped = threading.Event()
+        interpreter = DestinationInterpreter(destination_machine(), {}, {}, claim=None, mode="minor", poll_max_ns=0)
+        interpreter.memory = SimpleNamespace(resident=True, trap_no_more=untrapped.set)
+        interpreter._pump = pump = EndedPump(resident=False)
+        await interpreter._start_pump(StartPump())
+        await interpreter._stop_pump(StopPump())  # as at the end of a migration
+        os.eventfd_write(pump.event_fd, 1)
+        assert await asyncio.to_thread(untrapped.wait, 10)
+
+    asyncio.run(scene())
