@@ -101,8 +101,8 @@ def without_a_source_and_then_with_one() -> list[bytes]:
         assert urgent.recv(24, socket.MSG_WAITALL) == pack(Header(FrameType.REQUEST, 0, PAGE, PAGE))
         push.sendall(pack(Header(FrameType.PAGES, 0, PAGE, 2 * PAGE)) + b"x" * 2 * PAGE)
         found = waiting.done()
-        until(lambda: kept.known() == bytes([PLACED] * 3), "the last page")
-        assert pump.status().state == "complete"
+        until(lambda: pump.status().state == "complete", "the last page")
+        assert kept.known() == bytes([PLACED] * 3)
         assert pump.snapshot().pages_kept == 1
         guest = calls.read_memory(kept.address + 2 * PAGE, PAGE)
         urgent.close()
