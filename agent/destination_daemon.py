@@ -204,18 +204,19 @@ class DestinationDaemon:
             self._departure = None
         return self._departure
 
-    def _depart(self) -> Departure:
+    async def _depart(self) -> Departure:
         """Return the guest's way out; UsageError where there is no guest, or it is not whole."""
+        source = await self.destination.onward()
         departure = self._departing()
         if departure is None:
-            tls = self.options.tls
-            known = (self.destination.onward(), self.use, self.over, self._migrations)
-            departure = self._departure = Departure(*known, tls_dir=None if tls is None else tls.directory)
+            tls_dir = None if self.options.tls is None else self.options.tls.directory
+            departure = Departure(source, self.use, self.over, self._migrations, tls_dir=tls_dir)
+            self._departure = departure
         return departure
 
     async def migrate(self, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:
         """Send the guest on, telling the progress; return the report."""
-        return await self._depart().migrate(arguments, tell)
+        return await (await self._depart()).migrate(arguments, tell)
 
     async def set(self, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:
         """Change the migration of the guest that leaves."""

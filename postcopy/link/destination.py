@@ -247,12 +247,14 @@ class Destination:
         current.post(CancelAsked(current.now(), text))
         return True
 
-    def onward(self) -> Onward:
+    async def onward(self) -> Onward:
         """Return the way out for the guest that came here, a Source: always the same for one guest.
 
-        Whatever comes of its migrations, it need not be closed. Once the guest has left another one may come. Raises
-        UsageError where there is none, or the migration that brings it is not over.
+        Waits for the last words with its former host. It need not be closed, whatever comes of its migrations. Once the
+        guest has left another one may come. Raises UsageError where there is none, or pages of it are missing.
         """
+        if self._running is not None and self.state is State.COMPLETED:
+            await asyncio.wait({self._running})
         if self._onward is None:
             if self._current is None:
                 raise UsageError("there is no guest here")

@@ -21,7 +21,7 @@ class Onward(Source):
         if memory is None or guest is None:
             raise UsageError("there is no guest here")
         if arrival.finish is None:
-            raise UsageError("the migration that brings the guest here is not over yet")
+            raise UsageError("the guest cannot go on: pages of it are not here yet")
         super().__init__(memory.mappings, guest, poll_max_ns=poll_max_ns, give_up_after=give_up_after)
         self._arrival = arrival
 

@@ -73,6 +73,8 @@ def test_what_is_told_of_it_on_the_way(three):
     assert after | {"guest": None} == before | {"guest": None}  # nothing was tried
     with Command("migrate", "--admin", one.admin, two.address, "--no-push") as onward:
         two.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] > 20)
+        early = run("migrate", "--admin", two.admin, one.address)
+        assert (early.status, "pages of it are not here yet" in early.one_line()) == (2, True)
         now = one.status()
         assert (now["role"], now["state"], now["in_use"]) == ("source", "postcopy-active", "a migration")
         assert (now["owner"], now["guest"]) == ("destination", None)
