@@ -1,6 +1,8 @@
-"""After Run connections come and go, and the migration comes through: real daemons, a proxy that cuts between them."""
+"""After Run connections come and go, and the migration comes through: real daemons, a proxy that cuts between them.
 
-import random
+With the push at work, again and again at random: tests/chaos/test_rounds.py.
+"""
+
 import signal
 
 import pytest
@@ -133,33 +135,6 @@ def test_a_message_that_is_nonsense_is_a_pause_and_no_loss(story):
     story.proxy.spoil[CONTROL] = 4
     story.resumed()
     story.comes_through()
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_cut_at_random_again_and_again(seed, tmp_path):
-    """With the push at work: pages come in parts, twice, and late, on connections that end in the middle of them."""
-    chance = random.Random(seed)
-    memory = chance.choice(["shmem", "shmem", "anonymous", "tmpfs:/dev/shm"])
-    mode = "auto" if memory == "anonymous" else chance.choice(["auto", "minor", "missing"])
-    with (
-        destination(tmp_path, "--mode", mode) as there,
-        source(tmp_path, "--memory", memory, "--workload", "zipf", size="32MiB") as here,
-        Proxy(upstream_of(there.address)) as proxy,
-        Command("migrate", "--admin", here.admin, proxy.address, "--max-postcopy-bandwidth", "24MiB/s") as migration,
-    ):
-        here.until(lambda now: now["state"] == "postcopy-active")
-        cuts = 0
-        while cuts < 6 and here.status()["state"] != "completed":
-            role = chance.choice([PUSH, PUSH, URGENT, CONTROL])
-            before = proxy.cuts
-            proxy.budget[role] = chance.choice([1, 30, 4000, 5000, 50_000, 500_000])
-            wait_for(lambda before=before: proxy.cuts > before or here.status()["state"] == "completed", "no cut")
-            cuts += 1
-        done = migration.result(60)
-        assert done.status == 0, done.err
-        there.until(lambda now: now["state"] == "completed")
-        assert here.status()["reconnects"] > 0
-        Story(there, here, proxy, migration).checked()
 
 
 def test_the_last_words_are_lost(story):

@@ -13,6 +13,7 @@ KINDS = (
     Kind("shmem"),
     Kind("anonymous-tls", memory="anonymous", tls=True),
     Kind("minor-tls", mode="minor", tls=True, workload="random"),
+    Kind("tmpfs-missing", memory="tmpfs:/dev/shm", mode="missing", workload="increment"),
     Kind("hugetlb", memory="hugetlb-2M", size="16MiB"),
 )
 HUGE_PAGES = 32  # for its guest, twice while it moves, and twice more

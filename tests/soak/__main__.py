@@ -41,12 +41,12 @@ def rounds(folder, first, count):
     began, lacking = time.monotonic(), {kind for kind in KINDS if not possible(kind)}
     for kind in lacking:
         say(f"left out, for this host has no huge pages to give: the rounds of {kind.name}")
+    seeds = [seed for seed in range(first, first + count) if kind_of(seed) not in lacking]
     with Rounds(folder, say=say) as playing:
-        for seed in range(first, first + count):
-            if kind_of(seed) not in lacking:
-                playing.play(seed)
+        for seed in seeds:
+            playing.play(seed)
     seconds = time.monotonic() - began
-    say(f"{count} rounds from {first} on: every byte right, one owner after each; {seconds:.0f} s")
+    say(f"{len(seeds)} rounds from {first} on: every byte right, one owner after each; {seconds:.0f} s")
 
 
 def possible(kind):
