@@ -70,7 +70,7 @@ async def serve_destination(options: DestinationOptions) -> int:
         words = f"destination: listening on {address}{', with TLS' if options.tls is not None else ''}"
         showing = reachable(options, daemon.commands(), daemon.figures, words, address)
         admin = await stack.enter_async_context(showing)
-        await first_of(stop.asked, daemon.lost, daemon.over)
+        await first_of(stop.asked, daemon.over)
         await daemon.end_if_lost(admin)
         notify.tell("STOPPING=1\n")
         await daemon.finish(stop)
@@ -123,7 +123,9 @@ class DestinationDaemon:
             self._write_trace()
             if finish.owner is Owner.LOST:
                 self.lost.set()
-            elif self.options.once:
+                if self.destination.lost is not None:
+                    log.error("destination: the guest goes on without %d pages", self._lost_pages())
+            if self.options.once or (self.lost.is_set() and self.destination.lost is None):
                 self.over.set()
 
     def _write_trace(self) -> None:
@@ -138,7 +140,7 @@ class DestinationDaemon:
             log.warning("destination: the trace %s cannot be written: %s", file, error.strerror)
 
     async def end_if_lost(self, admin: AdminServer | None) -> None:
-        """End the process if the guest is not whole, its threads still waiting: none of them ever sees zeros.
+        """End the process if the guest is not whole: threads of it that wait for a page never see zeros.
 
         Before that the source hears that its pages are wanted no more, and whoever gave the guest up gets his answer.
         """
@@ -149,12 +151,16 @@ class DestinationDaemon:
             destination.lose("the destination's agent ends", paused=False)
             async with asyncio.timeout(PART_SECONDS):
                 await self.lost.wait()
-        pages = destination.report["pages"].get("lost") if destination.report is not None else None
+        pages = self._lost_pages()
         what = "pages that were still at the source are" if pages is None else f"{pages} pages that did not come are"
         log.error("destination: the guest is lost: %s gone", what)
         if admin is not None:
             await admin.close()
         end_without_cleaning(6, self.options.admin)
+
+    def _lost_pages(self) -> int | None:
+        report = self.destination.report
+        return report["pages"].get("lost") if report is not None else None
 
     async def finish(self, stop: Stop) -> None:
         """Wait for a check that is running: it reads the guest's memory. A second signal ends the process instead.
@@ -308,10 +314,12 @@ class DestinationDaemon:
         if guest is None:
             raise UsageError("there is no guest here to check")
         with self.use.take(CHECK):
-            if self.destination.state is not State.COMPLETED:
+            lost = self.destination.lost
+            if self.destination.state is not State.COMPLETED and lost is None:
                 raise UsageError("the guest cannot be checked now: pages are still at the source")
             found = await check_guest(guest, lambda: self._guest() is guest)
-            return {"schema_version": 1, "role": "destination", **found}
+            pages = {"pages_lost": self._lost_pages()} if lost else {}
+            return {"schema_version": 1, "role": "destination", **found, **pages}
 
     # --- metrics --------------------------------------------------------------------------------------------------
 

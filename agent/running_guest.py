@@ -60,6 +60,7 @@ def describe_guest(guest: WorkloadGuest) -> dict[str, Any]:
         "steps": guest.steps(),
         "accesses": guest.accesses,
         "trouble": guest.trouble,
+        "lost_steps": guest.lost_steps,
         "stall_p99_seconds": [stall.quantile(0.99) for stall in guest.stall_per_vcpu],
     }
 

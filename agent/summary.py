@@ -58,7 +58,8 @@ def verdict(integrity: dict[str, Any]) -> str:
     checked, wrong = integrity["pages_checked"], integrity["pages_mismatched"]
     if wrong:
         return f"WRONG: {wrong} of {checked} pages (4 KiB each) differ"
-    return f"every byte of {checked} pages (4 KiB each) is right"
+    lost = f"; {integrity['pages_lost']} pages are lost" if integrity.get("pages_lost") else ""
+    return f"every byte of {checked} pages (4 KiB each) is right{lost}"
 
 
 def _downtime(report: dict[str, Any]) -> str:
@@ -93,6 +94,17 @@ def _pause(paused: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
         yield "paused", f"for {format_seconds(paused['seconds'])}{hand}: {paused['text']}{tried}"
 
 
+def _guest(guest: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if guest is None:
+        return
+    workload = f", {guest['workload']}" if "workload" in guest else ""
+    yield "guest", f"{guest['kind']}{workload}, {guest['vcpus']} vCPUs, steps {', '.join(map(str, guest['steps']))}"
+    if guest.get("lost_steps"):
+        yield "lost pages", f"touched {guest['lost_steps']} times: a machine check each"
+    if guest.get("trouble"):
+        yield "guest's trouble", guest["trouble"]
+
+
 def status_rows(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what an agent answered to `status`, as pairs of name and value."""
     yield "agent", f"{status['role']}, pid {status['pid']}, version {status['version']}"
@@ -101,12 +113,7 @@ def status_rows(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "state", status["state"]
     yield "guest's owner", status["owner"] or "no guest is here"
     yield from _pause(status.get("paused"))
-    guest = status["guest"]
-    if guest is not None:
-        workload = f", {guest['workload']}" if "workload" in guest else ""
-        yield "guest", f"{guest['kind']}{workload}, {guest['vcpus']} vCPUs, steps {', '.join(map(str, guest['steps']))}"
-        if guest.get("trouble"):
-            yield "guest's trouble", guest["trouble"]
+    yield from _guest(status["guest"])
     for region in status["memory"]:
         yield "memory", f"{format_size(region['size_bytes'])} {region['type']}"
     if status["pages"]["placed"]:

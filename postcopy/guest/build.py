@@ -6,7 +6,7 @@ from cffi import FFI
 
 HERE = Path("postcopy/guest")
 HISTOGRAM = Path("postcopy/pump")
-SOURCES = ["check.c", "guest.c", "kvm.c", "vcpu.c", "workload.c"]
+SOURCES = ["check.c", "guest.c", "kvm.c", "lost.c", "vcpu.c", "workload.c"]
 HEADERS = ["check.h", "content.h", "guest.h", "kvm.h", "vcpu.h", "workload.h"]
 
 ffibuilder = FFI()

@@ -121,7 +121,7 @@ class Guest(WorkloadGuest):
         # Increment's own property is about pages in order.
         threads = 1 if self._state.workload == "increment" else threads
         with self._in_use() as guest:
-            return check_memory(guest, self._state.guest_pages, pages, threads)
+            return check_memory(guest, self._state.guest_pages, self._kept(pages), threads)
 
 
 def _parsed(state: object, mappings: Sequence[GuestMemory]) -> GuestState:

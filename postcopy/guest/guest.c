@@ -348,6 +348,15 @@ uint64_t guest_last_step_at(const struct guest *guest, uint32_t vcpu) {
     return atomic_load_explicit(&guest->vcpu[vcpu].last_step_at, memory_order_relaxed);
 }
 
+void guest_lose(struct guest *guest, const uint8_t *bits) {
+    lost_begin();
+    atomic_store_explicit(&guest->lost, bits, memory_order_release);
+}
+
+uint64_t guest_lost(const struct guest *guest, uint32_t vcpu) {
+    return atomic_load_explicit(&guest->vcpu[vcpu].lost, memory_order_relaxed);
+}
+
 int guest_tid(const struct guest *guest, uint32_t vcpu) {
     return atomic_load_explicit(&guest->vcpu[vcpu].tid, memory_order_relaxed);
 }

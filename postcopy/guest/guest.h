@@ -69,6 +69,15 @@ uint64_t guest_accesses(const struct guest *guest, uint32_t vcpu); /* steps done
 uint64_t guest_first_step_at(const struct guest *guest, uint32_t vcpu); /* end of the first step since start, or 0 */
 uint64_t guest_last_step_at(const struct guest *guest, uint32_t vcpu);  /* end of the latest step here, or 0 */
 int guest_tid(const struct guest *guest, uint32_t vcpu);
+/*
+ * Flat pages whose bit is set (as for check_range) may be poisoned from now on: their content never came, and the kernel
+ * answers SIGBUS in its place. To an emulated vCPU that is a machine check: the step counts, nothing of it is written,
+ * and the vCPU goes on with its next one. The bits stay the caller's and must outlive the guest. The process gets a handler
+ * of SIGBUS for that, which passes on what is no vCPU's access to such a page.
+ */
+void guest_lose(struct guest *guest, const uint8_t *bits);
+/* Steps that met such a page. */
+uint64_t guest_lost(const struct guest *guest, uint32_t vcpu);
 /* A struct hist of GUEST_STALL_BYTES, valid until guest_destroy. */
 const void *guest_stall(const struct guest *guest, uint32_t vcpu);
 extern const size_t GUEST_STALL_BYTES;

@@ -71,6 +71,10 @@ uint32_t guest_trouble(const struct guest *guest, uint32_t vcpu) {
     return atomic_load_explicit(&guest->vcpu[vcpu].kvm.trouble, memory_order_relaxed);
 }
 
+uint64_t guest_trouble_at(const struct guest *guest, uint32_t vcpu) {
+    return atomic_load_explicit(&guest->vcpu[vcpu].kvm.trouble_at, memory_order_relaxed);
+}
+
 #ifdef __x86_64__
 
 #define MSR_TIME_STAMP 0x10u
@@ -78,11 +82,14 @@ uint32_t guest_trouble(const struct guest *guest, uint32_t vcpu) {
 int guest_adopt(struct guest *guest, uint32_t vcpu, int fd, uint64_t run_bytes, struct kvm_window *window) {
     if (vcpu >= guest->threads || run_bytes < sizeof(struct kvm_run) || guest->vcpu[vcpu].kvm.window != NULL)
         return EINVAL;
-    /* Blocked in the thread, the kick ends KVM_RUN alone, whenever it comes, and no handler is ever called. */
+    /*
+     * Blocked in the thread, the kick ends KVM_RUN alone, whenever it comes, and no handler is ever called. SIGBUS is
+     * what KVM says of a page that is lost; unheard, it would try that page for ever.
+     */
     struct {
         struct kvm_signal_mask head;
         uint64_t signals; /* as the kernel has them, not the C library */
-    } __attribute__((packed)) mask = {.head.len = 8, .signals = ~(1ull << (VCPU_KICK - 1))};
+    } __attribute__((packed)) mask = {.head.len = 8, .signals = ~(1ull << (VCPU_KICK - 1) | 1ull << (SIGBUS - 1))};
     if (ioctl(fd, KVM_SET_SIGNAL_MASK, &mask) != 0)
         return errno;
     void *run = mmap(NULL, run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -142,12 +149,18 @@ static void call_complete(struct vcpu *vcpu) {
 }
 
 /* A kick stays pending, and KVM_RUN would come back at once for ever: the stop that it was for may have been given up. */
-static void kick_take(void) {
-    sigset_t kick;
-    must(sigemptyset(&kick));
-    must(sigaddset(&kick, VCPU_KICK));
-    while (sigtimedwait(&kick, NULL, &(struct timespec){0}) > 0)
-        ;
+static void signals_take(struct vcpu *vcpu) {
+    sigset_t heard;
+    must(sigemptyset(&heard));
+    must(sigaddset(&heard, VCPU_KICK));
+    must(sigaddset(&heard, SIGBUS));
+    siginfo_t signal;
+    for (int number; (number = sigtimedwait(&heard, &signal, &(struct timespec){0})) > 0;) {
+        if (number != SIGBUS)
+            continue;
+        atomic_store_explicit(&vcpu->kvm.trouble_at, (uint64_t)(uintptr_t)signal.si_addr, memory_order_relaxed);
+        trouble_set(vcpu, KVM_TROUBLE_LOST);
+    }
 }
 
 static bool is_call(const struct kvm_run *run) {
@@ -163,7 +176,7 @@ static void kvm_run_once(struct vcpu *vcpu) {
     if (!vcpu->kvm.single)
         atomic_store_explicit(&vcpu->last_step_at, now, memory_order_relaxed);
     if (problem == EINTR) {
-        kick_take();
+        signals_take(vcpu);
     } else if (problem == EAGAIN) {
         return;
     } else if (problem != 0) {
@@ -175,6 +188,8 @@ static void kvm_run_once(struct vcpu *vcpu) {
         call_complete(vcpu);
         first_made(vcpu);
     } else if (run->exit_reason != KVM_EXIT_INTR) {
+        if (run->exit_reason == KVM_EXIT_MMIO)
+            atomic_store_explicit(&vcpu->kvm.trouble_at, run->mmio.phys_addr, memory_order_relaxed);
         trouble_set(vcpu, run->exit_reason);
     }
 }

@@ -67,6 +67,10 @@ uint64_t guest_first_page(const struct guest *guest, uint32_t vcpu);
 int guest_adopt(struct guest *guest, uint32_t vcpu, int fd, uint64_t run_bytes, struct kvm_window *window);
 /* Why a vCPU cannot go on: KVM's exit reason, or an errno of KVM_RUN above KVM_TROUBLE_ERRNO; 0: it can. */
 #define KVM_TROUBLE_ERRNO 0x10000u
+/* Above it: the vCPU touched a page that is lost, and the kernel sent SIGBUS for the address in guest_trouble_at(). */
+#define KVM_TROUBLE_LOST 0x20000u
 uint32_t guest_trouble(const struct guest *guest, uint32_t vcpu);
+/* Of KVM_EXIT_MMIO the guest's physical address, of KVM_TROUBLE_LOST that of this process. */
+uint64_t guest_trouble_at(const struct guest *guest, uint32_t vcpu);
 
 #endif

@@ -28,16 +28,27 @@ uint64_t vcpu_pace(struct guest *guest, uint64_t now, uint64_t *due_ns) {
     return now;
 }
 
+/*
+ * The step that was under way met a page that is lost. The cursor is as it was when vcpu_go() took it, and the steps say
+ * how many it has made since.
+ */
+static void machine_check(struct guest *guest, struct vcpu *vcpu) {
+    uint64_t steps = vcpu_steps(vcpu) + 1;
+    must(!order_seek(&guest->order, vcpu->index, steps / guest->order.pass_steps, steps % guest->order.pass_steps,
+                     &vcpu->cursor));
+    atomic_fetch_add_explicit(&vcpu->lost, 1, memory_order_relaxed);
+    atomic_store_explicit(&vcpu->steps, steps, memory_order_relaxed);
+}
+
 /* Steps until the command changes or the limit is reached. One reading of the clock a step: the end of a step is the
  * beginning of the next, so nothing that happens to this thread between two steps goes unmeasured. */
-static void vcpu_run(struct guest *guest, struct vcpu *vcpu) {
+static __attribute__((noinline)) void vcpu_go(struct guest *guest, struct vcpu *vcpu) {
     struct cursor cursor = vcpu->cursor;
     uint64_t steps = atomic_load_explicit(&vcpu->steps, memory_order_relaxed);
     uint64_t began = clock_ns();
-    uint64_t due = began;
     while (command_now(guest) == COMMAND_RUN && steps < guest->steps_max) {
         if (guest->period_ns != 0) {
-            began = vcpu_pace(guest, began, &due);
+            began = vcpu_pace(guest, began, &vcpu->due_ns);
             if (command_now(guest) != COMMAND_RUN)
                 break;
         }
@@ -52,6 +63,15 @@ static void vcpu_run(struct guest *guest, struct vcpu *vcpu) {
         began = ended;
     }
     vcpu->cursor = cursor;
+}
+
+static void vcpu_run(struct guest *guest, struct vcpu *vcpu) {
+    vcpu->due_ns = clock_ns();
+    lost_escape(vcpu);
+    if (sigsetjmp(vcpu->escape, 0) != 0)
+        machine_check(guest, vcpu);
+    vcpu_go(guest, vcpu);
+    lost_escape(NULL);
 }
 
 /* Parks; false when the thread is to end. */

@@ -8,6 +8,7 @@
 #define POSTCOPY_GUEST_VCPU_H
 
 #include <pthread.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -35,6 +36,7 @@ struct vcpu_kvm {
     struct kvm_window *window;
     bool called; /* its program has called and stands between two steps */
     bool single; /* it comes back after an instruction */
+    _Atomic uint64_t trouble_at; /* where, if that is known */
     _Atomic uint32_t trouble;
 };
 
@@ -46,10 +48,14 @@ struct vcpu {
     bool parked;
     struct cursor cursor; /* the thread's while it runs, the caller's while it is parked */
     _Atomic uint64_t steps_seeked; /* steps made before this guest was told of them */
+    /* The thread's: where it goes on behind a page that is lost, and when its next step is due, if it is paced. */
+    sigjmp_buf escape;
+    uint64_t due_ns;
     /* Written by the thread in every step, read by anybody. */
     _Alignas(CACHE_LINE) _Atomic uint64_t steps;
     _Atomic uint64_t first_step_at;
     _Atomic uint64_t last_step_at;
+    _Atomic uint64_t lost; /* steps that met a page that is lost */
     _Atomic int tid;
     struct vcpu_kvm kvm;
     _Alignas(CACHE_LINE) struct hist stall;
@@ -62,6 +68,7 @@ struct guest {
     uint64_t period_ns; /* between two steps of a vCPU, 0: none */
     uint64_t steps_max; /* changed only while all are parked */
     struct guest_segment *segments;
+    const uint8_t *_Atomic lost; /* a bit for each flat page, NULL: none is lost */
     uint32_t threads; /* those that were created: 0..order.vcpus */
     pthread_mutex_t mutex;
     pthread_cond_t commanded; /* command changed */
@@ -118,6 +125,14 @@ void *vcpu_main(void *argument);
 
 /* Waits until the next step is due, or the guest is stopped; returns the time. The mutex is not held. */
 uint64_t vcpu_pace(struct guest *guest, uint64_t now, uint64_t *due_ns);
+
+/* In lost.c: installs the handler of SIGBUS, once in a process. */
+void lost_begin(void);
+/*
+ * In lost.c: out of an access to a page that is lost this thread, which has all signals blocked, goes on at vcpu->escape
+ * from now on. It sets that next, by sigsetjmp(vcpu->escape, 0) in a function that it does not leave. NULL: no more.
+ */
+void lost_escape(struct vcpu *vcpu);
 
 /* In kvm.c: lets a vCPU that KVM runs go on until the command changes, its limit is reached or it cannot go on. */
 void vcpu_run_kvm(struct guest *guest, struct vcpu *vcpu);

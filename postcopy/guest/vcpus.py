@@ -63,6 +63,9 @@ class WorkloadGuest(ABC):
     ) -> None:
         """Make the threads of a guest in this state, parked, on the given memory, of which its own pages come first."""
         self._mappings = tuple(mappings)  # borrowed memory is kept alive
+        self._own_pages = own_pages
+        self._lost = 0  # a bit for each page
+        self._lost_bits: list[Any] = []
         self._state = state
         pinned = [cpus[v % len(cpus)] for v in range(len(state.vcpus))] if cpus else None
         out, segments = ffi.new("struct guest **"), _segments(mappings, own_pages)
@@ -155,6 +158,36 @@ class WorkloadGuest(ABC):
         """Steps made by this guest in this process, all of them clocked; live."""
         with self._in_reading() as guest:
             return sum(lib.guest_accesses(guest, v) for v in range(self.vcpus))
+
+    def lose(self, extents: Sequence[tuple[int, int, int]]) -> None:
+        """Bear it that these bytes (region, offset, length; whole pages) may be poisoned from now on; live.
+
+        A vCPU that touches one makes a step less, or stops: `lost_steps`, `trouble`. check() leaves them out.
+        """
+        pages = self._state.guest_pages
+        lost = bytearray(-(-(self._own_pages + pages) // 8))
+        for region, offset, length in extents:
+            before = sum(mapping.region.size for mapping in self._mappings[:region])
+            _mark(lost, (before + offset) // GUEST_PAGE_BYTES, (before + offset + length) // GUEST_PAGE_BYTES)
+        with self._in_use() as guest:
+            self._lost = int.from_bytes(lost, "little")
+            bits = (self._lost >> self._own_pages).to_bytes(-(-pages // 8), "little")
+            self._lost_bits.append(ffi.from_buffer(bits))  # C looks at them for as long as the guest is there
+            lib.guest_lose(guest, self._lost_bits[-1])
+
+    def _kept(self, pages: bytes | None) -> bytes | None:
+        """Return which of the pages that are to be checked are not lost; None: all."""
+        if not self._lost:
+            return pages
+        total = self._state.guest_pages + self._own_pages
+        wanted = (1 << total) - 1 if pages is None else int.from_bytes(pages, "little")
+        return (wanted & ~self._lost).to_bytes(-(-total // 8), "little")
+
+    @property
+    def lost_steps(self) -> int:
+        """Steps made here that met a page that is lost (a machine check) and left it at that; live."""
+        with self._in_reading() as guest:
+            return sum(lib.guest_lost(guest, v) for v in range(self.vcpus))
 
     @property
     def stall_per_vcpu(self) -> list[Histogram]:
@@ -255,6 +288,15 @@ def guest_pages(mappings: Sequence[GuestMemory]) -> int:
         if mapping.region.size % GUEST_PAGE_BYTES:
             raise UsageError(f"guest: region size {mapping.region.size} is not a multiple of {GUEST_PAGE_BYTES}")
     return sum(mapping.region.size for mapping in mappings) // GUEST_PAGE_BYTES
+
+
+def _mark(bits: bytearray, first: int, stop: int) -> None:
+    """Set bits first..stop-1: whole bytes at once, for there may be millions."""
+    begin, end = -(-first // 8), stop // 8
+    if begin < end:
+        bits[begin:end] = b"\xff" * (end - begin)
+    for bit in range(first, stop) if begin >= end else (*range(first, begin * 8), *range(end * 8, stop)):
+        bits[bit // 8] |= 1 << bit % 8
 
 
 def setup_of(state: GuestState) -> Any:

@@ -30,6 +30,7 @@ from postcopy.link.listen import Listener, first_message
 from postcopy.link.onward import Onward
 from postcopy.link.placement import known_mode, known_removal
 from postcopy.link.report import Report
+from postcopy.link.residence import Extent
 from postcopy.link.returning import Known
 from postcopy.link.source import POLL_MAX_NS, SOFTWARE
 from postcopy.link.tls import Credentials, versions_over
@@ -342,6 +343,11 @@ class Destination:
     def report(self) -> Report | None:
         """What this side knows of the latest migration that came through."""
         return None if self._current is None else self._current.report
+
+    @property
+    def lost(self) -> list[Extent] | None:
+        """What of the memory is lost, where the guest goes on without it; None: nothing, or it cannot go on so."""
+        return None if self._current is None else self._current.lost
 
     @property
     def control_bytes(self) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from postcopy.link.prepare import Memory, MemoryTypes, prepare
 from postcopy.link.probe import try_out
 from postcopy.link.pumping import BEAT_NS
 from postcopy.link.report import Report, arrived
+from postcopy.link.residence import Extent
 from postcopy.link.takeover import take_files, take_over
 from postcopy.link.way_back import WayBack
 from postcopy.pump.destination import DestinationStats
@@ -99,6 +100,7 @@ class DestinationInterpreter(WayBack):
         self.memory: Memory | None = None
         self.guest: MigratingGuest | None = None
         self.report: Report | None = None
+        self.lost: list[Extent] | None = None  # once they were given up and the guest goes on without them
         self.held = False
         self.stopped_at = 0.0
         self.run_at = 0.0

@@ -20,8 +20,9 @@ from postcopy.pump.histogram import Histogram
 class MigratingGuest(Protocol):
     """A guest on mapped memory; `postcopy.guest` has some. Any thread may call its methods, one at a time.
 
-    One that has an attribute `takes_poison`, true, gets SIGBUS or a machine check where it touches a page that is lost
-    for good, and deals with it; any other is kept waiting there until it ends.
+    One that has a method `lose(extents)` is told with it which of its memory is lost for good, as (region, offset,
+    length) in bytes, and gets SIGBUS or a machine check where it touches that from then on; any other is kept waiting
+    there until it ends.
     """
 
     @property

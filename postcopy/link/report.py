@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from postcopy import __version__
 from postcopy.errors import PostcopyError
 from postcopy.link.course import distribution
 from postcopy.link.guest import MigratingGuest
+from postcopy.link.residence import Extent
 from postcopy.pages.regions import Layout
 from postcopy.pump.destination import DestinationStats
 from postcopy.pump.source import SourceStats
@@ -33,6 +35,9 @@ PERCENTILES = ("count", "p50", "p90", "p99", "p999", "max", "mean")
 
 # Without these nobody could show it.
 NEEDED = ("mode", "memory", "resident_seconds", "fault_latency_seconds", "stall_seconds", "bytes", "integrity")
+
+# Of a guest that lost pages all over it may be as many as it has pages.
+LOST_EXTENTS_MAX = 256
 
 Report = dict[str, Any]
 
@@ -103,12 +108,17 @@ def gone(
     *,
     course: dict[str, list[float]],
     tls: bool,
+    lost: Sequence[Extent],
 ) -> Report:
-    """Build what the destination knows of a guest that lost pages: `pages.lost` of them, which will never come."""
+    """Build what the destination knows of a guest that lost pages: `pages.lost` of them, which will never come.
+
+    `details.lost_extents` says which, the first of them: region, offset and length in bytes.
+    """
     here = replace(stats, pages_total=stats.pages_resident)
     report = arrived(mode, layout, here, guest, timing, course=course, tls=tls)
     report["outcome"] = "lost"
     report["pages"] |= {"total": stats.pages_total, "lost": stats.pages_total - stats.pages_resident}
+    report["details"]["lost_extents"] = [list(one) for one in lost[:LOST_EXTENTS_MAX]]
     return report
 
 

@@ -1,12 +1,13 @@
 """What a destination has of a guest's memory, on its way to the source and there.
 
-A destination's detached pump enters, Have messages leave; at the source they enter, and a pump that need not send these
-pages leaves.
+A destination's detached pump enters, Have messages leave, or the pages that are lost; at the source the messages enter,
+and a pump that need not send these pages leaves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from postcopy.errors import ProtocolError
 from postcopy.pages.bitmap import Bitmap
@@ -17,6 +18,14 @@ from postcopy.pump.source import SourcePump
 from postcopy.wire import residence
 from postcopy.wire.control import Have
 from postcopy.wire.limits import HAVE_PAGES_MAX
+
+
+class Extent(NamedTuple):
+    """Bytes of a region, whole pages."""
+
+    region: int
+    offset: int
+    length: int
 
 
 def what_is_here(layout: Layout, pump: DestinationPump) -> list[Have]:
@@ -30,6 +39,15 @@ def what_is_here(layout: Layout, pump: DestinationPump) -> list[Have]:
 def _pieces(states: memoryview) -> Iterator[Bitmap]:
     for first in range(0, len(states), HAVE_PAGES_MAX):
         yield Bitmap.of_states(states[first : first + HAVE_PAGES_MAX], PageState.PLACED, PageState.ZERO)
+
+
+def extents_of(layout: Layout, pump: DestinationPump, *states: PageState) -> list[Extent]:
+    """Return the runs of pages in these states, in order."""
+    return [
+        Extent(region.index, first * region.page_size, (stop - first) * region.page_size)
+        for region in layout.regions
+        for first, stop in Bitmap.of_states(pump.page_map(region.index), *states).runs()
+    ]
 
 
 class Residence:

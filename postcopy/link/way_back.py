@@ -12,13 +12,16 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from postcopy.errors import HostError
 from postcopy.link.control import ControlChannel
 from postcopy.link.course import Course
 from postcopy.link.guest import MigratingGuest
 from postcopy.link.prepare import Memory
 from postcopy.link.pumping import PumpInterpreter
 from postcopy.link.report import Report, gone
-from postcopy.link.residence import what_is_here
+from postcopy.link.residence import Extent, extents_of, what_is_here
+from postcopy.pages.ledger import PageState
+from postcopy.pages.regions import Layout
 from postcopy.pump.destination import DestinationPump, DestinationStats
 from postcopy.session.commands import Command, DetachData, Poison, ResumePump, Send, TellResidence
 from postcopy.session.destination import DestinationMachine
@@ -35,6 +38,7 @@ class WayBack(PumpInterpreter[DestinationPump, DestinationStats]):
     memory: Memory | None
     guest: MigratingGuest | None
     report: Report | None
+    lost: list[Extent] | None
     _attached: set[str]
     _course: Course
 
@@ -74,11 +78,22 @@ class WayBack(PumpInterpreter[DestinationPump, DestinationStats]):
     async def _poison(self, _command: Poison) -> None:
         if self._pump is None or self.memory is None or self.guest is None:
             return
-        # A guest whose threads are this process's would end it: it ends soon anyway, and in its own words.
-        if getattr(self.guest, "takes_poison", False):
-            lost = await asyncio.to_thread(self._pump.poison)
-            log.warning("destination: %d pages are lost: whoever touches one gets SIGBUS", lost)
+        # Of a guest that cannot take it, who touches a page that is lost goes on waiting.
+        lose = getattr(self.guest, "lose", None)
+        if lose is not None:
+            await asyncio.to_thread(self._lose, lose, self.memory.layout, self._pump)
         stats = self._pump.snapshot()
         course = self._course.columns(stats.pages_total)
         known = (self.mode, self.memory.layout, stats, self.guest, self.timing())
-        self.report = gone(*known, course=course, tls=self.encrypted)
+        self.report = gone(*known, course=course, tls=self.encrypted, lost=self.lost or [])
+
+    def _lose(self, lose: Callable[[list[Extent]], None], layout: Layout, pump: DestinationPump) -> None:
+        """Have what is missing poisoned, once the guest knows of it."""
+        lose(extents_of(layout, pump, PageState.ABSENT, PageState.REQUESTED))
+        try:
+            count = pump.poison()
+        except HostError as refused:
+            log.error("destination: %s; whoever touches one waits for ever", refused)  # noqa: TRY400
+        else:
+            log.warning("destination: %d pages are lost: whoever touches one gets SIGBUS", count)
+            self.lost = extents_of(layout, pump, PageState.POISONED)

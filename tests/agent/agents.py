@@ -184,3 +184,25 @@ def scrape(url):
     with urllib.request.urlopen(url, timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
+
+
+def given_up(there, pages, text="the guest goes on without"):
+    """See that a guest of so many pages (4 KiB) goes on without those that are lost, and end its agent; how many."""
+    status = there.until(lambda now: now["state"] == "lost" and now["ended"] is not None)
+    assert (status["owner"], status["ended"]["exit_status"]) == ("lost", 6)
+    lost = status["report"]["pages"]["lost"]
+    there.until_log(text)
+    there.runs_on()
+    met = there.until(lambda now: now["guest"]["lost_steps"] > 0)["guest"]
+    assert (met["trouble"], status["report"]["outcome"]) == (None, "lost")
+    extents = status["report"]["details"]["lost_extents"]
+    assert extents
+    assert sum(length for _, _, length in extents) <= 4096 * lost
+    found = there.ask("check")
+    assert (found["pages_checked"], found["pages_lost"], found["pages_mismatched"]) == (pages - lost, lost, 0)
+    there.runs_on()
+    there.signal(signal.SIGTERM)
+    assert there.wait() == 6
+    assert f"the guest is lost: {lost} pages that did not come are gone" in there.log
+    assert "Traceback" not in there.log
+    return lost

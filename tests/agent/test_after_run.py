@@ -9,7 +9,7 @@ import pytest
 from postcopy.wire.control import AllPlaced, Cancel, Loaded, Progress, Refuse, Resume, Run, Running, State
 from postcopy.wire.preamble import Role
 
-from .agents import LOSS_SECONDS, Command, destination, run, source
+from .agents import LOSS_SECONDS, Command, destination, given_up, run, source
 from .fakes import Channel, FakeDestination
 
 SLOW = ("--steps-per-second", "500")  # the guest touches its pages one by one: some are at the source for long
@@ -78,7 +78,7 @@ def test_sigterm_to_a_source_that_still_has_pages(halfway):
     with contextlib.suppress(AssertionError):
         there.until(lambda now: now["state"] == "postcopy-paused", 3)
         there.ask("cancel", lost=True)
-    lost(there)
+    given_up(there, 16384)
 
 
 @pytest.mark.parametrize("limit", [(), ("--max-postcopy-bandwidth", "1B/s")])

@@ -1,5 +1,6 @@
 """Guests of KVM through whole migrations between real daemons, checked to the last byte; and hosts without KVM."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from postcopy.errors import HostError
 from postcopy.guest.kvm.machine import check_host
 from tests.lacking import lacking
 
-from .agents import destination, run, source
+from .agents import Command, destination, run, source
 from .test_memory_types import migrated, shape
 
 MIB = 1 << 20
@@ -154,3 +155,23 @@ def test_what_cannot_be_is_one_line(arguments, text):
     done = run("source", "--guest", "kvm", *arguments)
     assert done.status == 2, done.err
     assert text in done.one_line()
+
+
+def test_a_vcpu_that_touches_a_lost_page_stops_and_the_agent_tells_why(tmp_path):
+    with (
+        destination(tmp_path) as there,
+        source(tmp_path, "--guest", "kvm", "--steps-per-second", "500", size="8MiB") as here,
+        Command("migrate", "--admin", here.admin, there.address, "--no-push") as migration,
+    ):
+        there.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] > 50)
+        here.signal(signal.SIGKILL)
+        there.until(lambda now: now["state"] == "postcopy-paused")
+        assert there.ask("cancel", lost=True)["lost_pages"] > 0
+        trouble = there.until(lambda now: now["guest"]["trouble"] is not None)["guest"]["trouble"]
+        assert "vCPU 0: it touched a page that is lost: region 0, offset 0x" in trouble
+        refused = run("check", "--admin", there.admin)
+        assert (refused.status, "it cannot be checked: vCPU 0" in refused.one_line()) == (1, True)
+        assert migration.result().status == 6
+        there.signal(signal.SIGTERM)
+        assert there.wait() == 6
+        assert "Traceback" not in there.log

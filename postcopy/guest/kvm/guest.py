@@ -14,8 +14,8 @@ from typing import Any
 from postcopy.errors import HostError, PostcopyError, ProtocolError, UsageError
 from postcopy.guest._guest import ffi, lib
 from postcopy.guest.kvm import vcpu_state
-from postcopy.guest.kvm.abi import EXIT_NAMES
-from postcopy.guest.kvm.layout import MEMORY_BYTES_MAX, WINDOWS_AT, OwnPages
+from postcopy.guest.kvm.abi import EXIT_MMIO, EXIT_NAMES
+from postcopy.guest.kvm.layout import MEMORY_AT, MEMORY_BYTES_MAX, WINDOWS_AT, OwnPages
 from postcopy.guest.kvm.machine import VCPUS_MAX, WINDOW_BYTES, Machine
 from postcopy.guest.kvm.state import KIND, WORKLOADS, KvmState
 from postcopy.guest.state import GUEST_PAGE_BYTES, GuestState, wanted_state
@@ -133,6 +133,7 @@ class KvmGuest(WorkloadGuest):
         The rest is as with the emulated Guest. Raises GuestTroubleError where a vCPU cannot finish its step.
         """
         self._settle()
+        pages = self._kept(pages)
         own, wanted = self._own.count, None if pages is None else int.from_bytes(pages, "little")
         total = self._state.guest_pages
         content = None if wanted is None else (wanted >> own).to_bytes(-(-total // 8), "little")
@@ -180,9 +181,23 @@ class KvmGuest(WorkloadGuest):
     def trouble(self) -> str | None:
         """Why some vCPU cannot go on, whatever anybody does; live."""
         with self._in_reading() as guest:
-            codes = [lib.guest_trouble(guest, vcpu) for vcpu in range(self.vcpus)]
-        troubles = [f"vCPU {vcpu}: {_trouble(code)}" for vcpu, code in enumerate(codes) if code]
+            found = [(lib.guest_trouble(guest, vcpu), lib.guest_trouble_at(guest, vcpu)) for vcpu in range(self.vcpus)]
+        troubles = [f"vCPU {vcpu}: {self._trouble(*one)}" for vcpu, one in enumerate(found) if one[0]]
         return ", ".join(troubles) or None
+
+    def _trouble(self, code: int, at: int) -> str:
+        """Say why a vCPU cannot go on. The program has no handler for a machine check: a lost page is its end."""
+        if code == lib.KVM_TROUBLE_LOST:
+            return f"it touched a page that is lost, at {at:#x} in this process"
+        offset = at - MEMORY_AT
+        for mapping in self._mappings:
+            # Where KVM reads or writes for the guest, memory that it cannot have is to it no memory.
+            if code == EXIT_MMIO and 0 <= offset < mapping.region.size:
+                return f"it touched a page that is lost: region {mapping.region.index}, offset {offset:#x}"
+            offset -= mapping.region.size
+        if code & lib.KVM_TROUBLE_ERRNO:
+            return f"KVM_RUN fails: {os.strerror(code & ~lib.KVM_TROUBLE_ERRNO)}"
+        return EXIT_NAMES.get(code, f"exit reason {code}")
 
     def close(self, deadline: float = 10.0) -> None:
         """End the threads and the machine; the memory is the caller's; again: nothing."""
@@ -235,9 +250,3 @@ def own_pages(mappings: Sequence[GuestMemory], vcpus: int) -> OwnPages:
     if not 1 <= vcpus <= VCPUS_MAX:
         raise UsageError(f"guest: {vcpus} vCPUs are not in 1 to {VCPUS_MAX}")
     return OwnPages(pages, vcpus, WINDOW_BYTES)
-
-
-def _trouble(code: int) -> str:
-    if code & lib.KVM_TROUBLE_ERRNO:
-        return f"KVM_RUN fails: {os.strerror(code & ~lib.KVM_TROUBLE_ERRNO)}"
-    return EXIT_NAMES.get(code, f"exit reason {code}")
