@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import directory
 from tests.chaos.proxy import wait_for
 
 from .agents import Command, Daemon, destination, run, source
@@ -15,9 +16,9 @@ from .agents import Command, Daemon, destination, run, source
 SLOW = ("--steps-per-second", "500", "--workload", "random")
 
 
-def returned(folder, keeper):
+def returned(folder, keeper, *arguments):
     (folder / "again").mkdir(exist_ok=True)
-    return Daemon(folder / "again", "source", "--resume", keeper)
+    return Daemon(folder / "again", "source", "--resume", keeper, *arguments)
 
 
 @pytest.fixture
@@ -29,27 +30,31 @@ def gone(keeper):
     wait_for(lambda: not Path(keeper.removeprefix("unix:")).exists(), "the keeper stays")
 
 
-@pytest.mark.parametrize("memory", ["shmem", "hugetlb-2M"])
-def test_a_killed_source_is_followed_by_another(memory, keeper, tmp_path, huge_pages):
+@pytest.mark.parametrize(("memory", "encrypted"), [("shmem", False), ("shmem", True), ("hugetlb-2M", False)])
+def test_a_killed_source_is_followed_by_another(memory, encrypted, keeper, tmp_path, huge_pages):
     if memory == "hugetlb-2M":
         huge_pages(memory, 64)
+    tls = ("--tls-dir", directory(tmp_path / "tls")) if encrypted else ()
     with (
-        destination(tmp_path) as there,
-        source(tmp_path, "--memory", memory, "--keeper", keeper, *SLOW, size="32MiB") as here,
+        destination(tmp_path, *tls) as there,
+        source(tmp_path, "--memory", memory, "--keeper", keeper, *tls, *SLOW, size="32MiB") as here,
         Command("migrate", "--admin", here.admin, there.address, "--no-push") as migration,
     ):
         there.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] >= 5)
         here.signal(signal.SIGKILL)
         assert migration.result().status == 6  # as far as the command can know
         there.until(lambda now: now["state"] == "postcopy-paused")
+        if encrypted:  # whoever takes over needs what it takes to be believed, and leaves the rest as it was
+            refused = run("source", "--resume", keeper)
+            assert (refused.status, "is encrypted: --tls-dir" in refused.one_line()) == (2, True)
         for times in (1, 2):
-            with returned(tmp_path, keeper) as again:
+            with returned(tmp_path, keeper, *tls) as again:
                 there.until(lambda now, times=times: now["state"] == "postcopy-active" and now["reconnects"] == times)
                 placed = there.status()["pages"]["placed"]
                 if times == 1:  # and killed once more
                     if memory == "shmem":
                         there.until(lambda now, placed=placed: now["pages"]["placed"] > placed)
-                    assert run("source", "--resume", keeper).status == 2  # its agent lives
+                    assert run("source", "--resume", keeper, *tls).status == 2  # its agent lives
                     again.signal(signal.SIGKILL)
                     again.wait()
                     continue
