@@ -42,10 +42,13 @@ def rows(available: int) -> Iterator[Row]:
     """Return the rows; `available` are the bytes of memory to be had."""
     yield from _small("anonymous", ("auto", "move"), FloorSetup(SMALL_BYTES, anonymous=True))
     for name, setting in (("anonymous", "enabled"), ("shmem", "shmem_enabled")):
-        lacking = _thp(setting)
+        lacking = _thp(setting, "madvise" if setting == "enabled" else "advise", "always", "within_size")
         modes = ("auto",) if name == "anonymous" else ("auto", "minor", "missing")
         floor = FloorSetup(SMALL_BYTES, anonymous=name == "anonymous")
         yield from _small(name, modes, floor, thp=True, lacking=lacking)
+    # Of itself huge, without being asked for.
+    lacking = _thp("shmem_enabled", "always")
+    yield from _small("shmem", ("auto",), FloorSetup(SMALL_BYTES), name="shmem-always", lacking=lacking)
     folder = _mount("tmpfs", "/dev/shm")  # noqa: S108 - a mount to look for
     lacking = None if folder else "no tmpfs is mounted at /dev/shm"
     yield from _small("tmpfs", ("auto", "minor", "missing"), FloorSetup(SMALL_BYTES), folder=folder, lacking=lacking)
@@ -66,10 +69,11 @@ def _small(
     floor: FloorSetup,
     *,
     thp: bool = False,
+    name: str | None = None,
     folder: str | None = None,
     lacking: str | None = None,
 ) -> Iterator[Row]:
-    name = f"{memory}-thp" if thp else memory
+    name = name or (f"{memory}-thp" if thp else memory)
     for mode in modes:
         product = ProductSetup(memory=memory, size=floor.size, mode=mode, thp=thp, folder=folder)
         yield Row(f"{name}/{mode}", product, _floors(floor, "continue" if mode == "minor" else "copy"), lacking)
@@ -115,12 +119,11 @@ def _mount(kind: str, folder: str | None = None, pagesize: str | None = None) ->
     return None
 
 
-def _thp(setting: str) -> str | None:
-    """Say how to turn transparent huge pages on, None where they are to be had."""
+def _thp(setting: str, *good: str) -> str | None:
+    """Say how to have transparent huge pages used so, the first way named, None where they are."""
     file = THP / setting
     try:
         chosen = file.read_text(encoding="ascii").partition("[")[2].partition("]")[0]
     except OSError:
         return "this kernel has no transparent huge pages of this memory"
-    word = "madvise" if setting == "enabled" else "advise"
-    return None if chosen in {word, "always", "within_size"} else f"{file} says {chosen}: echo {word} > {file}"
+    return None if chosen in good else f"{file} says {chosen}: echo {good[0]} > {file}"

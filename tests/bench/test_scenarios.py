@@ -65,12 +65,17 @@ def test_what_a_type_lacks_comes_with_its_command(monkeypatch, tmp_path):
     monkeypatch.setattr(memory_types, "MOUNTS", tmp_path / "mounts")
     lacking = {row.name: row.lacking for row in memory_types.rows(64 * GIB)}
     assert lacking["shmem-thp/auto"].endswith(f"says never: echo advise > {tmp_path / 'shmem_enabled'}")
+    assert lacking["shmem-always/auto"].endswith(f"says never: echo always > {tmp_path / 'shmem_enabled'}")
     assert lacking["anonymous-thp/auto"] is None
     assert lacking["tmpfs/auto"] == "no tmpfs is mounted at /dev/shm"
     assert "mount -t hugetlbfs -o pagesize=2M" in lacking["hugetlbfs-2M/auto"]
     (tmp_path / "mounts").write_text("none /dev/shm tmpfs rw 0 0\nnone /mnt hugetlbfs rw,pagesize=2M 0 0\n")
     products = {row.name: row.product for row in memory_types.rows(64 * GIB)}
     assert (products["tmpfs/auto"].folder, products["hugetlbfs-2M/auto"].folder) == ("/dev/shm", "/mnt")
+    (tmp_path / "shmem_enabled").write_text("[always] within_size advise never deny force\n")
+    rows = {row.name: row for row in memory_types.rows(64 * GIB)}
+    assert rows["shmem-thp/minor"].lacking is rows["shmem-always/auto"].lacking is None
+    assert (rows["shmem-thp/auto"].product.thp, rows["shmem-always/auto"].product.thp) == (True, False)
 
 
 def test_patterns_choose_in_the_order_of_the_table():
