@@ -1,6 +1,7 @@
 """Replay one seed with its whole story: `python -m tests.sim SEED`."""
 
 import argparse
+import logging
 import sys
 
 from .play import Story
@@ -12,6 +13,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("seed", type=int)
     seed = parser.parse_args().seed
+    logging.disable()  # the story has all of it
     story = Story(seed, whole=True)
     try:
         end, status = story.play(), 0

@@ -102,12 +102,11 @@ class DestinationLoop(Loop):
     async def do_StartGuest(self, _command):  # noqa: N802
         self.agent.start_guest(self)
         self.guest_here = True
-        self._watch_first_step()
+        self.agent.guest.on_first_step = self._first_step_made
         self.host.timer(PROGRESS_SECONDS, self._progress)
 
-    def _watch_first_step(self):
-        if self.finish is None and not self._tell_running():
-            self.host.after(FIRST_STEP_LOOK_SECONDS, self._watch_first_step)
+    def _first_step_made(self):
+        self.host.after(FIRST_STEP_LOOK_SECONDS * self.world.chance(), self._tell_running)
 
     def _tell_running(self):
         if not self._told_running and (first := self.agent.guest.first_step_at) is not None:

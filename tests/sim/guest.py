@@ -22,7 +22,8 @@ class Guest:
         self.zeros = {size: bytes(size) for size in self.sizes}
         self.truth = {}
         self.place = None
-        self.first_step_at = None  # at the destination
+        self.first_step_at = None  # where it runs
+        self.on_first_step = None
         self.vcpus = [Vcpu(self, number, accesses) for number in range(vcpus)]
         self.pace = world.one_of((0.0005, 0.005, 0.05))
         self.lives = 0  # times that it was started or stopped
@@ -42,7 +43,7 @@ class Guest:
         self.world.tell("guest", "runs at the", place.name)
         self.place = place
         self.lives += 1
-        self.first_step_at = None
+        self.first_step_at = self.on_first_step = None
         for vcpu in self.vcpus:
             vcpu.begin(self.lives)
 
@@ -105,6 +106,8 @@ class Vcpu:
             guest.place.write(key, guest.truth[key])
         if guest.first_step_at is None:
             guest.first_step_at = guest.world.now
+            if guest.on_first_step is not None:
+                guest.on_first_step()
         self.left -= 1
         if self.left > 0:
             self._think()

@@ -171,9 +171,9 @@ class Story:
 
 def play(seed, *, whole=False):
     """Play one seed; return its Story and how it ended. RuleBrokenError has the story as its notes."""
-    quiet = logging.getLogger("postcopy")
-    before, quiet.disabled = quiet.level, False
-    quiet.setLevel(logging.CRITICAL + 1)
+    log = logging.getLogger("postcopy")
+    before = log.level
+    log.setLevel(logging.CRITICAL + 1)  # the story has all of it
     story = Story(seed, whole=whole)
     try:
         return story, story.play()
@@ -184,4 +184,4 @@ def play(seed, *, whole=False):
         error.add_note(f"the whole of it: python -m tests.sim {seed}")
         raise
     finally:
-        quiet.setLevel(before)
+        log.setLevel(before)

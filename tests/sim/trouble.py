@@ -18,7 +18,7 @@ LONGEST_SECONDS = 12.0  # that anything lasts
 
 
 class Trouble:
-    """`over` once nothing goes wrong any more. `lethal`: hosts may die; `resigned`: somebody may give up."""
+    """`over` once nothing goes wrong any more; `cancelled`, `gave_up`: somebody did that."""
 
     def __init__(self, world, network, source, destination, guest, rules):
         self.world = world
@@ -65,7 +65,7 @@ class Trouble:
     @property
     def spent(self):
         """Whether nothing more is to happen."""
-        return not (self.planned or self.after_run or self.lurking)
+        return not (self.planned or self.after_run or self.lurking or self.waylaying)
 
     def _plan(self, kinds, count):
         """Draw what happens, and at which steps."""
