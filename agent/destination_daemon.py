@@ -302,6 +302,10 @@ class DestinationDaemon:
             return await departure.cancel(arguments, tell)
         if arguments.get("lost"):
             self.destination.lose()
+            # Not at its state alone: what is lost is poisoned and counted first.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PART_SECONDS):
+                    await self.lost.wait()
             return await pausing.lost(self.destination)
         if not self.destination.cancel():
             text = "the guest runs here" if self._guest() is not None else "there is none"
