@@ -8,9 +8,9 @@ from .rounds import HUGE_PAGES, KINDS, Rounds, kind_of, ring
 ROUNDS = 200
 RING = 40
 # What an agent may have more of its own after the ring. It remembers 16 migrations for sources that come back, which
-# are there before it is measured, and Python's heap breathes; a page map, a pump's buffers or a mapping that stayed
-# behind would each be more a migration than this is in all.
-GROWTH_BYTES = 4 << 20
+# are there before it is measured. Half a MiB is what it grows by in fact (see the README); the buffers of one pump,
+# each of 2 MiB, would be more than this if they stayed behind.
+GROWTH_BYTES = 2 << 20
 
 
 @pytest.mark.timeout(300)
