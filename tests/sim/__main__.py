@@ -5,7 +5,6 @@ import logging
 import sys
 
 from .play import Story
-from .world import RuleBrokenError
 
 
 def main():
@@ -17,8 +16,8 @@ def main():
     story = Story(seed, whole=True)
     try:
         end, status = story.play(), 0
-    except RuleBrokenError as error:
-        end, status = str(error), 1
+    except Exception as error:
+        end, status = f"{type(error).__name__}: {error}", 1
     last = f"seed {seed}, {story.world.steps} steps, {story.world.now:.4f} s: {end}"
     sys.stdout.write("\n".join([*story.world.lines(), last, ""]))
     return status

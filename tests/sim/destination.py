@@ -4,7 +4,7 @@ It does what `link/destination_interpreter.py`, `way_back.py`, `returning.py`, `
 a model of the pump and of the network.
 """
 
-from postcopy.errors import HostError, ProtocolError
+from postcopy.errors import HostError, LinkError, ProtocolError
 from postcopy.link.residence import what_is_here
 from postcopy.session import commands as does
 from postcopy.session.commands import Send
@@ -286,7 +286,15 @@ class DestinationAgent:
     def _first(self, channel, message):
         if message is None:
             channel.end.close()
-        elif isinstance(message, Resume):
+            return
+        try:
+            self._answer(channel, message)
+        except LinkError as error:  # it has gone meanwhile
+            self.world.tell("destination", "closes", channel.end.connection.name, str(error))
+            channel.end.close()
+
+    def _answer(self, channel, message):
+        if isinstance(message, Resume):
             self._returns(channel, message)
         elif self.current is not None and (self.current.finish is None or self.current.guest_here):
             self._refuse(channel, Refuse("busy", "this destination has a guest already"))

@@ -170,14 +170,14 @@ class Story:
 
 
 def play(seed, *, whole=False):
-    """Play one seed; return its Story and how it ended. RuleBrokenError has the story as its notes."""
+    """Play one seed; return its Story and how it ended. Whatever it raises has the story as its notes."""
     log = logging.getLogger("postcopy")
     before = log.level
     log.setLevel(logging.CRITICAL + 1)  # the story has all of it
     story = Story(seed, whole=whole)
     try:
         return story, story.play()
-    except RuleBrokenError as error:
+    except Exception as error:
         world = story.world
         error.add_note(f"seed {seed}, step {world.steps}, {world.now:.4f} s; the last events:")
         error.add_note("\n".join(world.lines()))
