@@ -165,10 +165,11 @@ class Daemon:
         return found
 
     def runs_on(self):
-        """See that the guest here makes steps."""
+        """See that each vCPU of the guest here makes steps."""
         first = self.status()
         assert first["guest"] is not None
-        self.until(lambda now: min(now["guest"]["steps"]) > max(first["guest"]["steps"]))
+        steps = first["guest"]["steps"]
+        self.until(lambda now: all(more > some for some, more in zip(steps, now["guest"]["steps"], strict=True)))
 
 
 def source(folder, *arguments, size="64MiB", **options):
