@@ -10,7 +10,6 @@ import asyncio
 import hmac
 import logging
 import secrets
-from collections import OrderedDict
 
 from postcopy.errors import PostcopyError
 from postcopy.link.control import ControlChannel
@@ -27,17 +26,18 @@ log = logging.getLogger("postcopy.destination")
 
 
 class Known:
-    """The latest migrations of a destination, by id: a source may come back to any of them."""
+    """The migrations of a destination by id, those that go on and the latest others: a source may come back to any."""
 
     def __init__(self, most: int = KNOWN_MAX) -> None:
         self._most = most
-        self._interpreters: OrderedDict[bytes, DestinationInterpreter] = OrderedDict()
+        self._interpreters: dict[bytes, DestinationInterpreter] = {}
 
     def add(self, interpreter: DestinationInterpreter) -> None:
-        """Remember a migration that was let in."""
+        """Remember a migration that was let in, at the cost of the oldest that are over and of no other."""
         self._interpreters[interpreter.machine.migration_id] = interpreter
-        while len(self._interpreters) > self._most:
-            self._interpreters.popitem(last=False)
+        over = [name for name, one in self._interpreters.items() if one.finish is not None]
+        for name in over[: max(0, len(self._interpreters) - self._most)]:
+            del self._interpreters[name]
 
     async def take(self, channel: ControlChannel, resume: Resume) -> None:
         """Give the connection to its migration, or answer it and close it."""
@@ -51,7 +51,7 @@ class Known:
             if refusal is not None:
                 channel.send(refusal)
             await channel.close()
-        elif interpreter.finish is None:
+        elif interpreter.finish is None and not interpreter.machine.ended:  # what has ended looks at no event more
             interpreter.rejoin(channel, secrets.token_bytes(TOKEN_BYTES))
         else:
             await answer_late(channel, interpreter)
