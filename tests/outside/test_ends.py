@@ -132,6 +132,16 @@ def test_the_destination_ends_with_a_process_that_lacks_pages(tmp_path, file, uf
             assert vmm.ends_with() == -signal.SIGBUS
 
 
+def test_the_destination_ends_with_a_process_for_which_no_source_has_come(tmp_path, uffd_socket):
+    with destination(tmp_path) as there, Vmm(uffd_socket) as vmm:
+        there.until(lambda now: now["waiting"] == 1)
+        vmm.ask("read", 0)
+        there.signal(signal.SIGTERM)
+        assert there.wait() == 6
+        assert f"process {vmm.pid} loses 2048 pages" in there.log
+        assert vmm.ends_with() == -signal.SIGBUS
+
+
 @pytest.mark.parametrize("lacks", [True, False])
 def test_the_source_ends_with_a_word_about_those_who_need_it(tmp_path, file, uffd_socket, lacks):
     with source(tmp_path, file) as here:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from postcopy.guest.outside import serving
 from postcopy.guest.outside.process import Process
 from postcopy.guest.outside.serving import OutsideDestination
 from postcopy.guest.outside.session import OutsideInterpreter
@@ -19,6 +20,7 @@ from postcopy.link.address import UnixAddress
 from postcopy.link.destination_interpreter import DestinationInterpreter
 from postcopy.pump.status import PumpStatus
 from postcopy.session.commands import StartPump, StopPump
+from postcopy.session.states import State
 from postcopy.wire.control import Cancel, ControlDecoder, GuestOffer, Hello, LayoutOffer, RegionOffer, encode
 from postcopy.wire.preamble import PREAMBLE_BYTES, Role, unpack
 from postcopy.wire.version import FETCH_SINCE
@@ -162,3 +164,59 @@ def test_a_pump_that_fails_after_a_hand_over_is_over_leaves_the_faults_to_the_ke
         assert await asyncio.to_thread(untrapped.wait, 10)
 
     asyncio.run(scene())
+
+
+class Handed:
+    """What is looked at of a process that was handed over, whose end nobody sees."""
+
+    def __init__(self):
+        self.process = SimpleNamespace(lives=True, ended=asyncio.Event())
+        self.message = SimpleNamespace(mappings=(), describe=lambda: "nothing")
+        self.memory_fd, self.kept, self.poisoned, self.closed = -1, None, False, False
+
+    def keep(self, _store, _connection):
+        raise OSError(24, "Too many open files")
+
+    def states(self):
+        return []
+
+    def poison(self, _maps):
+        self.poisoned = True
+        return 0
+
+    def close(self):
+        self.closed = True
+        self.process.ended.set()
+
+
+@pytest.mark.parametrize("why", ["too many", "not kept"])
+def test_a_process_that_cannot_be_served_waits_for_nothing(tmp_path, monkeypatch, why):
+    async def scene():
+        served = OutsideDestination(UnixAddress(f"{tmp_path}/uffd.sock"), store=object() if why == "not kept" else None)
+        handed = Handed()
+        monkeypatch.setattr(serving, "take", lambda _connection, **_: asyncio.sleep(0, handed))
+        if why == "too many":
+            served.current += [None] * serving.PROCESSES_MAX
+        ours, theirs = socket.socketpair()
+        with theirs:
+            await served._hearings.acquire()
+            await served._hear(ours)
+        return handed.poisoned, handed.closed, list(served.waiting)
+
+    assert asyncio.run(scene()) == (True, True, [])
+
+
+def test_failed_attempts_leave_no_task_behind(tmp_path):
+    async def scene():
+        served = OutsideDestination(UnixAddress(f"{tmp_path}/uffd.sock"))
+        handed = Handed()
+        for _ in range(3):
+            interpreter = served._begin(handed, None)
+            finish = SimpleNamespace(state=State.FAILED, text="it came to nothing")
+            await asyncio.wait_for(served._follow(interpreter, finish), 10)
+            assert served.waiting.pop() is handed
+        handed.process.ended.set()  # meanwhile: nobody else waits for it
+        await served._follow(served._begin(handed, None), finish)
+        return handed.closed, list(served.waiting)
+
+    assert asyncio.run(scene()) == (True, [])

@@ -20,7 +20,7 @@ from typing import Self
 from postcopy.errors import HostError, KernelError, ProtocolError
 from postcopy.guest.outside.keeping import Kept, Store
 from postcopy.guest.outside.message import MEMORY, USERFAULTFD, Given, Message, complete, parse
-from postcopy.guest.outside.poison import poison_what_is_there
+from postcopy.guest.outside.poison import Poisoner, poison_what_is_there
 from postcopy.guest.outside.process import Process
 from postcopy.kernel import Mode, Outcome, Userfaultfd, calls
 from postcopy.kernel.abi import Ioctl
@@ -31,6 +31,9 @@ log = logging.getLogger("postcopy.destination")
 
 # Everything is sent at once by whoever means it.
 MESSAGE_SECONDS = 5.0
+
+# An address space may outlive the process that handed it over: how often is looked whether it has ended.
+GONE_LOOK_SECONDS = 1.0
 
 # Room for more descriptors than anybody may send: those that came are to be closed, not left to the kernel.
 _DESCRIPTORS_ROOM = 16
@@ -81,6 +84,19 @@ class HandedOver:
     def gone(self) -> bool:
         """Say whether the address space has ended; it may outlive the process that handed it over."""
         return all(probe(self.uffd, one.address, one.page_size) == "gone" for one in self.message.mappings)
+
+    async def gone_for_good(self) -> None:
+        """Return when the memory's process has ended, and whoever else may share its address space."""
+        await self.process.ended.wait()
+        while not self.gone():
+            await asyncio.sleep(GONE_LOOK_SECONDS)
+
+    def poison(self, maps: Sequence[bytes]) -> int:
+        """Poison all that is missing by `maps` (see states()), release the rest; return how many pages. HostError."""
+        regions = [(one.address, one.page_size) for one in self.message.mappings]
+        poisoned = Poisoner(self.uffd, regions, maps).run()
+        self.release()
+        return poisoned
 
     def release(self) -> None:
         """Leave the memory to the kernel: what is missing and not poisoned reads as zeros from now on."""

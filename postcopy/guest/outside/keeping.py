@@ -13,6 +13,7 @@ import secrets
 import socket
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -22,7 +23,8 @@ import msgpack
 
 from postcopy.errors import UsageError
 from postcopy.guest.outside.message import USERFAULTFD, Given, Message
-from postcopy.kernel import calls
+from postcopy.guest.outside.poison import poison_what_is_there
+from postcopy.kernel import Userfaultfd, calls
 from postcopy.pages.ledger import PageState
 
 log = logging.getLogger("postcopy.destination")
@@ -32,7 +34,8 @@ VERSION = 1
 RECORD_BYTES = 64 << 10
 _LENGTH = struct.Struct("<I")
 _ALIGNED = 4096
-_HERE = bytes(state in {PageState.PLACED, PageState.ZERO} for state in range(256))
+# What was given back while it was on its way is zeros to the next pump.
+_HERE = (PageState.PLACED, PageState.ZERO, PageState.DROPPED)
 
 
 class Store(Protocol):
@@ -95,12 +98,17 @@ class Kept:
     @classmethod
     def begin(cls, store: Store, message: Message, uffd: int, connection: socket.socket) -> Self:
         """Have a process that was just handed over kept."""
-        descriptors = Descriptors(os.dup(uffd), os.dup(connection.fileno()), os.memfd_create("postcopy"))
-        kept = cls(store, f"process-{secrets.token_hex(8)}", message, descriptors)
-        os.ftruncate(kept._file, RECORD_BYTES + kept._length)
-        kept._write()
-        store.keep(kept._name, descriptors)
-        return kept
+        with ExitStack() as undo:
+            undo.callback(os.close, ours := os.dup(uffd))
+            undo.callback(os.close, peer := os.dup(connection.fileno()))
+            undo.callback(os.close, file := os.memfd_create("postcopy"))
+            descriptors = Descriptors(ours, peer, file)
+            kept = cls(store, f"process-{secrets.token_hex(8)}", message, descriptors)
+            os.ftruncate(kept._file, RECORD_BYTES + kept._length)
+            kept._write()
+            store.keep(kept._name, descriptors)
+            undo.pop_all()
+            return kept
 
     @classmethod
     def take_up(cls, store: Store, name: str, came: Sequence[int]) -> Self:
@@ -154,12 +162,17 @@ class Kept:
     @property
     def here(self) -> int:
         """How many pages are here."""
-        return sum(sum(states.translate(_HERE)) for states in self.states())
+        return sum(states.count(state) for states in self.states() for state in _HERE)
 
     @property
     def whole(self) -> bool:
         """Whether every page is here."""
         return self.here == sum(self._pages)
+
+    def poison(self) -> None:
+        """See that who touches a page that is not there gets SIGBUS."""
+        with Userfaultfd.from_fd(self.uffd()) as uffd:
+            poison_what_is_there(uffd, [(one.address, one.size, one.page_size) for one in self.message.mappings])
 
     def forget(self) -> None:
         """Keep nothing of it any more."""

@@ -15,7 +15,7 @@ from postcopy.kernel.events import Fork, Remove, Unmap
 from postcopy.pages.ledger import PageState
 
 # By what a pump knows of a page: 1 where its content never came.
-_LOST = bytes(state not in {PageState.PLACED, PageState.ZERO} for state in range(256))
+_LOST = bytes(state not in {PageState.PLACED, PageState.ZERO, PageState.DROPPED} for state in range(256))
 # Mappings that keep changing so often in a row are not coming to rest.
 _RETRIES_MAX = 100_000
 # A process that is refused may have told of memory that it has not got: so many tries are made to find what it has.

@@ -14,10 +14,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Self
 
-from postcopy.errors import HostError, PostcopyError, UsageError
+from postcopy.errors import HostError, PostcopyError, ProtocolError, UsageError
 from postcopy.guest.outside.handing import HandedOver, take
 from postcopy.guest.outside.keeping import Kept, Migration, Store
-from postcopy.guest.outside.poison import Poisoner
 from postcopy.guest.outside.session import ROLES, OutsideInterpreter
 from postcopy.link import by_hand
 from postcopy.link.address import Address, UnixAddress
@@ -42,11 +41,8 @@ from postcopy.wire.messages import ALL, ASKED_FOR
 from postcopy.wire.preamble import Preamble, Security
 from postcopy.wire.version import FETCH_SINCE, VERSION, VERSION_MIN
 
-# Processes at one time, those that have not said anything yet among them: each that is served has two threads.
+# Processes at one time, each that is served has two threads; and as many are heard out at one time.
 PROCESSES_MAX = 256
-
-# An address space may outlive the process that handed it over: how often is looked whether it has ended.
-GONE_LOOK_SECONDS = 1.0
 
 log = logging.getLogger("postcopy.destination")
 
@@ -92,6 +88,7 @@ class OutsideDestination:
         self._listener = None if listen is None else Listener(listen, self._on_control, self._on_data, tls)
         self._socket: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._hearings = asyncio.Semaphore(PROCESSES_MAX)
 
     @property
     def address(self) -> Address:
@@ -113,16 +110,18 @@ class OutsideDestination:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("destination: internal error", exc_info=task.exception())
 
     # --- processes come in ----------------------------------------------------------------------------------------
 
     async def _accept(self, listening: socket.socket) -> None:
         async for connection in connections(listening):
-            if len(self._tasks) > PROCESSES_MAX:
-                log.warning("closed a process that would hand its memory over: %d are served", PROCESSES_MAX)
-                connection.close()
-                continue
+            await self._hearings.acquire()
             self._spawn(self._hear(connection))
 
     async def _hear(self, connection: socket.socket) -> None:
@@ -130,15 +129,26 @@ class OutsideDestination:
         with connection:
             try:
                 handed = await take(connection, in_place=self._store is None)
-                if self._store is not None:
-                    handed.keep(self._store, connection)
             except PostcopyError as error:
                 log.warning("refused memory that was handed over: %s", error)
                 return
             except Exception:  # a mistake of ours: one process hears of it, and all others are still served
                 log.exception("destination: closed a process that would hand its memory over: internal error")
                 return
+            finally:
+                self._hearings.release()
             log.info("destination: %s handed %s over", handed.process, handed.message.describe())
+            try:
+                if len(self.current) + len(self.waiting) >= PROCESSES_MAX:
+                    raise HostError(f"{PROCESSES_MAX} processes are served here already")  # noqa: TRY301
+                if self._store is not None:
+                    handed.keep(self._store, connection)
+            except Exception as error:  # whatever it was, the process must not wait for it
+                await self._lose(handed, handed.states(), f"it cannot be served: {error}")
+                handed.close()
+                if not isinstance(error, PostcopyError | OSError):
+                    raise
+                return
             if self._fetch is None:
                 self.waiting.append(handed)
                 await self._wait(handed)
@@ -153,6 +163,10 @@ class OutsideDestination:
             log.warning("destination: a process that an agent before this one served is gone: %s", error)
             kept.forget()
             return
+        except Exception:
+            await asyncio.to_thread(kept.poison)  # whatever it was, the process must not wait for it
+            kept.forget()
+            raise
         log.info("destination: %s is served again, with %d pages that are here", handed.process, kept.here)
         if handed.gone():
             log.info("destination: %s has ended meanwhile", handed.process)
@@ -240,14 +254,8 @@ class OutsideDestination:
         await self._follow(interpreter, finish)
 
     async def _watch(self, interpreter: OutsideInterpreter) -> None:
-        await self._gone(interpreter.handed)
+        await interpreter.handed.gone_for_good()
         await interpreter.process_ended()
-
-    async def _gone(self, handed: HandedOver) -> None:
-        """Return when the memory's process has ended, and whoever else may share its address space."""
-        await handed.process.ended.wait()
-        while not handed.gone():
-            await asyncio.sleep(GONE_LOOK_SECONDS)
 
     async def _follow(self, interpreter: OutsideInterpreter, finish: Finish) -> None:
         handed = interpreter.handed
@@ -262,11 +270,12 @@ class OutsideDestination:
             await self._remove(interpreter)
             self._ended(interpreter, finish)
             self.waiting.append(handed)  # nothing was served: another source may come
-            await self._wait(handed)
+            if handed.process.ended.is_set():  # and then nobody may be left who waits for its end
+                await self._wait(handed)
 
     async def _served(self, interpreter: OutsideInterpreter) -> None:
         """Let a process go when it ends, or when its pump does: then nobody serves what it gives back."""
-        gone = asyncio.create_task(self._gone(interpreter.handed))
+        gone = asyncio.create_task(interpreter.handed.gone_for_good())
         failed = asyncio.create_task(interpreter.failed.wait())
         try:
             await asyncio.wait({gone, failed}, return_when=asyncio.FIRST_COMPLETED)
@@ -285,22 +294,17 @@ class OutsideDestination:
             log.info("destination: %s has ended: %s", handed.process, text)
             await self._forget(interpreter)
             return
-        try:
-            poisoned = await self._poison(interpreter)
-        except PostcopyError as error:
-            log.error("destination: %s: %s; it waits for its pages for ever: %s", handed.process, text, error)  # noqa: TRY400
-            await self._gone(handed)
-        else:
-            log.warning("destination: %s: %s; %d pages are poisoned", handed.process, text, poisoned)
+        await self._lose(handed, await interpreter.stop(), text)
         await self._forget(interpreter)
 
-    async def _poison(self, interpreter: OutsideInterpreter) -> int:
-        maps = await interpreter.stop()
-        handed = interpreter.handed
-        regions = [(one.address, one.page_size) for one in handed.message.mappings]
-        poisoned = await asyncio.to_thread(Poisoner(handed.uffd, regions, maps).run)
-        handed.release()
-        return poisoned
+    async def _lose(self, handed: HandedOver, maps: Sequence[bytes], text: str) -> None:
+        try:
+            poisoned = await asyncio.to_thread(handed.poison, maps)
+        except PostcopyError as error:
+            log.error("destination: %s: %s; it waits for its pages for ever: %s", handed.process, text, error)  # noqa: TRY400
+            await handed.gone_for_good()
+        else:
+            log.warning("destination: %s: %s; %d pages are poisoned", handed.process, text, poisoned)
 
     async def _forget(self, interpreter: OutsideInterpreter) -> None:
         await self._remove(interpreter)
@@ -337,7 +341,10 @@ class OutsideDestination:
         if preamble.security is Security.PLAIN:
             interpreter.attach(role, connection, None)
             return
-        with await shake_hands(connection, preamble, interpreter.machine.token, listens=True) as session:
+        token = interpreter.machine.token
+        with await shake_hands(connection, preamble, token, listens=True) as session:
+            if interpreter not in self.current or interpreter.machine.token != token:
+                raise ProtocolError("a data connection of a migration, or of an attempt to resume one, that is over")
             interpreter.attach(role, connection, session)
 
     def lose(self) -> int:
@@ -366,24 +373,26 @@ class OutsideDestination:
             self._socket = None
         lacking = 0
         for interpreter in list(self.current):
-            lacking += await self._leave(interpreter)
-        for handed in self.waiting:
-            handed.close()
-        self.waiting.clear()
+            if interpreter.channel is not None:
+                interpreter.channel.abort()
+            lacking += await self._leave(interpreter.handed, interpreter)
+        while self.waiting:
+            lacking += await self._leave(self.waiting.popleft(), None)
         return lacking
 
-    async def _leave(self, interpreter: OutsideInterpreter) -> bool:
-        process = interpreter.handed.process
+    async def _leave(self, handed: HandedOver, interpreter: OutsideInterpreter | None) -> bool:
+        """Leave one process to itself; return whether it lacks pages."""
         poisoned = 0
-        if interpreter.channel is not None:
-            interpreter.channel.abort()
-        if process.lives:
+        if handed.process.lives:
             try:
-                poisoned = await self._poison(interpreter)
+                maps = handed.states() if interpreter is None else await interpreter.stop()
+                poisoned = await asyncio.to_thread(handed.poison, maps)
             except HostError as error:
-                log.error("destination: %s waits for its pages for ever: %s", process, error)  # noqa: TRY400
+                log.error("destination: %s waits for its pages for ever: %s", handed.process, error)  # noqa: TRY400
                 return True
             if poisoned:
-                log.error("destination: %s loses %d pages that were still at the source", process, poisoned)
-        await self._forget(interpreter)
+                log.error("destination: %s loses %d pages that were still at the source", handed.process, poisoned)
+        if interpreter is not None:
+            await self._remove(interpreter)
+        handed.close()
         return poisoned > 0
