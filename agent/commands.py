@@ -279,6 +279,7 @@ def destination(listen: Address, mode: str, once: bool, **rest: Any) -> None:
     """
     from agent.daemon import run, shared  # noqa: PLC0415
     from agent.destination_daemon import DestinationOptions, serve_destination  # noqa: PLC0415
+    from agent.outside.store import close, left_behind  # noqa: PLC0415
 
     if rest["handover"] is not None:
         from agent.outside.command import run_outside  # noqa: PLC0415
@@ -286,6 +287,7 @@ def destination(listen: Address, mode: str, once: bool, **rest: Any) -> None:
         run_outside(rest["handover"], listen, rest["fetch"], rest)
     if rest["fetch"] is not None or rest["no_push"] or rest["keep"]:
         raise UsageError("--from, --no-push and --keep are for outside VMMs, --handover")
+    close(left_behind())
     options = DestinationOptions(
         listen=listen,
         tls=credentials(listen, rest["tls_dir"], insecure=rest["insecure"], allow=rest["allow"]),

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from tests.agent.agents import Command
@@ -168,6 +170,33 @@ def test_what_was_kept_and_makes_no_sense_ends_the_process_and_no_agent(tmp_path
                 vmm.ask("read", PAGE)
                 assert vmm.ends_with() == -signal.SIGBUS
                 second.until(lambda now: none_left(now) and not systemd.kept)
+
+
+def rewrite(systemd, said):
+    """Have the record say something else, or nothing."""
+    for one in systemd.descriptors:
+        if "memfd" in str(Path(f"/proc/self/fd/{one}").readlink()):
+            (length,) = struct.unpack("<I", os.pread(one, 4, 0))
+            record = msgpack.packb(msgpack.unpackb(os.pread(one, length, 4)) | said) if said else b""
+            os.pwrite(one, struct.pack("<I", len(record)) + record, 0)
+
+
+@pytest.mark.parametrize("said", [{"version": 2}, {"mappings": [(4096, 8 * MIB, 0, 0)]}, None])
+def test_a_record_that_makes_no_sense_keeps_no_agent_from_starting(tmp_path, uffd_socket, systemd, said):
+    with systemd.start(tmp_path) as first, Vmm(uffd_socket) as vmm:
+        first.until(lambda now: now["waiting"] == 1)
+        kill(first)
+        rewrite(systemd, said)
+        with systemd.start(tmp_path) as second:
+            second.until_log("a process is not served any more: what was kept of a process")
+            if said and "version" in said:  # where the memory is, is said
+                vmm.ask("read", 0)
+                assert vmm.ends_with() == -signal.SIGBUS
+                second.until(lambda _now: not systemd.kept)
+            else:
+                second.until_log("waits for ever for its pages")
+                assert systemd.kept  # or the process would read zeros
+            assert foreign_descriptors(second) == 0
 
 
 def test_a_source_comes_back_after_its_connections_broke(tmp_path, uffd_socket, systemd):

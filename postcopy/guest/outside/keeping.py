@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import msgpack
 
@@ -113,18 +113,18 @@ class Kept:
     @classmethod
     def take_up(cls, store: Store, name: str, came: Sequence[int]) -> Self:
         """Read what a former agent left; UsageError where it is not whole."""
-        descriptors = Descriptors.sort(came)
         try:
-            (length,) = _LENGTH.unpack(os.pread(descriptors.file, _LENGTH.size, 0))
-            said = msgpack.unpackb(os.pread(descriptors.file, length, _LENGTH.size))
+            descriptors = Descriptors.sort(came)
+            said = _record(descriptors.file)
             if said["version"] != VERSION:
-                raise UsageError(f"what was kept of a process is of version {said['version']}, not {VERSION}")
-            message = Message(tuple(Given(*one) for one in said["mappings"]), (USERFAULTFD,))
-            kept = cls(store, name, message, descriptors)
+                raise UsageError(f"what was kept of a process is of version {said['version']}, not {VERSION}")  # noqa: TRY301
+            kept = cls(store, name, Message(_mappings(said), (USERFAULTFD,)), descriptors)
             if said["migration"] is not None:
                 version, migration_id, token, types = said["migration"]
                 kept.migration = Migration(version, migration_id, token, tuple(types))
-        except (KeyError, OSError, TypeError, ValueError, struct.error, msgpack.UnpackException) as error:
+        except UsageError:
+            raise
+        except Exception as error:  # whatever there is in it: the agent has others to serve
             raise UsageError(f"what was kept of a process cannot be read: {error!r}") from error
         if os.fstat(kept._file).st_size != RECORD_BYTES + kept._length:
             raise UsageError("what was kept of a process is not all there")
@@ -198,6 +198,32 @@ class Kept:
         return os.dup(self._uffd)
 
 
+def _record(file: int) -> dict[str, Any]:
+    (length,) = _LENGTH.unpack(os.pread(file, _LENGTH.size, 0))
+    said: dict[str, Any] = msgpack.unpackb(os.pread(file, length, _LENGTH.size))
+    return said
+
+
+def _mappings(said: dict[str, Any]) -> tuple[Given, ...]:
+    return tuple(Given(*one) for one in said["mappings"])
+
+
+def _poison(came: Sequence[int]) -> bool:
+    """Poison what is missing of a process that is not served any more, as far as is said where; False: nobody says."""
+    try:
+        descriptors = Descriptors.sort(came)
+        regions = [(one.address, one.size, one.page_size) for one in _mappings(_record(descriptors.file))]
+        with Userfaultfd.from_fd(os.dup(descriptors.uffd)) as uffd:
+            poison_what_is_there(uffd, regions)
+    except Exception:  # whatever there is in it
+        return False
+    return True
+
+
+def _traps(came: Sequence[int]) -> bool:
+    return any("[userfaultfd]" in str(Path(f"/proc/self/fd/{one}").readlink()) for one in came)
+
+
 def sort(store: Store, left: Mapping[str, Sequence[int]]) -> tuple[list[Kept], dict[str, Sequence[int]]]:
     """Return the processes that a former agent left behind, and the descriptors that are none of them."""
     found: list[Kept] = []
@@ -207,5 +233,9 @@ def sort(store: Store, left: Mapping[str, Sequence[int]]) -> tuple[list[Kept], d
             found.append(Kept.take_up(store, name, descriptors))
         except UsageError as error:
             log.error("destination: a process is not served any more: %s", error)  # noqa: TRY400
+            if _poison(descriptors) or not _traps(descriptors):
+                store.forget(name)
+            else:  # to let go of it would give the process zeros
+                log.error("destination: a process waits for ever for its pages: nobody knows where they are")  # noqa: TRY400
             rest[name] = descriptors
     return found, rest

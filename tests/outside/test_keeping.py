@@ -1,0 +1,56 @@
+"""What is kept of a process, without one: what is said to be here, and what is given back where nothing can be kept."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from postcopy.guest.outside.keeping import Kept
+from postcopy.guest.outside.message import USERFAULTFD, Given, Message
+from postcopy.guest.outside.poison import Poisoner
+from tests.outside.vmm import PAGE
+
+ABSENT, PLACED, ZERO, DROPPED = 0, 3, 4, 6
+MESSAGE = Message((Given(0, 3 * PAGE, 0, PAGE),), (USERFAULTFD,))
+
+
+class Store:
+    """It keeps nothing."""
+
+    def keep(self, _name, _descriptors):
+        pass
+
+    def forget(self, _name):
+        pass
+
+
+@pytest.fixture
+def connection():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours
+
+
+@pytest.mark.parametrize("last", [ABSENT, DROPPED])
+def test_a_page_that_was_given_back_on_its_way_is_here_and_not_lost(connection, last):
+    kept = Kept.begin(Store(), MESSAGE, connection.fileno(), connection)
+    try:
+        os.pwrite(kept._file, bytes([PLACED, ZERO, last]), 64 << 10)
+        assert (kept.here, kept.whole) == ((3, True) if last == DROPPED else (2, False))
+        assert Poisoner(None, [(0, PAGE)], kept.states())._lost == [bytes([0, 0, last == ABSENT])]
+    finally:
+        kept.close()
+
+
+def test_where_no_descriptor_is_left_none_stays_open(connection, monkeypatch):
+    def none_left(_name):
+        raise OSError(24, "Too many open files")
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr(os, "memfd_create", none_left)
+    with pytest.raises(OSError, match="Too many"):
+        Kept.begin(Store(), MESSAGE, connection.fileno(), connection)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
