@@ -13,9 +13,9 @@ from agent.admin import Tell
 
 
 def print_json(data: dict[str, Any]) -> None:
-    """Print one object on one line."""
+    """Print one object on one line. ValueError for a number that JSON cannot say: better than what no parser reads."""
     with writing():
-        sys.stdout.write(json.dumps(data) + "\n")
+        sys.stdout.write(json.dumps(data, allow_nan=False) + "\n")
 
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:

@@ -90,12 +90,15 @@ def stalls(before: list[Mapping[str, Any]], now: list[Mapping[str, Any]]) -> lis
     return [times(*pair) for pair in zip(known, now, strict=True)]
 
 
-def octaves(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[float, int]]:
-    """Return (upper bound in seconds, faults since the look before) of each power of two of a microsecond."""
+def octaves(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[float | None, int]]:
+    """Return (upper bound in seconds, faults since the look before) of each power of two of a microsecond.
+
+    The last one has no bound: None, for JSON has no word for what is endless.
+    """
     since = Histogram.from_sparse(now).since(Histogram.from_sparse(before))
     below = 0.0
     found = []
     for le, count in since.prometheus_buckets():
-        found.append((float(le), int(count - below)))
+        found.append((float(le) if le != "+Inf" else None, int(count - below)))
         below = count
     return found

@@ -114,7 +114,7 @@ def rows(now: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
         yield f"vCPU {number} stalls, all", vcpu["overall"]
 
 
-def histogram(octaves: list[tuple[float, int]]) -> RenderableType:
+def histogram(octaves: list[tuple[float | None, int]]) -> RenderableType:
     """Draw the latest moment's faults, a bar for each power of two of a microsecond in which there are any."""
     counts = [count for _, count in octaves]
     table = Table.grid(padding=(0, 1))
@@ -123,6 +123,6 @@ def histogram(octaves: list[tuple[float, int]]) -> RenderableType:
     first = next(index for index, count in enumerate(counts) if count)
     last = max(index for index, count in enumerate(counts) if count)
     for bound, count in octaves[first : last + 1]:
-        label = "more" if bound == float("inf") else f"< {format_seconds(bound)}"
+        label = "more" if bound is None else f"< {format_seconds(bound)}"
         table.add_row(Text(label, justify="right"), "█" * -(-BAR_COLUMNS * count // max(counts)), str(count))
     return table

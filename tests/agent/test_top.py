@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from agent.look import CELLS
+from agent.output import print_json
 from agent.top import view
 from agent.top.rates import Watch
 from postcopy.pump.histogram import BUCKETS, Histogram, bucket_lower_ns
@@ -90,6 +91,15 @@ def test_vcpus_that_come_have_no_latest_moment():
     assert now["stall_seconds_per_vcpu"][0]["latest"]["count"] == 0
 
 
+def test_a_look_is_what_every_parser_of_json_reads(capsys):
+    print_json(Watch().take(look(5.0, 900, (10, 7))))
+    now = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert now["fault_latency_octaves"][-1] == [None, 0]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        print_json({"endless": float("inf")})
+    assert capsys.readouterr().out == ""
+
+
 def test_none_and_all_are_seen_apart_from_a_bit_and_almost():
     assert [view.shade(part) for part in (0.0, 0.001, 0.4, 0.999, 1.0)] == [" ", "░", "▒", "▓", "█"]
 
@@ -131,10 +141,11 @@ def test_a_real_migration_is_watched_from_both_sides(tmp_path):
         with Command("migrate", "--admin", here.admin, there.address, "--no-push") as migration:
             there.until(lambda now: now["pages"]["placed"] > 500)
             done = run("top", "--admin", there.admin, "--count", "3", "--interval", "0.1", "--json")
-            looks = [json.loads(line) for line in done.out.splitlines()]
+            looks = [json.loads(line, parse_constant=pytest.fail) for line in done.out.splitlines()]
             assert [one["state"] for one in looks] == ["postcopy-active"] * 3
             assert looks[-1]["faults_per_second"] > 0
             assert looks[-1]["fault_latency_seconds"]["latest"]["p50"] > 0
+            assert [bound is None for bound, _ in looks[-1]["fault_latency_octaves"]] == [False] * 24 + [True]
             assert looks[0]["remaining_bytes"] > looks[-1]["remaining_bytes"] > 0
             assert len(looks[-1]["residency"]) == CELLS
             mean = sum(looks[-1]["residency"]) / CELLS
