@@ -63,7 +63,7 @@ class Interpreter:
         self._addressed: ControlChannel | None = None  # whom the commands that are being done were made for
         self._former_bytes = (0, 0)
         self.encrypted = False
-        self._untold: list[tuple[State, State]] = []
+        self._untold: list[tuple[float, State, State]] = []  # each with the time of day at which it came
         self._telling: asyncio.TimerHandle | None = None
         self._arrived = asyncio.Event()
         self._ahead: tuple[int, int] = (0, 0)  # messages, and their bytes
@@ -217,7 +217,7 @@ class Interpreter:
             self.channel.version = self.machine.version
         self.about.migration = self.machine.migration_id.hex()
         if self.machine.state is not before:
-            self._untold.append((before, self.machine.state))
+            self._untold.append((time.time(), before, self.machine.state))
             self._telling = self._telling or asyncio.get_running_loop().call_later(TELL_SECONDS, self._tell_states)
         if self.machine.ended:
             self._tell_states()
@@ -237,13 +237,23 @@ class Interpreter:
         """Log the states that were come through, a little later than they came, or before anything else is said.
 
         The guest may be standing still, and a line takes as long as whoever takes it in: the first ones a millisecond.
+        Each line bears the time of its change, not of its writing.
         """
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None
-        for before, state in self._untold:
-            log.info("%s: %s -> %s", self.role, before, state, extra={"state": str(state)})
+        for changed, before, state in self._untold:
+            if log.isEnabledFor(logging.INFO):
+                log.handle(self._line(changed, before, state))
         self._untold.clear()
+
+    def _line(self, changed: float, before: State, state: State) -> logging.LogRecord:
+        """Return the line of a change of state: to whoever writes it down, it was made when the state came."""
+        words = ("%s: %s -> %s", (self.role, before, state))
+        line = log.makeRecord(log.name, logging.INFO, __file__, 0, *words, None, extra={"state": str(state)})
+        line.relativeCreated += 1000 * (changed - line.created)
+        line.created, line.msecs = changed, 1000 * (changed % 1)
+        return line
 
     async def _perform(self, command: Command) -> None:
         """Do one command. What goes wrong becomes an event: the commands behind it are still owed."""

@@ -85,9 +85,14 @@ def test_states_are_logged_when_the_guest_runs_again_or_before_anything_else_is_
         for _ in range(5):  # the loop has nothing to do now
             await asyncio.sleep(0)
         assert lines() == []
+        came = time.time()
         while not lines():
             await asyncio.sleep(0.001)
         assert lines() == ["source: setup -> device"]
+        told = next(record for record in caplog.records if record.name == "postcopy.session")
+        assert told.created <= came  # the time of the change
+        assert told.msecs == pytest.approx(1000 * (told.created % 1))
+        assert (told.state, told.levelname) == ("device", "INFO")
         interpreter.post(ControlLost(0.0, "cut"))
         far.close()
         return await running
