@@ -174,7 +174,7 @@ def test_rules_are_evaluated_and_none_is_wrong(scraped: Scraped) -> None:
         return all(rule["health"] == "ok" for rule in rules) and rules
 
     rules = scraped.prometheus.until(all_ran, "evaluated")
-    assert len(rules) == 13
+    assert len(rules) == 14
     recorded = [rule["name"] for rule in rules if rule["type"] == "recording"]
     for name in recorded:
         assert scraped.prometheus.until(lambda name=name: scraped.prometheus.query(name), f"recording {name}")
