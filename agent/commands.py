@@ -10,14 +10,25 @@ import click
 from agent import manual
 from agent.parameters import (
     ADDRESS,
+    ADMIN,
+    BLANK,
     CPUS,
+    GUEST_KIND,
     HOST_PORT,
     LIMIT,
     MEMORY,
+    MODE,
     RATE,
     READ_FD,
+    REMOVAL,
     SECONDS,
+    SEED,
     SIZE,
+    SNAPSHOT,
+    STEPS,
+    STEPS_PER_SECOND,
+    VCPUS,
+    WORKLOAD,
     WRITE_FD,
     Memory,
 )
@@ -40,7 +51,7 @@ trace_option = click.option(
     help="Record each fault there, for `report --trace`.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
-admin_option = click.option("--admin", required=True, metavar="unix:PATH", help="The agent's admin socket.")
+admin_option = click.option("--admin", type=ADMIN, required=True, metavar="unix:PATH", help="The agent's admin socket.")
 
 
 def guest_options(command: Any) -> Any:
@@ -63,16 +74,18 @@ def guest_options(command: Any) -> Any:
             click.option("--thp", is_flag=True, help="Ask for transparent huge pages at the source (madvise)."),
             click.option(
                 "--guest",
+                type=GUEST_KIND,
                 default="emulated",
                 show_default=True,
                 metavar="KIND",
                 help="emulated: threads that write by a workload; kvm: a small virtual machine (needs /dev/kvm).",
             ),
             click.option(
-                "--vcpus", type=int, default=2, show_default=True, metavar="N", help="vCPUs that use the memory."
+                "--vcpus", type=VCPUS, default=2, show_default=True, metavar="N", help="vCPUs that use the memory."
             ),
             click.option(
                 "--workload",
+                type=WORKLOAD,
                 default="random",
                 show_default=True,
                 metavar="NAME",
@@ -80,7 +93,7 @@ def guest_options(command: Any) -> Any:
             ),
             click.option(
                 "--seed",
-                type=int,
+                type=SEED,
                 default=1,
                 show_default=True,
                 metavar="N",
@@ -101,7 +114,9 @@ def daemon_options(command: Any) -> Any:
     """Add the options that both daemons have."""
     for option in reversed(
         (
-            click.option("--admin", metavar="unix:PATH", help="Where commands reach this agent (mode 0600)."),
+            click.option(
+                "--admin", type=ADMIN, metavar="unix:PATH", help="Where commands reach this agent (mode 0600)."
+            ),
             click.option(
                 "--metrics", type=HOST_PORT, metavar="HOST:PORT", help="Serve Prometheus metrics there, to anybody."
             ),
@@ -141,25 +156,33 @@ def daemon_options(command: Any) -> Any:
 @daemon_options
 @click.option(
     "--steps-per-second",
-    type=int,
+    type=STEPS_PER_SECOND,
     default=0,
     show_default=True,
     metavar="N",
     help="How fast each vCPU goes; 0: as fast as it can.",
 )
-@click.option("--steps", type=int, metavar="N", help="Each vCPU rests after so many steps, wherever it made them.")
+@click.option("--steps", type=STEPS, metavar="N", help="Each vCPU rests after so many steps, wherever it made them.")
 @click.option(
     "--blank",
-    type=float,
+    type=BLANK,
     default=0.125,
     show_default=True,
     metavar="PART",
     help="Part of the memory, 0 to 1, that the guest never touches: half holes, half zeros.",
 )
 @click.option("--holes", is_flag=True, help="Leave all of the blank part holes: write no zeros.")
-@click.option("--keeper", metavar="unix:PATH", help="Keep the memory in a process of its own, which outlives this one.")
 @click.option(
-    "--resume", metavar="unix:PATH", help="Run no guest: go on with what a killed agent left with its keeper."
+    "--keeper",
+    type=ADMIN,
+    metavar="unix:PATH",
+    help="Keep the memory in a process of its own, which outlives this one.",
+)
+@click.option(
+    "--resume",
+    type=ADMIN,
+    metavar="unix:PATH",
+    help="Run no guest: go on with what a killed agent left with its keeper.",
 )
 @tls_option
 @allow_option
@@ -183,9 +206,9 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
     `migrate`, with this agent's --admin, asks for it. With --memory file:/PATH no guest runs: a snapshot's memory is
     served, read-only, to every destination that fetches it.
     """
-    from agent.outside.command import FILE, run_snapshot  # noqa: PLC0415 - see the module's docstring, here and below
+    from agent.outside.command import run_snapshot  # noqa: PLC0415 - see the module's docstring, here and below
 
-    if FILE in {one.type for one in memory}:
+    if SNAPSHOT in {one.type for one in memory}:
         run_snapshot(memory, rest)
     if rest["listen"] is not None or rest["rate"] is not None or rest["insecure"] or rest["allow"]:
         raise UsageError(
@@ -229,6 +252,7 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
 )
 @click.option(
     "--mode",
+    type=MODE,
     default="auto",
     show_default=True,
     metavar="NAME",
@@ -236,6 +260,7 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
 )
 @click.option(
     "--removal",
+    type=REMOVAL,
     default="auto",
     show_default=True,
     metavar="NAME",
@@ -306,6 +331,7 @@ def destination(listen: Address, mode: str, once: bool, **rest: Any) -> None:
 @guest_options
 @click.option(
     "--mode",
+    type=MODE,
     default="auto",
     show_default=True,
     metavar="NAME",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ from postcopy.pages.units import format_size, parse_rate, parse_size
 CPU_MAX = 8191
 RATE_MAX = 1 << 50
 DESCRIPTOR = "fd"
+# What is judged by itself must not fail for want of memory.
+PAGES_OF_SOME_GUEST = 1 << 20
+# Types of memory of which one says where: of a guest's, and of a snapshot's.
+PLACED = ("tmpfs", "hugetlbfs")
+SNAPSHOT = "file"
 
 
 class Parsed(click.ParamType[Any]):
@@ -31,6 +37,69 @@ class Parsed(click.ParamType[Any]):
     def convert(self, value: Any, _param: click.Parameter | None, _context: click.Context | None) -> Any:
         """Return the value that the text means."""
         return self._parse(value) if isinstance(value, str) else value
+
+
+class Judged(click.ParamType[Any]):
+    """Another type's values, but for those that `judge` raises at, as what they are for would do later."""
+
+    def __init__(self, other: click.ParamType[Any], judge: Callable[[Any], object]) -> None:
+        self.name = other.name
+        self._other = other
+        self._judge = judge
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        """Return the value of the other type."""
+        converted = self._other.convert(value, param, context)
+        self._judge(converted)
+        return converted
+
+
+def of_guest(field: str) -> Callable[[Any], object]:
+    """Make the judge of one field of a guest: whether any guest could have this value."""
+
+    def judge(value: Any) -> None:
+        from postcopy.guest.state import wanted_state  # noqa: PLC0415 - not for --help, here and below
+
+        wanted_state(PAGES_OF_SOME_GUEST, **{field: value})
+
+    return judge
+
+
+def judge_kind(name: str) -> None:
+    """Refuse the name of a kind of guest that there is not."""
+    from postcopy.guest.kinds import kind_named  # noqa: PLC0415
+
+    kind_named(name)
+
+
+def judge_mode(name: str) -> None:
+    """Refuse the name of a mode that there is not."""
+    from postcopy.link.placement import known_mode  # noqa: PLC0415
+
+    known_mode(name)
+
+
+def judge_removal(name: str) -> None:
+    """Refuse what no removal means."""
+    from postcopy.link.placement import known_removal  # noqa: PLC0415
+
+    known_removal(name)
+
+
+def judge_admin(text: str) -> None:
+    """Refuse what is no address of a Unix socket."""
+    from agent.admin import admin_address  # noqa: PLC0415
+
+    admin_address(text)
+
+
+def judge_memory(memory: Memory) -> None:
+    """Refuse a type that there is not, or that cannot have such a place; what lies there is seen when it is used."""
+    if memory.type == SNAPSHOT or (memory.place is not None and memory.type.partition("-")[0] in PLACED):
+        return
+    from postcopy.kernel.types import memory_type_at  # noqa: PLC0415
+
+    memory_type_at(memory.type, memory.place)
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:
@@ -147,4 +216,14 @@ READ_FD = descriptor("--end-with-fd", os.O_WRONLY)
 ADDRESS = Parsed("address", parse_address)
 HOST_PORT = Parsed("host:port", parse_host_port)
 CPUS = Parsed("cpus", parse_cpus)
-MEMORY = Parsed("memory", parse_memory)
+MEMORY = Judged(Parsed("memory", parse_memory), judge_memory)
+ADMIN = Judged(click.STRING, judge_admin)
+GUEST_KIND = Judged(click.STRING, judge_kind)
+MODE = Judged(click.STRING, judge_mode)
+REMOVAL = Judged(click.STRING, judge_removal)
+WORKLOAD = Judged(click.STRING, of_guest("workload"))
+VCPUS = Judged(click.INT, of_guest("vcpus"))
+SEED = Judged(click.INT, of_guest("seed"))
+STEPS = Judged(click.INT, of_guest("steps_max"))
+STEPS_PER_SECOND = Judged(click.INT, of_guest("steps_per_second"))
+BLANK = Judged(click.FLOAT, of_guest("blank"))

@@ -24,7 +24,7 @@ Typed = str | bool | list[str]
 Settings = dict[str, dict[str, Typed]]
 """By section and key."""
 
-_TABLE = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]")
+_TABLE = re.compile(r"\s*\[{1,2}\s*([^\[\]]+?)\s*\]")
 _KEY = re.compile(r"""\s*["']?([\w-]+)["']?\s*(?:\.\s*["']?([\w-]+)["']?\s*)?=""")
 _AT = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
@@ -62,7 +62,7 @@ def read(files: list[Path], known: Mapping[str, Keys]) -> Settings:
 def read_file(file: Path, known: Mapping[str, Keys]) -> tuple[Settings, list[Problem]]:
     """Return what one file says, and all that is wrong in it, in the order of its lines."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # a mark of its encoding is no part of it
         document = tomllib.loads(text)
     except OSError as error:
         return {}, [Problem(file, 0, f"cannot be read: {error.strerror}")]
@@ -100,9 +100,11 @@ def lines_of(text: str) -> dict[tuple[str, str], int]:
 
 
 def entries(document: dict[str, Any], known: Mapping[str, Keys]) -> Iterator[tuple[str, str, Any]]:
-    """Yield section, key and value of all that a document says; key "" for a section that is no command."""
+    """Yield section, key and value of all that a document says; key "" for one that is no command, or several."""
     for name, value in document.items():
-        if not isinstance(value, dict):
+        if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            yield name, "", value
+        elif not isinstance(value, dict):
             yield TOP, name, value
         elif name not in known or name == TOP:
             yield name, "", value
@@ -115,6 +117,8 @@ def option_of(section: str, key: str, known: Mapping[str, Keys]) -> click.Option
     if section not in known:
         raise UsageError(f"there is no section [{section}]" + nearest(section, known, "[{}]"))
     keys = known[section]
+    if section and not key:
+        raise UsageError(f"[[{section}]] makes a list of sections, and of each there is one: write [{section}]")
     if key in keys:
         return keys[key]
     place = f"[{section}] has no key" if section else "before the first section there is no key"

@@ -14,7 +14,6 @@ from agent.security.options import credentials
 from postcopy.errors import UsageError
 from postcopy.link.address import Address, TcpAddress, UnixAddress
 
-FILE = "file"
 SNAPSHOT_LISTEN = TcpAddress("127.0.0.1", 0)
 
 

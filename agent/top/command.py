@@ -9,13 +9,15 @@ from typing import Any
 
 import click
 
-from agent.parameters import LIMIT
+from agent.parameters import ADMIN, LIMIT
 
 SECOND = 1.0
 
 
 @click.command()
-@click.option("--admin", required=True, metavar="unix:PATH", help="The agent's admin socket, of either side.")
+@click.option(
+    "--admin", type=ADMIN, required=True, metavar="unix:PATH", help="The agent's admin socket, of either side."
+)
 @click.option("--interval", type=LIMIT, default=SECOND, show_default=True, metavar="SECONDS", help="Between two looks.")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many looks.  [default: never]")
 @click.option("--until-over", is_flag=True, help="End with the migration.")

@@ -78,11 +78,32 @@ def test_what_a_file_says_is_what_would_be_typed(tmp_path):
         ("[source]\nsize = = 2", 2, "this is not TOML: Invalid value"),
         ("[source]\nsize = 1\nsize = 2", 3, "this is not TOML: Cannot overwrite a value"),
         ("[source", 1, "this is not TOML"),
+        ("[source]\nworkload = 'zip'", 2, "workload: guest: unknown workload 'zip'; known are sequential"),
+        ("[source]\nguest = 'xen'", 2, "guest: unknown kind of guest 'xen': known are emulated"),
+        ("[source]\nvcpus = 0", 2, "vcpus: guest: 0 vCPUs are not in 1 to"),
+        ("[source]\nseed = -1", 2, "seed: guest: seed -1 is not in 0 to"),
+        ("[source]\nsteps = -1", 2, "steps: guest: steps_max -1 is not in 0 to"),
+        ("[source]\nsteps-per-second = -5", 2, "steps-per-second: guest: steps_per_second -5 is not in 0 to"),
+        ("[source]\nblank = 1.5", 2, "blank: guest: the blank fraction 1.5 is not in 0 to 1"),
+        ("[source]\nmemory = ['shmem', 'bogus']", 2, "memory: unknown memory type 'bogus': known are"),
+        ("[source]\nmemory = 'tmpfs'", 2, "memory: memory tmpfs needs a place"),
+        ("[source]\nmemory = 'shmem:/x'", 2, "memory: memory shmem has no place in the file system"),
+        ("[source]\nadmin = '/run/x'", 2, "admin: address '/run/x'"),
+        ("[status]\nadmin = 'tcp:127.0.0.1:1'", 2, "admin: admin address 'tcp:127.0.0.1:1': it has to be unix:PATH"),
+        ("[source]\nkeeper = 'x'", 2, "keeper: address 'x'"),
+        ("[destination]\nmode = 'mnior'", 2, "mode: unknown mode 'mnior': known are auto"),
+        ("[destination]\nremoval = 'keep'", 2, "removal: unknown removal 'keep': known are auto"),
+        ("\n[[destination]]\nonce = true", 2, "[[destination]] makes a list of sections"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line(text, line, words, tmp_path):
     _, problems = judged(tmp_path, text)
     assert any(at == line and said.startswith(words) for at, said in problems), problems
+
+
+def test_what_only_this_host_knows_waits_until_it_is_used(tmp_path):
+    text = "\ufeff[source]\nmemory = ['tmpfs:/not/here', 'hugetlbfs-2M:/nor/here', 'file:/gone']"
+    assert judged(tmp_path, text)[1] == []
 
 
 def test_a_file_that_is_no_text(tmp_path):
