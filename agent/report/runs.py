@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+from agent.report.fields import UnfitError, check_fields
 from postcopy.errors import PostcopyError, UsageError
 from postcopy.link.report import SCHEMA_VERSION, checked
 from postcopy.pages.units import format_rate, format_seconds, format_size
@@ -65,19 +66,30 @@ def read_runs(files: Sequence[Path]) -> list[Run]:
 def read_report(file: Path) -> dict[str, Any]:
     """Read one report."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"), parse_constant=no_number)
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from error
-    except ValueError as error:
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not the JSON of a report: it is not text in UTF-8") from error
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise UsageError(f"{file} is not the JSON of a report: it breaks off or goes wrong at {where}") from error
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{file} is not the JSON of a report: {error}") from error
     if not isinstance(found, dict) or found.get("schema_version") != SCHEMA_VERSION or "outcome" not in found:
         raise UsageError(f"{file} is no report of a migration: postcopy demo --json or migrate --json prints one")
     if found["outcome"] != "completed":
         raise UsageError(f"{file}: this migration did not come through: {found.get('error', found['outcome'])}")
     try:
+        check_fields(found)
         return checked(found)
-    except PostcopyError as error:
+    except (PostcopyError, UnfitError) as error:
         raise UsageError(f"{file}: {error}") from error
+
+
+def no_number(word: str) -> float:
+    """Refuse the words that Python takes for numbers and JSON does not."""
+    raise ValueError(f"{word} is no number")
 
 
 @dataclass(frozen=True, slots=True)

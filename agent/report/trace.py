@@ -15,6 +15,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from agent.report.fields import UnfitError, at, list_of, map_of, shown
 from postcopy.errors import UsageError
 from postcopy.pages.units import format_size
 
@@ -22,6 +23,7 @@ RECORD = np.dtype([("at_us", "<u4"), ("latency_ns", "<u4"), ("where", "<u8")])
 PAGE_BITS, REGION_BITS, FOUND_BITS = 34, 6, 2
 CELLS = (240, 120)
 SCHEMA_VERSION = 1
+SIZE_MAX = 1 << 56
 FOUND = ("asked for", "on its way", "here already")
 
 
@@ -42,17 +44,12 @@ def read_trace(file: Path) -> Trace:
     """Read a trace; UsageError for what is none."""
     try:
         line, _, records = file.read_bytes().partition(b"\n")
-        head = json.loads(line)
-        faults = np.frombuffer(records, RECORD)
-        whole = head["schema_version"] == SCHEMA_VERSION and len(faults) == head["faults"]
-        sizes = [int(region["size_bytes"]) for region in head["regions"]]
-        page_sizes = np.array([int(region["page_size"]) for region in head["regions"]], dtype=np.uint64)
+        lost, sizes, page_sizes = read_head(line, len(records))
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except UnfitError as error:
         raise UsageError(f"{file} is no trace of faults: {error}") from error
-    if not whole:
-        raise UsageError(f"{file} is no trace of faults that this version reads, or a part of it is missing")
+    faults = np.frombuffer(records, RECORD)
     region = field(faults["where"], PAGE_BITS, REGION_BITS).astype(np.intp)
     if len(region) and region.max() >= len(sizes):
         raise UsageError(f"{file} is no trace of faults: there is no region {region.max()}")
@@ -60,12 +57,44 @@ def read_trace(file: Path) -> Trace:
     return Trace(
         seconds=faults["at_us"] / 1e6,
         latency=faults["latency_ns"] / 1e9,
-        address=begins[region] + field(faults["where"], 0, PAGE_BITS) * page_sizes[region],
+        address=begins[region] + field(faults["where"], 0, PAGE_BITS) * np.array(page_sizes, dtype=np.uint64)[region],
         found=field(faults["where"], PAGE_BITS + REGION_BITS, FOUND_BITS),
         thread=field(faults["where"], PAGE_BITS + REGION_BITS + FOUND_BITS, 22),
         size=sum(sizes),
-        lost=int(head["lost"]),
+        lost=lost,
     )
+
+
+def read_head(line: bytes, size: int) -> tuple[int, list[int], list[int]]:
+    """Return, of a trace's first line and the size of the rest, the lost faults, each region's size and its pages'."""
+    try:
+        head = map_of("its first line", json.loads(line, parse_constant=str))
+    except (ValueError, RecursionError) as error:
+        raise UnfitError("its first line is no object of JSON") from error
+    if at(head, "schema_version") != SCHEMA_VERSION:
+        raise UnfitError(
+            f"its schema_version is {shown(head['schema_version'])}, and this version reads {SCHEMA_VERSION}"
+        )
+    faults, lost = (whole_of(name, at(head, name), 0) for name in ("faults", "lost"))
+    if size != faults * RECORD.itemsize:
+        raise UnfitError(
+            f"{faults} faults are {faults * RECORD.itemsize} bytes behind the first line, and it has {size}"
+        )
+    regions = list_of("regions", at(head, "regions"))
+    if not regions:
+        raise UnfitError("it has no regions")
+    sizes, page_sizes = (
+        [whole_of(f"regions[{index}].{name}", at(one, name, f"regions[{index}].")) for index, one in enumerate(regions)]
+        for name in ("size_bytes", "page_size")
+    )
+    return lost, sizes, page_sizes
+
+
+def whole_of(path: str, value: Any, least: int = 1) -> int:
+    """Return a whole number that fits where sizes do."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= SIZE_MAX:
+        raise UnfitError(f"{path} is {shown(value)}, not a whole number from {least} on")
+    return value
 
 
 def field(words: Any, shift: int, bits: int) -> Any:

@@ -93,7 +93,7 @@ def test_a_wrong_byte_is_not_overlooked():
         ("[]", "is no report of a migration"),
         ('{"schema_version": 1, "scenarios": []}', "is no report of a migration"),
         (json.dumps({"schema_version": 1, "outcome": "lost", "error": "gone"}), "did not come through: gone"),
-        (json.dumps({"schema_version": 1, "outcome": "completed"}), "the report is incomplete"),
+        (json.dumps({"schema_version": 1, "outcome": "completed"}), "it is incomplete: there is no mode"),
     ],
 )
 def test_what_is_no_report(content, words, tmp_path):
@@ -103,6 +103,61 @@ def test_what_is_no_report(content, words, tmp_path):
         runs.read_report(file)
     with pytest.raises(UsageError, match="No such file"):
         runs.read_report(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("details.course.p50", [0.1], "details.course.p50 has 1 values, and details.course.seconds has 3"),
+        ("details.course.p99", [0.1, "x", 0.2], "details.course.p99[1] is 'x', not a number"),
+        ("details.course.resident", None, "details.course.resident is null, not a list"),
+        ("details.course", [1], "details.course is [1], not an object"),
+        ("details.stall.counts", [1, -2], "details.stall.counts[1] is -2: there is nothing below 0 of it"),
+        ("details.fault_latency.upper_seconds", [], "fault_latency.counts has 3 values, and"),
+        ("details.downtime_parts_seconds.load", "1 ms", "details.downtime_parts_seconds.load is '1 ms', not a number"),
+        ("details", 5, "details is 5, not an object"),
+        ("fault_latency_seconds.p99", None, "fault_latency_seconds.p99 is null, not a number"),
+        ("fault_latency_seconds", [], "fault_latency_seconds is [], not an object with 'count'"),
+        ("stall_seconds.count", True, "stall_seconds.count is true, not a number"),
+        ("pages.demand", "x", "pages.demand is 'x', not a number"),
+        ("pages.push", -250, "pages.push is -250: there is nothing below 0 of it"),
+        ("pages.left", [], "pages.left is [], not a number"),
+        ("downtime_seconds", 10**400, "downtime_seconds is 1000"),
+        ("memory", {}, "memory is {}, not a list"),
+        ("memory", [{"type": "shmem"}], "it is incomplete: there is no memory[0].size_bytes"),
+        ("memory", [7], "memory[0] is 7, not an object with 'type'"),
+        ("mode", 1, "mode is 1, not a text"),
+        ("environment", "here", "environment is 'here', not an object"),
+    ],
+)
+def test_a_report_that_somebody_broke_is_told_by_its_field(path, value, words, tmp_path):
+    found = report()
+    *way, last = path.split(".")
+    place = found
+    for key in way:
+        place[key] = dict(place[key])
+        place = place[key]
+    place[last] = value
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(found))
+    with pytest.raises(UsageError, match=re.escape(words)):
+        runs.read_report(file)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_what_is_endless_or_no_number_is_refused(number, tmp_path):
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(report()).replace('"resident_seconds": 0.4', f'"resident_seconds": {number}'))
+    with pytest.raises(UsageError, match=r"is no number$|not a number$"):
+        runs.read_report(file)
+
+
+def test_a_report_that_is_whole_is_read(tmp_path):
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(report()))
+    assert runs.read_report(file) == report()
+    file.write_text(json.dumps(report(details={})))
+    assert runs.read_report(file)["details"] == {}
 
 
 def words_of(counts, total_ns):
@@ -169,11 +224,25 @@ def test_a_trace_is_read_as_seconds_and_addresses(tmp_path):
     assert plots.traced(file)[0].startswith("0 faults")
 
 
-@pytest.mark.parametrize("content", [b"", b"{}\n", b"[]\n", trace_of((1, 2, 3))[:-1], trace_of((1, 2, 3 | 9 << 34))])
-def test_what_is_no_trace(content, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "its first line is no object of JSON"),
+        (b"\xff\n", "its first line is no object of JSON"),
+        (b"{}\n", "it is incomplete: there is no schema_version"),
+        (b"[]\n", "its first line is [], not an object"),
+        (b'{"schema_version": 2}\n', "its schema_version is 2, and this version reads 1"),
+        (trace_of().replace(b'"lost": 0', b'"lost": null'), "lost is null, not a whole number from 0 on"),
+        (trace_of(size=-1), "regions[0].size_bytes is -1, not a whole number from 1 on"),
+        (trace_of(size=float("nan")), "regions[0].size_bytes is 'NaN', not a whole number"),
+        (trace_of((1, 2, 3))[:-1], "1 faults are 16 bytes behind the first line, and it has 15"),
+        (trace_of((1, 2, 3 | 9 << 34)), "there is no region 9"),
+    ],
+)
+def test_what_is_no_trace(content, words, tmp_path):
     file = tmp_path / "trace"
     file.write_bytes(content)
-    with pytest.raises(UsageError, match="is no trace of faults"):
+    with pytest.raises(UsageError, match=re.escape(f"is no trace of faults: {words}")):
         trace.read_trace(file)
 
 
