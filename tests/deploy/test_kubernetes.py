@@ -118,6 +118,23 @@ def test_the_configuration_is_right_and_named_as_the_pod_reads_it() -> None:
     assert str(said["metrics"]).rpartition(":")[2] == ports["metrics"]
 
 
+def test_guests_come_encrypted_unless_an_overlay_says_otherwise() -> None:
+    commands.register(cli)
+    known = keys.sections(cli)
+    said, plain = (
+        read.read_file(KUBERNETES / folder / "destination.toml", known) for folder in ("base", "overlays/plain")
+    )
+    assert said[1] == plain[1] == []
+    encrypted = dict(said[0]["destination"])
+    folder = encrypted.pop("tls-dir")
+    assert {**encrypted, "insecure": True} == plain[0]["destination"]
+    pod = base()["DaemonSet"]["spec"]["template"]["spec"]
+    (mount,) = [one for one in pod["containers"][0]["volumeMounts"] if one["mountPath"] == folder]
+    (volume,) = [one for one in pod["volumes"] if one["name"] == mount["name"]]
+    assert (volume["secret"]["defaultMode"], mount["readOnly"]) == (0o440, True)
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"]
+
+
 def test_the_operator_gets_the_rules_that_are_tested() -> None:
     rules = yaml.safe_load((ROOT / "deploy/prometheus/rules/postcopy.yml").read_text())
     assert monitoring("prometheusrule.yaml")["spec"] == rules
