@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -54,8 +56,42 @@ def load(context: click.Context, _option: click.Parameter, files: tuple[Path, ..
         context.meta[__name__] = error
 
 
+class EnoughRead(Exception):  # noqa: N818 - an outcome
+    """Whoever reads the output has closed it. click would take the error itself for one, and end with 1."""
+
+
+class Program(manual.Sections):
+    """The commands and their sections; a closed pipe passes click by."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Read what was typed, which may be a wish for help; EnoughRead."""
+        with told_apart():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; EnoughRead."""
+        with told_apart():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def told_apart() -> Iterator[None]:
+    """Make EnoughRead of a broken pipe that is this process's output, and an error of any other."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        output = select.poll()
+        for stream in (1, 2):
+            output.register(stream, 0)
+        if any(seen & (select.POLLERR | select.POLLHUP) for _, seen in output.poll(0)):
+            raise EnoughRead from error
+        raise PostcopyError("internal error: a connection was closed in the middle of something") from error
+
+
 @click.group(
-    cls=manual.Sections,
+    cls=Program,
     epilog=f"{ELSEWHERE}\n\n{STATUSES}",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -116,13 +152,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def status_of(error: BaseException, *, debug: bool) -> int:
     """Say an error in one line, unless it is none, and return the exit status that goes with it."""
     match error:
+        case BrokenPipeError() | EnoughRead():
+            abandon_output()
+            return 0
         case SystemExit(code=int(status)):
             return status
         case click.exceptions.Exit():
             return error.exit_code
-        case BrokenPipeError():
-            abandon_output()
-            return 0
         case click.exceptions.NoArgsIsHelpError():
             click.echo(error.format_message(), err=True)
             return 2

@@ -9,10 +9,12 @@ import signal
 import pytest
 from rich.console import Console
 
+from agent.cli import told_apart
 from agent.look import CELLS
 from agent.output import print_json
 from agent.top import view
 from agent.top.rates import Watch
+from postcopy.errors import PostcopyError
 from postcopy.pump.histogram import BUCKETS, Histogram, bucket_lower_ns
 
 from .agents import AGENT, ENVIRONMENT, ROOT, Command, destination, run, source
@@ -176,6 +178,23 @@ def test_on_a_terminal_ctrl_c_is_how_one_leaves(tmp_path):
             assert top.wait(20) == 0
             assert top.stderr.read() == b""
         os.close(leader)
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_whoever_reads_may_have_seen_enough(form, tmp_path):
+    with (
+        source(tmp_path, size="8MiB") as here,
+        Command("top", "--admin", here.admin, "--interval", "0.05", *form) as top,
+    ):
+        assert top.process.stdout.readline()
+        top.process.stdout.close()
+        assert top.process.wait(20) == 0
+        assert top.process.stderr.read() == ""
+
+
+def test_a_connection_that_breaks_is_not_the_output():
+    with pytest.raises(PostcopyError, match="a connection was closed"), told_apart():
+        raise BrokenPipeError
 
 
 def test_an_agent_that_is_not_there_or_goes(tmp_path):
