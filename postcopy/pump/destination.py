@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 from postcopy.errors import HostError, LinkError, UsageError
 from postcopy.pages.regions import Layout
 from postcopy.pump._pump import ffi, lib
-from postcopy.pump.half import Pump
+from postcopy.pump.half import Pump, Role
 from postcopy.pump.histogram import Histogram, read_histogram
 from postcopy.pump.regions import MappedRegion, Placement, Removal, describe
+from postcopy.pump.tls import TlsSession
 from postcopy.pump.trace import FaultTrace
 
 # Pages of a piece of memory that residency() looks at: all of it together has to be over in a moment.
@@ -100,6 +101,7 @@ class DestinationPump(Pump):
         self._adopted = False
         self._discarding = threading.Lock()
         self._adding = threading.Lock()
+        self._running = threading.Lock()  # held by whoever starts or ends threads, or gives them connections
         self._trace: FaultTrace | None = None
         regions, count = describe(layout, mappings, demand, push, zeropage, removal=removal, foreign=foreign, maps=maps)
         self._pump: Any = lib.destination_create(uffd_fd, regions, count, poll_max_ns)
@@ -137,9 +139,15 @@ class DestinationPump(Pump):
             raise ValueError("a trace begins before the pump does")
         self._trace = trace
 
+    def attach(self, role: Role, socket_fd: int, tls: TlsSession | None = None) -> None:
+        """Hand over a role's connection, as in Pump; not while threads are being ended."""
+        with self._running:
+            super().attach(role, socket_fd, tls)
+
     def start(self) -> None:
         """Start both threads; both connections must be there. One thread does where the memory was adopted."""
-        result = lib.destination_start(self._handle)
+        with self._running:
+            result = lib.destination_start(self._handle)
         if result:
             raise HostError(f"the destination's pump could not be started: {os.strerror(-result)}")
 
@@ -148,13 +156,15 @@ class DestinationPump(Pump):
 
         Of pages that came in part nothing is left. LinkError where the pump has failed.
         """
-        result = lib.destination_detach(self._handle)
+        with self._running:
+            result = lib.destination_detach(self._handle)
         if result:
             raise LinkError(f"the destination's pump could not be paused: {os.strerror(-result)}")
 
     def resume(self) -> None:
         """Go on with connections that were attached anew: what faults wait for is asked for again. In a thread."""
-        result = lib.destination_resume(self._handle)
+        with self._running:
+            result = lib.destination_resume(self._handle)
         if result:
             raise HostError(f"the destination's pump could not go on: {os.strerror(-result)}")
 
@@ -163,7 +173,8 @@ class DestinationPump(Pump):
 
         HostError where the kernel cannot do that (before 6.6): then whoever touches one waits for ever. In a thread.
         """
-        result = lib.destination_poison(self._handle)
+        with self._running:
+            result = lib.destination_poison(self._handle)
         if result:
             raise HostError(f"pages that are lost could not be poisoned: {os.strerror(-result)}")
         return int(lib.destination_counters(self._handle).poisoned)
@@ -269,13 +280,17 @@ class DestinationPump(Pump):
             raise UsageError("a view needs one address of whole pages for each region, 0 for one without a file")
 
     def stop(self) -> None:
-        """End both threads and wait for them. Idempotent. Faults raised from now on wait."""
-        if self._pump != ffi.NULL:
-            lib.destination_stop(self._pump)
+        """End both threads and wait for them. Idempotent. Faults raised from now on wait.
+
+        Any thread may call it: where another one is in detach(), resume() or poison(), that is over first.
+        """
+        with self._running:
+            if self._pump != ffi.NULL:
+                lib.destination_stop(self._pump)
 
     def close(self) -> None:
         """Stop, close the connections, free the memory. Idempotent."""
         self.stop()  # which ends a discard(), too
-        with self._discarding, self._adding:
+        with self._discarding, self._adding, self._running:
             pump, self._pump = self._pump, ffi.NULL
             lib.destination_destroy(pump)

@@ -15,3 +15,18 @@ def changes(left: int, *, of: int = 0) -> None:
 def leap(seconds: int) -> None:
     """Let so much time pass at once."""
     ctypes.c_int.in_dll(ctypes.CDLL(None), "clock_leap_s").value = seconds
+
+
+def hold(held: bool) -> None:
+    """Have whoever places a page from now on stay in the kernel, or let all of them go on."""
+    ctypes.c_int.in_dll(ctypes.CDLL(None), "changes_held").value = held
+
+
+def held() -> int:
+    """Return how many are in the kernel to place a page."""
+    return ctypes.c_int.in_dll(ctypes.CDLL(None), "changes_waiting").value
+
+
+def take(seconds: int) -> None:
+    """Have the kernel refuse every second time to place pages, and so much time pass by it."""
+    ctypes.c_int.in_dll(ctypes.CDLL(None), "changes_take_s").value = seconds

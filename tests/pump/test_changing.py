@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
 import pytest
 
 from postcopy.pump.regions import Placement
 from postcopy.wire.frame import FrameType, Header, pack
 from tests.child import run_in_child
-from tests.pump.changing import changes, leap
-from tests.pump.stage import Stage, until
+from tests.pump.changing import changes, held, hold, leap
+from tests.pump.stage import DEADLINE, Stage, until
 from tests.pump.test_destination import ABSENT, PLACED, PLACING, REQUESTED, WATCHED, WAYS, ZERO
 
 pytestmark = pytest.mark.usefixtures("changing_kernel")
@@ -169,3 +172,35 @@ def without_end(end: str, seconds: int) -> str:
 def test_it_is_tried_for_twenty_seconds_and_no_longer(end: str) -> None:
     assert run_in_child(without_end, end, 15) == "None"
     assert "Resource temporarily unavailable" in run_in_child(without_end, end, 25)
+
+
+def ended_by_two(other: str) -> tuple[bool, str]:
+    """One thread of the owner takes the connections away, another ends the pump, and a page is being placed."""
+    with Stage(pages=4) as stage:
+        guest = stage.touch(1)
+        stage.request(1)
+        hold(True)
+        stage.urgent.sendall(stage.pages(1, 0x11))
+        until(lambda: held() == 1, "the placing")
+        first = threading.Thread(target=stage.pump.detach, daemon=True)
+        first.start()
+        second = threading.Thread(target=getattr(stage.pump, other), daemon=True)
+        second.start()
+        second.join(0.3)  # which it does not, unless it is wrong
+        early = not second.is_alive()
+        hold(False)
+        for one in (first, second):
+            one.join(DEADLINE)
+            assert not one.is_alive(), "it is still waiting"
+        assert guest.done() == b"\x11" * 4096
+        late = stage.touch(2)
+        alone = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+        assert late.waits
+        return early, "".join(name for name in alone if name.startswith("pc-"))
+
+
+@pytest.mark.parametrize("other", ["stop", "close"])
+def test_two_threads_of_the_owner_end_a_pump_one_after_the_other(other: str) -> None:
+    early, threads = run_in_child(ended_by_two, other)
+    assert not early, "it said that the pump had stopped while a page was being placed"
+    assert threads == ""
