@@ -238,7 +238,7 @@ class DestinationInterpreter(WayBack):
             received = stats.bytes_received_urgent + stats.bytes_received_push - HEADER_BYTES * stats.beats
             faults = stats.faults_missing + stats.faults_minor
             pages = (stats.pages_resident, stats.pages_total)
-            self.post(Progressed(self.now(), *pages, faults, stats.pending, received))
+            self.post(Progressed(self.now(), *pages, faults, stats.pending, received, stats.outcomes["retry"]))
 
     async def _step(self, event: Event) -> None:
         # Once every page is here nothing can lose the guest. The event that would say so may be older than the look at

@@ -86,7 +86,7 @@ class DestinationMachine(Machine[Step]):
         self.reconnects = 0
         self.attempts = 0  # the source's business
         self.trouble = ""  # why it is paused, for people
-        self._fed_bytes = -1
+        self._fed = (-1, 0)  # bytes, and tries to place them
         self._unfed = 0  # looks in a row
 
     def begin(self, now: float) -> None:
@@ -177,11 +177,16 @@ class DestinationMachine(Machine[Step]):
         return Refuse(UNKNOWN, "this migration has not come so far that it could be resumed")
 
     def _starved(self, event: Progressed) -> bool:
-        """Whether it owes pages and sent no byte for too many looks (not seconds: this side may have been stopped)."""
+        """Whether it owes pages and sent no byte for too many looks (not seconds: this side may have been stopped).
+
+        While this kernel puts off the placing of what it sent, for which the pump has a patience of its own, it is not
+        the source that is waited for.
+        """
         # what is waited for during a pause is owed by nobody: it is asked for when the source is back
         owed = event.owed > 0 and self.step is Step.ACTIVE
-        fed = not owed or event.received_bytes != self._fed_bytes
-        self._fed_bytes, self._unfed = event.received_bytes, 0 if fed else self._unfed + 1
+        seen = (event.received_bytes, event.retries)
+        fed = not owed or seen != self._fed
+        self._fed, self._unfed = seen, 0 if fed else self._unfed + 1
         return self._unfed * PROGRESS_SECONDS > OWED_SECONDS
 
     def give_up(self, failure: WorkFailed) -> list[Command]:

@@ -209,13 +209,17 @@ class GuestRunning(Event):
 
 @dataclass(frozen=True, slots=True)
 class Progressed(Event):
-    """A look at the pump, twice a second: pages placed, faults seen, pages that the source still owes an answer for."""
+    """A look at the pump, twice a second: pages placed, faults seen, pages that the source still owes an answer for.
+
+    `retries`: how often the kernel put off placing what had come. Nothing more is received meanwhile.
+    """
 
     placed_pages: int
     total_pages: int
     faults: int
     owed: int
     received_bytes: int
+    retries: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,22 @@
 import asyncio
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 import uvloop
 
 from postcopy.errors import HostError, KernelError, ProtocolError
+from postcopy.link import destination_interpreter
 from postcopy.link.control import ControlChannel
 from postcopy.link.interpreter import Interpreter, failure_of
+from postcopy.pages.regions import Layout, Region
+from postcopy.pump.destination import DestinationStats
 from postcopy.session.commands import Finish, ResumeGuest, Send, StartPush, StopPump
 from postcopy.session.events import Connected, ControlLost, DataConnected, Elapsed, GuestStopped, Received, Started
 from postcopy.wire.control import Alive, Loaded, Progress, Ready, State, Welcome, encode
 from postcopy.wire.messages import REFUSE_CODES
-from tests.session.samples import IDENTITY, source
+from tests.session.samples import IDENTITY, destination, source
 
 
 class Recorder(Interpreter):
@@ -264,3 +268,25 @@ def test_no_more_is_read_ahead_than_there_is_room_for(size, most):
         return held
 
     assert asyncio.run(asyncio.wait_for(story(), 20)) <= most
+
+
+def test_a_look_at_the_pump_tells_of_what_the_kernel_put_off(monkeypatch):
+    """The kernel's refusals are no silence of the source; see the session's _starved."""
+    monkeypatch.setattr(destination_interpreter, "PROGRESS_SECONDS", 0)
+
+    class Pump:
+        def snapshot(self):
+            stats = DestinationStats.of_handed_over(Layout((Region(0, "shmem", 4096, 1 << 20),)))
+            return replace(stats, outcomes=stats.outcomes | {"retry": 7})
+
+    async def story():
+        interpreter = destination_interpreter.DestinationInterpreter(
+            destination(), {}, {}, claim=None, mode="auto", poll_max_ns=0
+        )
+        interpreter._pump = Pump()
+        looking = interpreter.spawn(interpreter._watch_progress())
+        event = await interpreter._next()
+        looking.cancel()
+        return event.retries
+
+    assert asyncio.run(asyncio.wait_for(story(), 10)) == 7
