@@ -22,6 +22,8 @@ class Onward(Source):
             raise UsageError("there is no guest here")
         if arrival.finish is None:
             raise UsageError("the guest cannot go on: pages of it are not here yet")
+        if arrival.finish.state is not State.COMPLETED:
+            raise UsageError("the guest cannot go on: pages of it are lost")
         super().__init__(memory.mappings, guest, poll_max_ns=poll_max_ns, give_up_after=give_up_after)
         self._arrival = arrival
 

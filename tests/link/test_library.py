@@ -236,6 +236,8 @@ async def lose_the_source(how, bears):
     assert (caught.value.owner, caught.value.exit_status) == ("lost", 6)
     finish = await destination.migrated()
     assert (finish.state, finish.exit_status) == ("lost", 6)
+    with pytest.raises(UsageError, match="pages of it are lost"):
+        await destination.onward()
     arrived = destination.guest
     if bears:
         return await goes_on_without(destination, arrived)
