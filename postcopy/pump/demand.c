@@ -13,20 +13,34 @@ static int fail_number(struct destination *pump, uint32_t failure, int number, u
     return half_fail(&pump->half, &status);
 }
 
+static bool same_fault(const struct fault *one, const struct fault *other) {
+    return one->thread == other->thread && one->page == other->page && one->region == other->region &&
+           one->view == other->view;
+}
+
+/*
+ * Whoever waited for a page that was given back was woken. He may never touch it again, and if he does that is another
+ * fault; but for the one that a stop came between, which is still to be served.
+ */
+static bool given_back(const struct destination *pump, const struct fault *pending) {
+    return !pump->backlog_count || !same_fault(&pump->backlog[pump->backlog_begin], pending);
+}
+
 void faults_settle(struct destination *pump) {
     uint64_t now = 0;
     for (uint32_t i = 0; i < pump->pending_count;) {
         struct fault *pending = &pump->pending[i];
         uint8_t state = page_load(&pump->memory[pending->region].map[pending->page]);
-        bool over = state == PAGE_POISONED || (state == PAGE_PLACED && (!pending->view || view_settle(pump, pending)));
+        bool over = state == PAGE_POISONED || (state == PAGE_ZERO && given_back(pump, pending)) ||
+                    (state == PAGE_PLACED && (!pending->view || view_settle(pump, pending)));
         if (!over) {
             i++;
             continue;
         }
         now = now ? now : now_ns();
-        if (state == PAGE_PLACED)
+        if (state != PAGE_POISONED)
             hist_record(&pump->counters.demand.latency, now - pending->read_at);
-        if (state == PAGE_PLACED && pump->trace)
+        if (state != PAGE_POISONED && pump->trace)
             trace_record(pump->trace, trace_where(pending->page, pending->region, pending->found, pending->thread),
                          pending->read_at, now - pending->read_at);
         *pending = pump->pending[--pump->pending_count];
@@ -148,12 +162,9 @@ static uint32_t found(uint8_t state) {
 
 /* The kernel tells again of a thread that was interrupted while it waited: that is the same fault. */
 static bool told_already(const struct destination *pump, const struct fault *fault) {
-    for (uint32_t i = 0; i < pump->pending_count; i++) {
-        const struct fault *pending = &pump->pending[i];
-        if (pending->thread == fault->thread && pending->page == fault->page && pending->region == fault->region &&
-            pending->view == fault->view)
+    for (uint32_t i = 0; i < pump->pending_count; i++)
+        if (same_fault(&pump->pending[i], fault))
             return true;
-    }
     return false;
 }
 

@@ -95,7 +95,7 @@ struct destination {
     struct view views[PUMP_VIEWS_MAX]; /* written by the owner before it counts them */
     _Atomic uint32_t view_count;
 
-    _Atomic bool news; /* the push placed a page that a fault is accounted for */
+    _Atomic bool news; /* a page that a fault is accounted for was placed by the push, or given back */
     int news_fd;       /* the same for a demand thread that sleeps; also ends its wait at a stop */
     struct destination_counters counters;
 };

@@ -35,8 +35,11 @@ static int count_removed(struct destination *pump, uint32_t region, uint64_t fir
     int result = 0;
     if (awaited && place_wake(&placer, r->guest + first * r->page_size, (stop - first) * r->page_size))
         result = fail_call(pump, ROLE_URGENT, placer.operation, placer.number, region, first);
-    if (awaited)
+    if (awaited) {
         views_wake(pump, region, first, stop);
+        atomic_store(&pump->news, true);
+        signal_fd(pump->news_fd);
+    }
     if (removed) {
         atomic_fetch_add_explicit(&pump->counters.removed, removed, memory_order_relaxed);
         resident_add(pump, removed);
