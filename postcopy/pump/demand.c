@@ -246,14 +246,17 @@ int read_ahead(struct destination *pump) {
 
 /* Read faults and bring their pages on the way, those first that were read while something was being placed. */
 static int take_faults(struct destination *pump) {
-    if (!faults_room(pump))
+    bool room = faults_room(pump);
+    if (!room && !pump->told)
         return STEP_IDLE;
     int progress = pump->backlog_count ? STEP_PROGRESS : STEP_IDLE;
-    if (!pump->backlog_count) {
+    /* Whoever gives pages back waits until that is read, and not for those that wait for pages. */
+    if (!room || !pump->backlog_count) {
         int own = read_ahead(pump);
         if (own < 0)
             return STEP_FAILED;
-        progress = views_read(pump) + own ? STEP_PROGRESS : STEP_IDLE;
+        int others = room ? views_read(pump) : 0;
+        progress = own + others ? STEP_PROGRESS : STEP_IDLE;
     }
     /* Serving one may add to them. */
     for (; pump->backlog_count && faults_room(pump); pump->backlog_count--) {
@@ -288,7 +291,7 @@ static int wait_for_work(struct destination *pump) {
     nfds_t used = 3;
     if (faults_room(pump))
         used += views_poll(pump, descriptors + used);
-    else
+    else if (!pump->told || !backlog_room(pump))
         descriptors[2].fd = -1;
     int result = waiter_wait(&pump->waiter, descriptors, used, pump->alone ? -1 : beat_wait_ms(&pump->urgent.beat));
     if (result)

@@ -315,6 +315,23 @@ def test_the_call_ends_when_what_came_in_part_is_forgotten() -> None:
     run_in_child(discard_outlives_a_connection)
 
 
+def more_wait_than_there_is_room_for() -> None:
+    with Stage("anonymous", 1034, removal=Removal.DISCARDS) as stage:
+        guests = [stage.touch(page) for page in range(1024)]
+        assert stage.requested(1024) == set(range(1024))
+        late = [stage.touch(page) for page in range(1024, 1032)]
+        Call(give_back, stage, 1033, 1, "MADV_DONTNEED").done()
+        until(lambda: stage.state(1033) == ZERO)
+        for page in range(1033):
+            stage.push.sendall(stage.pages(page, page % 251))
+        assert [guest.done()[0] for guest in guests + late] == [page % 251 for page in range(1032)]
+        until(lambda: stage.pump.status().state == "complete", "the last page")
+
+
+def test_who_gives_back_does_not_wait_for_those_that_wait_for_pages() -> None:
+    run_in_child(more_wait_than_there_is_room_for)
+
+
 # --- everything at once ---------------------------------------------------------------------------------------------
 
 
