@@ -92,6 +92,8 @@ static int poison_run(struct destination *pump, uint32_t region, uint64_t first,
         int result = place_poison(placer, r->guest + first * r->page_size, (stop - first) * r->page_size, r->page_size);
         if (result < 0)
             return -placer->number;
+        if (!result || placer->done)
+            pump->urgent.changing_since = 0;
         if (!result)
             return 0;
         first += placer->done / r->page_size;

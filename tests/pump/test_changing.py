@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from postcopy.pump.regions import Placement
 from postcopy.wire.frame import FrameType, Header, pack
 from tests.child import run_in_child
-from tests.pump.changing import changes, held, hold, leap
+from tests.pump.changing import changes, held, hold, leap, take
 from tests.pump.stage import DEADLINE, Stage, until
 from tests.pump.test_destination import ABSENT, PLACED, PLACING, REQUESTED, WATCHED, WAYS, ZERO
 
@@ -204,3 +205,19 @@ def test_two_threads_of_the_owner_end_a_pump_one_after_the_other(other: str) -> 
     early, threads = run_in_child(ended_by_two, other)
     assert not early, "it said that the pump had stopped while a page was being placed"
     assert threads == ""
+
+
+def poisoned_in_pieces() -> int:
+    """Each piece is put off for a while, none of them for long."""
+    with Stage(pages=8) as stage:
+        for page in range(0, 8, 2):
+            stage.push.sendall(stage.pages(page, page + 1))
+        until(lambda: stage.pump.snapshot().pages_resident == 4)
+        stage.pump.detach()
+        take(15)
+        with ThreadPoolExecutor(1) as thread:  # time passes for all but the first one
+            return thread.submit(stage.pump.poison).result()
+
+
+def test_pages_that_are_lost_are_poisoned_although_each_is_put_off() -> None:
+    assert run_in_child(poisoned_in_pieces) == 4
