@@ -131,7 +131,10 @@ int take_removal(struct destination *pump, uint64_t start, uint64_t stop);
 /* removal.c: the owner of a page that is DROPPED gives it up before it was placed. 0, or -1 with a failed status. */
 int finish_dropped(struct destination *pump, struct receiver *receiver, uint32_t region, uint64_t page);
 
-/* foreign.c: have missing pages of another userfaultfd be lost there, as far as that is to be had. */
+/*
+ * foreign.c: have missing pages of another userfaultfd be lost there, as far as that is to be had. Who waits for one for
+ * which there was no time is woken and faults again.
+ */
 void poison_elsewhere(struct destination *pump, int uffd, uint64_t address, uint64_t length, uint64_t page_size,
                       bool child);
 /* foreign.c: the process whose memory is served forked; `child` is the child's userfaultfd, and closed here. */

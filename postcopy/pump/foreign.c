@@ -19,10 +19,23 @@ void poison_elsewhere(struct destination *pump, int uffd, uint64_t address, uint
                       bool child) {
     struct destination_channel unused = {0};
     struct placer placer = {.uffd = uffd, .counters = &unused, .foreign = true};
-    uint64_t begun = now_ns();
-    while (place_poison(&placer, address, length, page_size) > 0 && now_ns() - begun < OTHERS_NS_MAX) {
-        address += placer.done;
-        length -= placer.done;
+    uint64_t most = page_size > FRAME_BYTES_MAX ? page_size : FRAME_BYTES_MAX, begun = now_ns();
+    while (length && !placer.gone) {
+        uint64_t piece = length < most ? length : most;
+        int result = place_poison(&placer, address, piece, page_size);
+        if (result < 0)
+            return;
+        uint64_t done = result ? placer.done : piece, now = now_ns();
+        address += done;
+        length -= done;
+        /* Of a child's pages nobody hears again; a view's are lost all the same when they are touched. */
+        begun = child && done ? now : begun;
+        if (length && now - begun >= OTHERS_NS_MAX) {
+            (void)place_wake(&placer, address, length);
+            return;
+        }
+        if (!result)
+            continue;
         if (child)
             read_child(pump, uffd);
         nanosleep(&(struct timespec){.tv_nsec = CHANGES_SLEEP_NS}, NULL);

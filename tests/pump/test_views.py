@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -15,7 +17,7 @@ from postcopy.pump.regions import Placement
 from postcopy.wire.frame import FrameType, Header, pack
 from tests.backend import Backend
 from tests.child import run_in_child
-from tests.pump.changing import changes
+from tests.pump.changing import changes, take
 from tests.pump.stage import Stage, until
 
 ABSENT, REQUESTED, PLACING, PLACED, ZERO, WATCHED, DROPPED = range(7)
@@ -258,3 +260,20 @@ def refused() -> None:
 
 def test_what_makes_no_view_is_refused() -> None:
     run_in_child(refused)
+
+
+def out_of_time() -> int:
+    with two("shmem", Placement.COPY, BOTH) as (stage, backend):
+        backend.ask("read", 1)
+        stage.request(1)
+        stage.pump.detach()
+        take(1)  # a second passes by each refusal, and that is more than others are waited for
+        with ThreadPoolExecutor(1) as thread:  # it passes for all but the first one
+            assert thread.submit(stage.pump.poison).result() == 8
+        take(0)
+        return backend.process.wait(10)
+
+
+@pytest.mark.usefixtures("changing_kernel")
+def test_who_waits_elsewhere_for_a_page_that_could_not_be_poisoned_there_in_time_is_told_later() -> None:
+    assert run_in_child(out_of_time) == -signal.SIGBUS
