@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -17,6 +18,10 @@ from postcopy.session.states import ENDED, State
 
 # How often a status that changed is told, where no watchdog asks for more.
 STATUS_SECONDS = 1.0
+
+UNKNOWN = "how it stands is not known: see its log"
+
+log = logging.getLogger("postcopy.agent")
 
 
 def tell(lines: str) -> None:
@@ -36,11 +41,19 @@ def send(lines: str, descriptors: Sequence[int] = ()) -> None:
 
 
 async def keep_telling(figures: Callable[[], Figures]) -> None:
-    """Tell the status whenever it has changed, and the watchdog, in the event loop, that this very loop goes round."""
+    """Tell the status whenever it has changed, and the watchdog, in the event loop, that this very loop goes round.
+
+    What is wrong with the figures is no reason to have systemd end a daemon that a guest may need.
+    """
     patience = watchdog_seconds()
-    told = ""
+    told = now = ""
     while os.environ.get("NOTIFY_SOCKET"):
-        now = in_words(figures())
+        try:
+            now = in_words(figures())
+        except Exception:
+            if now != UNKNOWN:
+                log.exception("internal error: how this agent stands cannot be told")
+            now = UNKNOWN
         if now != told or patience is not None:
             tell(f"STATUS={now}\n" + ("WATCHDOG=1\n" if patience is not None else ""))
         told = now

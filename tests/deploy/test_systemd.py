@@ -3,6 +3,7 @@ daemon that is started by their command line tells its notification socket."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -120,3 +121,31 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     began = time.monotonic()
     notify.tell("READY=1\n")
     assert time.monotonic() - began < 5
+
+
+def test_figures_that_cannot_be_had_do_not_end_what_systemd_waits_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "20000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    looks = iter([True, True, False])
+
+    def figures() -> Figures:
+        if next(looks, False):
+            raise ZeroDivisionError("a mistake of ours")
+        return Figures("source", State.NONE, owns_guest=True)
+
+    async def story(listening: socket.socket) -> list[str]:
+        telling = asyncio.create_task(notify.keep_telling(figures))
+        told = [(await asyncio.get_running_loop().sock_recv(listening, 4096)).decode() for _ in range(3)]
+        telling.cancel()
+        return told
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.setblocking(False)
+        told = asyncio.run(asyncio.wait_for(story(listening), 10))
+    unknown = "STATUS=how it stands is not known: see its log\nWATCHDOG=1\n"
+    assert told == [unknown, unknown, "STATUS=owns a guest\nWATCHDOG=1\n"]
+    assert [record.exc_info is not None for record in caplog.records if record.name == "postcopy.agent"] == [True]
