@@ -7,7 +7,6 @@ from postcopy.session import events
 from postcopy.session.machine import SessionError
 from postcopy.session.states import State
 from postcopy.wire.control import (
-    Alive,
     AllPlaced,
     Cancel,
     Hello,
@@ -305,19 +304,6 @@ def test_a_source_that_owes_and_sends_nothing():
         assert names(machine.handle(events.Progressed(2.0 + look / 2, 9, 256, 1, 1, 4096))) == ["Send(Progress)"]
     commands = names(machine.handle(events.Progressed(8.5, 9, 256, 1, 1, 4096)))
     assert commands == ["DetachData", "DropControl", "Note"]
-    assert machine.state is State.POSTCOPY_PAUSED
-
-
-def test_a_source_is_not_waited_for_while_the_kernel_puts_off_what_it_sent():
-    machine = play(destination(), upto(DESTINATION_STORY, "active"))
-    for look in range(40):
-        progressed = events.Progressed(2.0 + look / 2, 9, 256, 1, 1, 4096, retries=1 + look)
-        assert names(machine.handle(progressed)) == ["Send(Progress)"]
-        machine.handle(events.Received(2.1 + look / 2, Alive()))
-    for look in range(12):  # and the looks count from where that ends
-        assert names(machine.handle(events.Progressed(22.0 + look / 2, 9, 256, 1, 1, 4096, 40))) == ["Send(Progress)"]
-        machine.handle(events.Received(22.1 + look / 2, Alive()))
-    machine.handle(events.Progressed(28.0, 9, 256, 1, 1, 4096, 40))
     assert machine.state is State.POSTCOPY_PAUSED
 
 

@@ -107,6 +107,19 @@ def test_a_long_pause_is_not_held_against_a_source_that_is_back():
     play(machine, [(events.Progressed(20.5, 9, 256, 1, 1, 4096), "paused", pause)])
 
 
+def test_a_source_is_not_waited_for_while_the_kernel_puts_off_what_it_sent():
+    machine = play(destination(), upto(DESTINATION_STORY, "active"))
+    for look in range(40):
+        progressed = events.Progressed(2.0 + look / 2, 9, 256, 1, 1, 4096, retries=1 + look)
+        assert names(machine.handle(progressed)) == ["Send(Progress)"]
+        machine.handle(events.Received(2.1 + look / 2, Alive()))
+    for look in range(12):  # and the looks count from where that ends
+        assert names(machine.handle(events.Progressed(22.0 + look / 2, 9, 256, 1, 1, 4096, 40))) == ["Send(Progress)"]
+        machine.handle(events.Received(22.1 + look / 2, Alive()))
+    machine.handle(events.Progressed(28.0, 9, 256, 1, 1, 4096, 40))
+    assert machine.state == "postcopy-paused"
+
+
 def back_again(times):
     """Return a destination to which the source came back so many times, and which waits for data connections."""
     machine = play(destination(), upto(DESTINATION_STORY, "active"))
