@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from agent import metrics, pausing
 from agent.admin import Handler, Tell
-from agent.daemon import Stop, first_of
+from agent.daemon import Stop, first_of, tidy
 from agent.kept import Kept
 from agent.one_source import change
 from agent.running_guest import MIGRATION, Use
@@ -117,6 +117,7 @@ class Departure:
         if source.finish is not None:
             key = ("source", metrics.mode_of(source.report), source.finish.state.value)
             self._migrations[key] = self._migrations.get(key, 0) + 1
+        tidy()
 
     async def pause(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Close the connections of a migration that has switched over."""

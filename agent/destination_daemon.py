@@ -16,7 +16,7 @@ from typing import Any
 
 from agent import metrics, notify, pausing
 from agent.admin import AdminServer, Tell
-from agent.daemon import DaemonOptions, Stop, end_without_cleaning, first_of, reachable, serve_metrics
+from agent.daemon import DaemonOptions, Stop, end_without_cleaning, first_of, reachable, serve_metrics, tidy
 from agent.departure import Departure
 from agent.look import CELLS, look
 from agent.one_source import describe_source, figures_of_source
@@ -121,6 +121,7 @@ class DestinationDaemon:
             key = ("destination", self.options.mode, finish.state.value)
             self._migrations[key] = self._migrations.get(key, 0) + 1
             self._write_trace()
+            tidy()
             if finish.owner is Owner.LOST:
                 self.lost.set()
                 if self.destination.lost is not None:

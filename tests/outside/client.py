@@ -9,7 +9,7 @@ Firecracker does it: names (which fields tell the page size), page_size_told, en
 mapping), overlap and align (of what is told), message (instead of all that), descriptors (instead of the userfaultfd),
 shared (a memfd behind the memory, offered, too), register, features and api (False: it is not asked for its features),
 gap (offset and length of what is trapped no more) and split (of what lies in a piece of its own), hidden (nobody may
-look at its mappings).
+look at its mappings), child (which hands the memory over instead of its parent, and ends).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Vmm:
             libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), MADV_DONTFORK)
         if config.get("hidden"):
             libc.prctl(PR_SET_DUMPABLE, 0)
-        self.socket = self.hand_over(config)
+        self.socket = by_a_child(self.hand_over, config) if config.get("child") else self.hand_over(config)
 
     def part(self, said):
         offset, length = said
@@ -179,6 +179,14 @@ class Vmm:
             return self.socket.recv(1) != b""
         except BlockingIOError:
             return True
+
+
+def by_a_child(hand_over, config):
+    child = os.fork()
+    if not child:
+        hand_over(config)
+        os._exit(0)
+    os.waitpid(child, 0)
 
 
 def answer(value):

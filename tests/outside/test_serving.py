@@ -71,6 +71,15 @@ def test_only_what_is_touched_is_fetched_and_the_end_of_the_process_is_no_failur
         assert foreign_descriptors(there) == 0
 
 
+def test_memory_is_served_although_who_handed_it_over_has_ended(tmp_path, file, uffd_socket):
+    with source(tmp_path, file) as here, destination(tmp_path, "--from", here.address, "--no-push") as there:
+        with Vmm(uffd_socket, file=file, child=True) as vmm:
+            there.until(lambda now: now["processes"] and now["processes"][0]["state"] == "postcopy-active")
+            assert vmm.call("wrong") == []
+        there.until(none_left)
+        assert "has ended and needs nothing more" not in there.log
+
+
 def test_huge_pages(tmp_path, file, uffd_socket, huge_pages):
     huge_pages("hugetlb-2M", 8)
     with source(tmp_path, file) as here, destination(tmp_path, "--from", here.address) as there:

@@ -81,6 +81,11 @@ class HandedOver:
             return self.kept.states()
         return [bytes(one.size // one.page_size) for one in self.message.mappings]
 
+    @property
+    def lives(self) -> bool:
+        """Whether anybody can still touch the memory: the process, or who shares the address space it has told of."""
+        return self.process.lives or not self.gone()
+
     def gone(self) -> bool:
         """Say whether the address space has ended; it may outlive the process that handed it over."""
         return all(probe(self.uffd, one.address, one.page_size) == "gone" for one in self.message.mappings)

@@ -260,10 +260,10 @@ class OutsideDestination:
     async def _follow(self, interpreter: OutsideInterpreter, finish: Finish) -> None:
         handed = interpreter.handed
         if finish.state is State.COMPLETED:
-            log.info("destination: %s: %s", handed.process, finish.text if handed.process.lives else "it has ended")
+            log.info("destination: %s: %s", handed.process, finish.text if handed.lives else "it has ended")
             self._ended(interpreter, finish)
             await self._served(interpreter)
-        elif finish.state is State.LOST or self._fetch is not None or not handed.process.lives:
+        elif finish.state is State.LOST or self._fetch is not None or not handed.lives:
             await self._abandon(interpreter, finish.text)
             self._ended(interpreter, finish)
         else:
@@ -290,7 +290,7 @@ class OutsideDestination:
     async def _abandon(self, interpreter: OutsideInterpreter, text: str) -> None:
         """End a process's memory that never comes: poisoned, so that nobody waits for it and nobody sees zeros."""
         handed = interpreter.handed
-        if not handed.process.lives:
+        if not handed.lives:
             log.info("destination: %s has ended: %s", handed.process, text)
             await self._forget(interpreter)
             return
@@ -323,7 +323,7 @@ class OutsideDestination:
         if isinstance(first, Resume):
             await self._known.take(channel, first)
             return
-        while self.waiting and not self.waiting[0].process.lives:
+        while self.waiting and not self.waiting[0].lives:
             self.waiting.popleft().close()
         if not self.waiting:
             text = "no process waits here that has handed its memory over"
@@ -383,7 +383,7 @@ class OutsideDestination:
     async def _leave(self, handed: HandedOver, interpreter: OutsideInterpreter | None) -> bool:
         """Leave one process to itself; return whether it lacks pages."""
         poisoned = 0
-        if handed.process.lives:
+        if handed.lives:
             try:
                 maps = handed.states() if interpreter is None else await interpreter.stop()
                 poisoned = await asyncio.to_thread(handed.poison, maps)

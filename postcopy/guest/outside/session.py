@@ -108,7 +108,7 @@ class OutsideInterpreter(DestinationInterpreter):
             self.handed.kept.note(Migration(machine.version, machine.migration_id, machine.first_token, types))
         await super()._start_pump(StartPump())
         await super()._start_guest(command)
-        if not self.handed.process.lives:
+        if not self.handed.lives:
             await self.process_ended()
 
     async def take_up(self, types: Sequence[str]) -> None:
