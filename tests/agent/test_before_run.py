@@ -17,7 +17,7 @@ from .fakes import OFFER, FakeDestination, FakeSource, connect, ends
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
     """A source whose guest survives every test of this module."""
-    with source(tmp_path_factory.mktemp("source"), size="16MiB") as daemon:
+    with source(tmp_path_factory.mktemp("source"), "--steps-per-second", "5000", size="16MiB") as daemon:
         yield daemon
         assert run("check", "--admin", daemon.admin).status == 0
         daemon.signal(signal.SIGTERM)
