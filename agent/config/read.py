@@ -62,7 +62,7 @@ def read(files: list[Path], known: Mapping[str, Keys]) -> Settings:
 def read_file(file: Path, known: Mapping[str, Keys]) -> tuple[Settings, list[Problem]]:
     """Return what one file says, and all that is wrong in it, in the order of its lines."""
     try:
-        text = file.read_text(encoding="utf-8-sig")  # a mark of its encoding is no part of it
+        text = file.read_text(encoding="utf-8").removeprefix("\ufeff")  # a mark of its encoding is no part of it
         document = tomllib.loads(text)
     except OSError as error:
         return {}, [Problem(file, 0, f"cannot be read: {error.strerror}")]
