@@ -170,7 +170,7 @@ class Handed:
     """What is looked at of a process that was handed over, whose end nobody sees."""
 
     def __init__(self):
-        self.process = SimpleNamespace(lives=True, ended=asyncio.Event())
+        self.process, self.lives = SimpleNamespace(ended=asyncio.Event()), True
         self.message = SimpleNamespace(mappings=(), describe=lambda: "nothing")
         self.memory_fd, self.kept, self.poisoned, self.closed = -1, None, False, False
 
@@ -179,6 +179,9 @@ class Handed:
 
     def states(self):
         return []
+
+    async def gone_for_good(self):
+        await self.process.ended.wait()
 
     def poison(self, _maps):
         self.poisoned = True

@@ -198,7 +198,7 @@ class OutsideDestination:
 
     async def _wait(self, handed: HandedOver) -> None:
         """Keep a process for a source that dials; its end may come before."""
-        await handed.process.ended.wait()
+        await handed.gone_for_good()
         if handed in self.waiting:  # and not with a migration, which then is told
             self.waiting.remove(handed)
             log.info("destination: %s has ended, and no source had come", handed.process)
