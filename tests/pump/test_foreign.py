@@ -134,6 +134,7 @@ def blocking() -> int:
         assert touching.done() == stage.content(2)
         os.set_blocking(stage.uffd.fd, True)
         assert stage.uffd.read() == []
+        until(lambda: stage.pump.snapshot().pages_resident == 2, "the page that was pushed")
         stage.pump.stop()
         return stage.pump.snapshot().pages_resident
 
