@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.commands import RATE_HELP, admin_option, json_option
-from agent.parameters import ADDRESS, LIMIT, RATE
+from agent.parameters import ADDRESS, LIMIT, RATE, RATE_HELP, admin_option, json_option
 from agent.security.options import insecure_option, tls_option
 from postcopy.errors import UsageError
 

@@ -19,6 +19,7 @@ from agent.parameters import (
     MEMORY,
     MODE,
     RATE,
+    RATE_HELP,
     READ_FD,
     REMOVAL,
     SECONDS,
@@ -31,6 +32,7 @@ from agent.parameters import (
     WORKLOAD,
     WRITE_FD,
     Memory,
+    json_option,
 )
 from agent.security.options import allow_option, credentials, insecure_option, tls_option
 from postcopy.errors import UsageError
@@ -42,7 +44,6 @@ POLL_MAX_NS = 200_000
 # Beyond a second it is no polling any more but a CPU given away.
 POLL_LIMIT_NS = 1_000_000_000
 
-RATE_HELP = "Limit the push, like 100MiB/s; 0: no limit."
 
 trace_option = click.option(
     "--trace",
@@ -50,8 +51,6 @@ trace_option = click.option(
     metavar="FILE",
     help="Record each fault there, for `report --trace`.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
-admin_option = click.option("--admin", type=ADMIN, required=True, metavar="unix:PATH", help="The agent's admin socket.")
 
 
 def guest_options(command: Any) -> Any:

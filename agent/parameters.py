@@ -1,4 +1,7 @@
-"""What options may hold: the types of click that turn typed text into values, each with its error in one line."""
+"""What options may hold: the types of click that turn typed text into values, each with its error in one line.
+
+And the options that the commands of several files have alike.
+"""
 
 from __future__ import annotations
 
@@ -227,3 +230,7 @@ SEED = Judged(click.INT, of_guest("seed"))
 STEPS = Judged(click.INT, of_guest("steps_max"))
 STEPS_PER_SECOND = Judged(click.INT, of_guest("steps_per_second"))
 BLANK = Judged(click.FLOAT, of_guest("blank"))
+
+RATE_HELP = "Limit the push, like 100MiB/s; 0: no limit."
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
+admin_option = click.option("--admin", type=ADMIN, required=True, metavar="unix:PATH", help="The agent's admin socket.")

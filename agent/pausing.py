@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from agent.commands import admin_option, json_option
-from agent.parameters import ADDRESS
+from agent.parameters import ADDRESS, admin_option, json_option
 from agent.security.options import credentials, insecure_option
 from postcopy.errors import MigrationLost, MigrationPaused
 from postcopy.link.address import Address, parse_address

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent.parameters import json_option
+
 if TYPE_CHECKING:
     from agent.bench.runner import Tell
 
@@ -40,7 +42,7 @@ PIPE_COLUMNS = 200
 )
 @click.option("--reserve-huge-pages", is_flag=True, help="Reserve them meanwhile; then the pool is as it was.")
 @click.option("--pin", is_flag=True, help="A CPU for each end, of product and floor alike.")
-@click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
+@json_option
 def bench(scenarios: tuple[str, ...], quick: bool, list_only: bool, as_json: bool, **rest: Any) -> None:
     """Measure what a migration costs on this host.
 

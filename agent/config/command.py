@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from agent.parameters import json_option
+
 
 @click.group()
 def config() -> None:
@@ -17,7 +19,7 @@ def config() -> None:
 
 @config.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]...")
-@click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
+@json_option
 @click.pass_context
 def check(context: click.Context, files: tuple[Path, ...], as_json: bool) -> None:
     """Check files as every command does before it begins.

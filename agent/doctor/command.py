@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.parameters import ADDRESS, SIZE
+from agent.parameters import ADDRESS, SIZE, json_option
 from agent.security.options import credentials, insecure_option, tls_option
 from postcopy.wire.limits import VCPUS_MAX
 
@@ -33,7 +33,7 @@ SIZE_BYTES = 256 << 20
 )
 @tls_option
 @insecure_option
-@click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
+@json_option
 def doctor(
     needs: tuple[str, ...], peer: Address | None, tls_dir: Path | None, insecure: bool, as_json: bool, **migration: Any
 ) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from agent.parameters import json_option
+
 # Beyond a century it is a mistake; X.509 itself ends with the year 9999.
 DAYS_MAX = 36500
 
@@ -21,7 +23,7 @@ DAYS_MAX = 36500
     metavar="DAYS",
     help="How long they are valid.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
+@json_option
 def certs(directory: Path, hosts: tuple[str, ...], days: int, as_json: bool) -> None:
     """Make certificates, signed by a CA of your own.
 
