@@ -15,6 +15,13 @@ from typing import Any
 
 from agent.frames import read_map, write_map
 from postcopy.errors import MigrationLost, Owner, PostcopyError, ProtocolError, UsageError
+from postcopy.limits import (
+    ADMIN_ALIVE_SECONDS,
+    ADMIN_REQUEST_SECONDS,
+    ADMIN_SILENCE_SECONDS,
+    ADMIN_UNREAD_BYTES_MAX,
+    FLUSH_SECONDS,
+)
 from postcopy.link.address import TcpAddress, UnixAddress, parse_address
 from postcopy.link.listen import bind
 from postcopy.link.sockets import check_peer
@@ -22,15 +29,6 @@ from postcopy.session.states import SWITCHED, State
 
 log = logging.getLogger("postcopy.admin")
 
-# A command line sends its request at once.
-REQUEST_SECONDS = 5.0
-# Answers that are on their way when a daemon ends.
-FLUSH_SECONDS = 2.0
-# While a command takes its time, the daemon says that it is there; one that says nothing for so long is not waited for.
-ALIVE_SECONDS = 1.0
-SILENCE_SECONDS = 10.0
-# What waits for a command that does not read; what it misses of a progress is told again.
-UNREAD_BYTES_MAX = 64 << 10
 
 Tell = Callable[[dict[str, Any]], None]
 Handler = Callable[[dict[str, Any], Tell], Awaitable[dict[str, Any]]]
@@ -81,7 +79,7 @@ class AdminServer:
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
         try:
-            async with asyncio.timeout(REQUEST_SECONDS):
+            async with asyncio.timeout(ADMIN_REQUEST_SECONDS):
                 request = await read_map(reader)
             # Judged behind the reading: a connection that is closed with bytes unread loses its answer.
             check_peer(writer.get_extra_info("socket"))
@@ -119,14 +117,14 @@ class AdminServer:
 
 def say(writer: asyncio.StreamWriter, value: dict[str, Any]) -> None:
     """Send what may be missed."""
-    if not writer.is_closing() and writer.transport.get_write_buffer_size() < UNREAD_BYTES_MAX:
+    if not writer.is_closing() and writer.transport.get_write_buffer_size() < ADMIN_UNREAD_BYTES_MAX:
         write_map(writer, value)
 
 
 async def live(writer: asyncio.StreamWriter) -> None:
     """Say again and again that this daemon is there, until cancelled."""
     while True:
-        await asyncio.sleep(ALIVE_SECONDS)
+        await asyncio.sleep(ADMIN_ALIVE_SECONDS)
         say(writer, {"alive": True})
 
 
@@ -182,7 +180,7 @@ async def next_map(reader: asyncio.StreamReader) -> dict[str, Any] | None:
     reading = asyncio.create_task(read_map(reader))
     try:
         for _ in range(2):  # a process that was itself stopped for long has to look once before it complains
-            if (await asyncio.wait({reading}, timeout=SILENCE_SECONDS / 2))[0]:
+            if (await asyncio.wait({reading}, timeout=ADMIN_SILENCE_SECONDS / 2))[0]:
                 return reading.result()
     finally:
         reading.cancel()
@@ -200,4 +198,4 @@ def silence(address: UnixAddress, heard: dict[str, Any]) -> PostcopyError:
         return MigrationLost(
             f"the source's agent at {address} does not answer any more, and pages of the running guest are there"
         )
-    return RemoteError(f"the agent at {address} does not answer: nothing was heard for {SILENCE_SECONDS:g} s", 1)
+    return RemoteError(f"the agent at {address} does not answer: nothing was heard for {ADMIN_SILENCE_SECONDS:g} s", 1)

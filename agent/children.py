@@ -13,9 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from postcopy.errors import PostcopyError
+from postcopy.limits import CHILD_END_SECONDS, CHILD_READY_SECONDS
 
-READY_SECONDS = 60.0
-END_SECONDS = 10.0
 # What is configured is meant for this host's own daemons.
 ALONE = ("--config", os.devnull, "--log-format", "text")
 
@@ -85,10 +84,10 @@ class Daemon:
         readable = asyncio.Event()
         loop.add_reader(read_fd, readable.set)
         try:
-            async with asyncio.timeout(READY_SECONDS):
+            async with asyncio.timeout(CHILD_READY_SECONDS):
                 await readable.wait()
         except TimeoutError:
-            raise ChildError(f"the {self.name} was not ready within {READY_SECONDS:g} s", 1) from None
+            raise ChildError(f"the {self.name} was not ready within {CHILD_READY_SECONDS:g} s", 1) from None
         finally:
             loop.remove_reader(read_fd)
         if not os.read(read_fd, 4096):
@@ -128,7 +127,7 @@ class Daemon:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
             try:
-                await asyncio.wait_for(asyncio.shield(process.wait()), END_SECONDS)
+                await asyncio.wait_for(asyncio.shield(process.wait()), CHILD_END_SECONDS)
             except TimeoutError:
                 continue
             return

@@ -11,11 +11,9 @@ import uvloop
 from agent.admin import Tell, admin_address, ask
 from agent.interrupt import Interrupted, Signals
 from postcopy.errors import MigrationPaused, PostcopyError
+from postcopy.limits import CANCEL_SECONDS
 from postcopy.link.address import UnixAddress
 from postcopy.session.states import SWITCHED
-
-# For a source to take its guest back, which it does in far less, or to cross its switchover on the way.
-CANCEL_SECONDS = 5.0
 
 
 def ask_now(admin: str, command: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:

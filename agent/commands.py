@@ -36,13 +36,10 @@ from agent.parameters import (
 )
 from agent.security.options import allow_option, credentials, insecure_option, tls_option
 from postcopy.errors import UsageError
+from postcopy.limits import POLL_LIMIT_NS, POLL_MAX_NS
 
 if TYPE_CHECKING:
     from postcopy.link.address import Address
-
-POLL_MAX_NS = 200_000
-# Beyond a second it is no polling any more but a CPU given away.
-POLL_LIMIT_NS = 1_000_000_000
 
 
 trace_option = click.option(

@@ -20,11 +20,10 @@ from agent.children import ChildError, Daemon
 from agent.output import say
 from agent.parameters import Memory
 from postcopy.errors import PostcopyError, UsageError
+from postcopy.limits import DEMO_SECONDS
 from postcopy.link.address import UnixAddress
 from postcopy.link.report import with_check
 
-# The guest has to be seen running at the source before it leaves.
-WARM_SECONDS_MAX = 30.0
 WARM_STEPS = 10_000
 LOOK_SECONDS = 0.02
 
@@ -123,7 +122,7 @@ def _source_arguments(options: DemoOptions, sockets: dict[str, UnixAddress]) -> 
 async def _migrate_and_check(options: DemoOptions, sockets: dict[str, UnixAddress], tell: Tell) -> dict[str, Any]:
     source, destination = sockets["source"], sockets["destination"]
     address = (await ask(destination, "status"))["address"]
-    await _wait_for(source, _has_run, "the guest does not run at the source", WARM_SECONDS_MAX)
+    await _wait_for(source, _has_run, "the guest does not run at the source", DEMO_SECONDS)
     memory = ", ".join(one.describe() for one in options.memory)
     say(f"the guest runs at the source ({memory}); it migrates to {address}")
     arguments = {"to": address, "push": options.push, "rate": options.rate, "timeout": options.timeout}
@@ -138,7 +137,7 @@ async def _migrate_and_check(options: DemoOptions, sockets: dict[str, UnixAddres
         migration.cancel()
         with contextlib.suppress(asyncio.CancelledError, PostcopyError):
             await migration
-    await _wait_for(destination, _is_whole, "the destination does not complete", WARM_SECONDS_MAX)
+    await _wait_for(destination, _is_whole, "the destination does not complete", DEMO_SECONDS)
     say("every page is at the destination; comparing every byte")
     found = await ask(destination, "check")
     report["details"] = {**report.get("details", {}), **details, "guest_steps": found["steps"]}

@@ -20,6 +20,7 @@ from agent.one_source import change
 from agent.running_guest import MIGRATION, Use
 from agent.security.options import credentials_of_migration
 from postcopy.errors import PostcopyError, UsageError
+from postcopy.limits import PART_FROM_DESTINATION_SECONDS
 from postcopy.link.address import UnixAddress, parse_address
 from postcopy.link.source import Source
 from postcopy.session.states import SWITCHED, State
@@ -27,8 +28,6 @@ from postcopy.session.states import SWITCHED, State
 log = logging.getLogger("postcopy.agent")
 
 PROGRESS_SECONDS = 0.1
-# For the last words to a destination: it will find out by itself that nobody is here, but not that nobody comes back.
-PART_SECONDS = 1.0
 
 
 class Departure:
@@ -181,7 +180,7 @@ class Departure:
             return  # they do not
         with contextlib.suppress(UsageError, TimeoutError):
             self.source.lose("the source's agent ends", paused=False)
-            async with asyncio.timeout(PART_SECONDS):
+            async with asyncio.timeout(PART_FROM_DESTINATION_SECONDS):
                 await self._use.over.wait()
 
     def verdict(self) -> int:

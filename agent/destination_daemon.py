@@ -26,6 +26,7 @@ from postcopy.errors import UsageError
 from postcopy.guest import WorkloadGuest
 from postcopy.guest.kinds import kinds
 from postcopy.kernel.opening import available_features
+from postcopy.limits import PART_FROM_SOURCE_SECONDS
 from postcopy.link.address import Address, TcpAddress
 from postcopy.link.destination import Destination
 from postcopy.link.tls import Credentials
@@ -35,9 +36,6 @@ from postcopy.session.commands import Finish
 from postcopy.session.states import SWITCHED, Owner, State
 
 log = logging.getLogger("postcopy.agent")
-
-# For the last words to a source.
-PART_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +148,7 @@ class DestinationDaemon:
             return
         with contextlib.suppress(UsageError, TimeoutError):
             destination.lose("the destination's agent ends", paused=False)
-            async with asyncio.timeout(PART_SECONDS):
+            async with asyncio.timeout(PART_FROM_SOURCE_SECONDS):
                 await self.lost.wait()
         pages = self._lost_pages()
         what = "pages that were still at the source are" if pages is None else f"{pages} pages that did not come are"
@@ -305,7 +303,7 @@ class DestinationDaemon:
             self.destination.lose()
             # Not at its state alone: what is lost is poisoned and counted first.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PART_SECONDS):
+                async with asyncio.timeout(PART_FROM_SOURCE_SECONDS):
                     await self.lost.wait()
             return await pausing.lost(self.destination)
         if not self.destination.cancel():

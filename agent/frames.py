@@ -9,29 +9,24 @@ from typing import Any
 import msgpack
 
 from postcopy.errors import ProtocolError
+from postcopy.limits import ADMIN_ARRAY_MAX, ADMIN_ELEMENTS_MAX, ADMIN_FRAME_BYTES_MAX
 from postcopy.wire.unpack import unpack
 
 _LENGTH = struct.Struct("<I")
-
-# A report is a few KiB; whoever sends more is no `postcopy` command.
-FRAME_BYTES_MAX = 1 << 20
-# The longest list is one of vCPUs or of a command's own figures.
-ELEMENTS_MAX = 65536
-ARRAY_MAX = 8192
 
 
 async def read_map(reader: asyncio.StreamReader) -> dict[str, Any] | None:
     """Return the next map, None at the end of the stream; ProtocolError for anything else."""
     try:
         (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-        if length > FRAME_BYTES_MAX:
-            raise ProtocolError(f"admin frame of {length} bytes: the limit is {FRAME_BYTES_MAX}")
+        if length > ADMIN_FRAME_BYTES_MAX:
+            raise ProtocolError(f"admin frame of {length} bytes: the limit is {ADMIN_FRAME_BYTES_MAX}")
         payload = await reader.readexactly(length)
     except asyncio.IncompleteReadError as error:
         if error.partial:
             raise ProtocolError("the admin connection ended inside a frame") from error
         return None
-    value = unpack(payload, "an admin frame", elements_max=ELEMENTS_MAX, array_max=ARRAY_MAX)
+    value = unpack(payload, "an admin frame", elements_max=ADMIN_ELEMENTS_MAX, array_max=ADMIN_ARRAY_MAX)
     if not isinstance(value, dict):
         raise ProtocolError("an admin frame is not a map")
     return value

@@ -18,6 +18,7 @@ from agent import keeper
 from postcopy.errors import HostError, UsageError
 from postcopy.kernel import Mapping
 from postcopy.kernel.handover import receive_with_files
+from postcopy.limits import KEEPER_ANSWER_SECONDS, KEEPER_START_SECONDS, REGIONS_MAX
 from postcopy.link.address import UnixAddress
 from postcopy.link.keeping import Record
 from postcopy.link.listen import remove_stale
@@ -25,19 +26,13 @@ from postcopy.pages.regions import Region
 
 log = logging.getLogger("postcopy.agent")
 
-# To start an interpreter, on a host under pressure.
-START_SECONDS = 20.0
-# For an answer of a process that does nothing else.
-ANSWER_SECONDS = 2.0
-REGIONS_MAX = 64
-
 
 class Kept:
     """A connection to a keeper: the Keeping of a source."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection: socket.socket | None = connection
-        connection.settimeout(ANSWER_SECONDS)
+        connection.settimeout(KEEPER_ANSWER_SECONDS)
 
     def keep(self, record: bytes) -> None:
         """Have the record kept. A keeper that is gone is said, and does not stop a migration."""
@@ -85,11 +80,11 @@ def start_keeper(address: UnixAddress, mappings: Sequence[Mapping]) -> Kept:
         start_new_session=True,  # neither Ctrl-C nor the end of a terminal is meant for it
     )
     far.close()
-    end = time.monotonic() + START_SECONDS
+    end = time.monotonic() + KEEPER_START_SECONDS
     while not Path(address.path).exists():
         if time.monotonic() > end:
             near.close()
-            raise HostError(f"the keeper at {address} did not come up within {START_SECONDS:g} s")
+            raise HostError(f"the keeper at {address} did not come up within {KEEPER_START_SECONDS:g} s")
         time.sleep(0.01)
     return Kept(near)
 
@@ -97,7 +92,7 @@ def start_keeper(address: UnixAddress, mappings: Sequence[Mapping]) -> Kept:
 def take_place(address: UnixAddress) -> tuple[Kept, Record, list[Mapping]]:
     """Take what a killed agent left with its keeper; UsageError where there is none, or nothing to go on with."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(ANSWER_SECONDS)
+    connection.settimeout(KEEPER_ANSWER_SECONDS)
     try:
         connection.connect(address.path)
         head, files, _ = receive_with_files(connection, struct.calcsize("<cI"), REGIONS_MAX)

@@ -23,6 +23,7 @@ from postcopy import __version__
 from postcopy.errors import HostError, UsageError
 from postcopy.kernel import MEMORY_TYPES
 from postcopy.kernel.hugetlb import Hugetlb
+from postcopy.limits import SCRAPE_SECONDS
 from postcopy.link.address import TcpAddress
 from postcopy.link.placement import MODES
 from postcopy.pump.histogram import Histogram
@@ -31,7 +32,6 @@ from postcopy.session.states import ENDED, State
 
 log = logging.getLogger("postcopy.metrics")
 
-SCRAPE_SECONDS = 5.0
 # What many files tell is told again for so long.
 SLOW_SECONDS = 1.0
 # A scrape is a millisecond of Python and nobody waits for it, so on a small host it gives way to faults. But by no more

@@ -16,12 +16,10 @@ from typing import Any
 import click
 
 from postcopy.errors import UsageError
+from postcopy.limits import CPU_MAX, RATE_MAX
 from postcopy.link.address import parse_address, parse_host_port
 from postcopy.pages.units import format_size, parse_rate, parse_size
 
-# The most that Linux can be built for (CONFIG_NR_CPUS).
-CPU_MAX = 8191
-RATE_MAX = 1 << 50
 DESCRIPTOR = "fd"
 # What is judged by itself must not fail for want of memory.
 PAGES_OF_SOME_GUEST = 1 << 20

@@ -13,6 +13,7 @@ import click
 from agent.parameters import ADDRESS, admin_option, json_option
 from agent.security.options import credentials, insecure_option
 from postcopy.errors import MigrationLost, MigrationPaused
+from postcopy.limits import DONE_SECONDS, RESUME_SECONDS
 from postcopy.link.address import Address, parse_address
 from postcopy.session.states import State
 
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from postcopy.link.source import Source
 
 LOOK_SECONDS = 0.02
-# For what needs nobody else: closing connections, giving pages up.
-DONE_SECONDS = 5.0
-# For one attempt to reconnect: dialling, what the destination has, the data connections.
-RESUME_SECONDS = 20.0
 
 
 class Side(Protocol):

@@ -14,7 +14,7 @@ postcopy_lacks() {
 
 # What the installed state depends on; when this changes, it is made anew.
 postcopy_state() {
-    (cd "$postcopy_root" && cat "deploy/$1" pyproject.toml setup.py */*/[!_]*.[ch] */*/*.cdef */*/build.py &&
+    (cd "$postcopy_root" && cat "deploy/$1" pyproject.toml setup.py */limits.py */*/[!_]*.[ch] */*/*.cdef */*/build.py &&
         "$postcopy_python" -V && pwd) | cksum
 }
 

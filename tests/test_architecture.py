@@ -18,6 +18,8 @@ ROOT = Path(__file__).parent.parent
 # From the ground up: a room may import the rooms that stand before it here, and itself.
 ROOMS = ["pages", "wire", "plan", "session", "kernel", "pump", "link", "guest"]
 PURE_ROOMS = ["pages", "wire", "plan", "session"]
+# Modules that every room may import.
+FOR_ALL = ["errors", "limits"]
 IMPURE = {"socket", "asyncio", "os", "time", "random", "threading", "mmap", "subprocess", "pathlib"}
 
 FILE_LINES_MAX = 400
@@ -74,7 +76,7 @@ def room_of(module: str) -> str | None:
     if first in {"agent", "tests"}:
         return first
     second = rest.partition(".")[0]
-    return second if first == "postcopy" and second not in {"", "errors"} else None
+    return second if first == "postcopy" and second not in {"", *FOR_ALL} else None
 
 
 def files_of(room: str) -> list[Path]:
@@ -110,7 +112,7 @@ def test_pure_rooms_touch_no_world(room: str) -> None:
 
 
 def test_what_every_room_may_import_imports_no_room() -> None:
-    for name in ("__init__.py", "errors.py"):
+    for name in ("__init__.py", *(f"{name}.py" for name in FOR_ALL)):
         assert [module for module in imports_of(ROOT / "postcopy" / name) if room_of(module)] == []
 
 
@@ -118,7 +120,47 @@ def test_there_is_no_other_room() -> None:
     packages = {path.name for path in (ROOT / "postcopy").iterdir() if path.is_dir() and path.name not in SKIPPED}
     assert packages <= set(ROOMS)
     modules = {path.name for path in (ROOT / "postcopy").glob("*.py")}
-    assert modules == {"__init__.py", "errors.py"}
+    assert modules == {"__init__.py", *(f"{name}.py" for name in FOR_ALL)}
+
+
+# What looks like a limit by its name and is none.
+NO_LIMITS = {
+    "agent/daemon.py TIDY_SECONDS": "when it is done, not how long it may take; so are the next ones",
+    "agent/demo.py LOOK_SECONDS": "",
+    "agent/departure.py PROGRESS_SECONDS": "",
+    "agent/metrics.py SLOW_SECONDS": "",
+    "agent/notify.py STATUS_SECONDS": "",
+    "agent/pausing.py LOOK_SECONDS": "",
+    "postcopy/guest/outside/handing.py GONE_LOOK_SECONDS": "",
+    "postcopy/link/course.py FIRST_SECONDS": "",
+    "postcopy/link/destination.py CLOSE_LOOK_SECONDS": "",
+    "postcopy/link/destination_interpreter.py FIRST_STEP_LOOK_SECONDS": "",
+    "postcopy/link/interpreter.py HANDLED_LOOK_SECONDS": "",
+    "postcopy/link/interpreter.py TELL_SECONDS": "",
+    "postcopy/link/push.py BURST_SECONDS": "",
+    "postcopy/link/push.py LOOK_SECONDS": "",
+    "postcopy/pump/wait.c CLOSED_MAX_NS": "",
+    "agent/keeper.py RECORD_BYTES_MAX": "as in the file of limits, which it does not load",
+    "postcopy/guest/outside/message.py _NUMBER_MAX": "of a type; so are the next ones",
+    "postcopy/guest/state.py _U64_MAX": "",
+    "postcopy/wire/frame.py _U64_MAX": "",
+    "postcopy/pump/destination.py VIEWS_MAX": "what C was built with",
+    "postcopy/pump/histogram.h HIST_OCTAVE_MAX": "the layout of what travels",
+}
+
+
+def test_limits_are_in_one_file() -> None:
+    """A constant that says how much or how long something may be is in postcopy/limits.py, also one that C has."""
+    found = []
+    for path in [*PACKAGES, *C]:
+        name = str(path.relative_to(ROOT))
+        if name == "postcopy/limits.py" or name.startswith(("agent/bench/", "tests/")):
+            continue
+        names = re.findall(
+            r"^(?:#define +)?(_?[A-Z][A-Z0-9_]*)(?:: \w+)?(?: = | +[(\d])", path.read_text(), re.MULTILINE
+        )
+        found += [f"{name} {one}" for one in names if re.search(r"_(MAX|LIMIT|BACKLOG|SECONDS|MS)(_|$)", one)]
+    assert sorted(set(found) ^ NO_LIMITS.keys()) == []
 
 
 @pytest.mark.parametrize("path", [*PYTHON, *C], ids=lambda path: str(path.relative_to(ROOT)))

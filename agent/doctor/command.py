@@ -10,7 +10,7 @@ import click
 
 from agent.parameters import ADDRESS, SIZE, json_option
 from agent.security.options import credentials, insecure_option, tls_option
-from postcopy.wire.limits import VCPUS_MAX
+from postcopy.limits import VCPUS_MAX
 
 if TYPE_CHECKING:
     from postcopy.link.address import Address

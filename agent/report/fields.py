@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from postcopy.limits import REPORT_NUMBER_MAX
+
 TIMES = ("fault_latency_seconds", "stall_seconds")
 NUMBERS = (
     "resident_seconds",
@@ -21,8 +23,6 @@ NUMBERS = (
     "integrity.pages_mismatched",
 )
 COURSE = ("resident", "received_bytes", "p50", "p99")
-# No figure is beyond it but those that are endless, or no number at all.
-NUMBER_MAX = 1e100
 
 
 class UnfitError(Exception):
@@ -90,7 +90,7 @@ def steps(path: str) -> Iterator[tuple[str, str]]:
 
 def number_of(path: str, value: Any) -> float:
     """Return a number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= NUMBER_MAX:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= REPORT_NUMBER_MAX:
         raise UnfitError(f"{path} is {shown(value)}, not a number")
     return value
 

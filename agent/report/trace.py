@@ -17,13 +17,13 @@ from matplotlib.ticker import FuncFormatter
 
 from agent.report.fields import UnfitError, at, list_of, map_of, shown
 from postcopy.errors import UsageError
+from postcopy.limits import TRACE_NUMBER_MAX
 from postcopy.pages.units import format_size
 
 RECORD = np.dtype([("at_us", "<u4"), ("latency_ns", "<u4"), ("where", "<u8")])
 PAGE_BITS, REGION_BITS, FOUND_BITS = 34, 6, 2
 CELLS = (240, 120)
 SCHEMA_VERSION = 1
-SIZE_MAX = 1 << 56
 FOUND = ("asked for", "on its way", "here already")
 
 
@@ -92,7 +92,7 @@ def read_head(line: bytes, size: int) -> tuple[int, list[int], list[int]]:
 
 def whole_of(path: str, value: Any, least: int = 1) -> int:
     """Return a whole number that fits where sizes do."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= SIZE_MAX:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= TRACE_NUMBER_MAX:
         raise UnfitError(f"{path} is {shown(value)}, not a whole number from {least} on")
     return value
 

@@ -7,9 +7,7 @@ from pathlib import Path
 import click
 
 from agent.parameters import json_option
-
-# Beyond a century it is a mistake; X.509 itself ends with the year 9999.
-DAYS_MAX = 36500
+from postcopy.limits import CERTIFICATE_DAYS_MAX
 
 
 @click.command()
@@ -17,7 +15,7 @@ DAYS_MAX = 36500
 @click.argument("hosts", nargs=-1, required=True, metavar="HOST...")
 @click.option(
     "--days",
-    type=click.IntRange(1, DAYS_MAX),
+    type=click.IntRange(1, CERTIFICATE_DAYS_MAX),
     default=365,
     show_default=True,
     metavar="DAYS",

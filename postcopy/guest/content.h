@@ -18,9 +18,8 @@
 
 #define GUEST_PAGE_BYTES 4096u
 #define GUEST_PAGE_WORDS (GUEST_PAGE_BYTES / 8u)
-/* Each vCPU owns a word of each page. */
-#define GUEST_VCPUS_MAX GUEST_PAGE_WORDS
 
+_Static_assert(GUEST_VCPUS_MAX <= GUEST_PAGE_WORDS, "each vCPU owns a word of each page");
 /* The lane of the increment workload is the lowest byte of its word, and the model in Python reads it so. */
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the lanes are laid out for little endian");
 

@@ -11,16 +11,10 @@ from typing import Any, Self
 
 from postcopy.errors import ProtocolError
 from postcopy.guest._guest import ffi, lib
-from postcopy.guest.state import (
-    KIND,
-    STRIDE_PAGES,
-    VCPUS_MAX,
-    GuestState,
-    Position,
-    wanted_state,
-)
+from postcopy.guest.state import KIND, STRIDE_PAGES, GuestState, Position, wanted_state
 from postcopy.guest.vcpus import GuestMemory, WorkloadGuest, guest_pages, setup_of
 from postcopy.guest.verdict import CheckResult, check_memory, raise_for
+from postcopy.limits import GUEST_VCPUS_MAX
 
 
 class Guest(WorkloadGuest):
@@ -35,7 +29,7 @@ class Guest(WorkloadGuest):
     """
 
     kind = KIND
-    vcpus_max = VCPUS_MAX
+    vcpus_max = GUEST_VCPUS_MAX
 
     def __init__(
         self,

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 from postcopy.errors import ProtocolError, UsageError
 from postcopy.guest._guest import lib
+from postcopy.limits import GUEST_PAGES_MAX, GUEST_VCPUS_MAX, STEPS_MAX, STEPS_PER_SECOND_MAX
 
 GUEST_PAGE_BYTES = lib.GUEST_PAGE_BYTES
-VCPUS_MAX = lib.GUEST_VCPUS_MAX
-PAGES_MAX = lib.GUEST_PAGES_MAX
 # Names as the user types them, numbers as C knows them.
 WORKLOADS = {
     "sequential": lib.WORKLOAD_SEQUENTIAL,
@@ -29,11 +28,8 @@ KIND = "emulated"
 # In version 1 half of the blank pages were holes, always.
 VERSION = 2
 VERSION_MIN = 1
-# More steps than a vCPU makes in 5,000 years; keeps every sum in C below 2**64.
-STEPS_MAX = (1 << 62) - 1
 STRIDE_PAGES = 67  # further than any read-ahead of 64 pages reaches
 _U64_MAX = (1 << 64) - 1
-_STEPS_PER_SECOND_MAX = 1_000_000_000
 
 
 class Position(NamedTuple):
@@ -113,7 +109,7 @@ class GuestState:
             if type(fields[name]) not in types:
                 raise ProtocolError(f"guest state: {name} is {shown(fields[name])}")
         fields.setdefault("hole_pages", fields["blank_pages"] // 2)
-        fields["vcpus"] = tuple(_position(vcpu) for vcpu in fields["vcpus"][: VCPUS_MAX + 1])
+        fields["vcpus"] = tuple(_position(vcpu) for vcpu in fields["vcpus"][: GUEST_VCPUS_MAX + 1])
         parsed = cls(**fields)
         if problem := parsed._problem():
             raise ProtocolError(f"guest state: {problem}")
@@ -125,13 +121,13 @@ class GuestState:
         bounds = {
             "seed": (0, self.seed, _U64_MAX),
             "nonce": (0, self.nonce, _U64_MAX),
-            "guest_pages": (1, self.guest_pages, PAGES_MAX),
+            "guest_pages": (1, self.guest_pages, GUEST_PAGES_MAX),
             "blank_pages": (0, self.blank_pages, self.guest_pages - 1),
             "hole_pages": (0, self.hole_pages, self.blank_pages),
             "stride": (1, self.stride, max(1, active - 1)),
             "steps_max": (0, self.steps_max or 0, STEPS_MAX),
-            "steps_per_second": (0, self.steps_per_second, _STEPS_PER_SECOND_MAX),
-            "vcpus": (1, len(self.vcpus), VCPUS_MAX),
+            "steps_per_second": (0, self.steps_per_second, STEPS_PER_SECOND_MAX),
+            "vcpus": (1, len(self.vcpus), GUEST_VCPUS_MAX),
         }
         if self.workload not in WORKLOADS:
             return f"unknown workload {shown(self.workload)}; known are {', '.join(WORKLOADS)}"
@@ -229,8 +225,8 @@ def wanted_state(
     """
     if not 0 <= blank < 1:
         raise UsageError(f"guest: the blank fraction {blank} is not in 0 to 1")
-    if not 1 <= vcpus <= VCPUS_MAX:
-        raise UsageError(f"guest: {vcpus} vCPUs are not in 1 to {VCPUS_MAX}")
+    if not 1 <= vcpus <= GUEST_VCPUS_MAX:
+        raise UsageError(f"guest: {vcpus} vCPUs are not in 1 to {GUEST_VCPUS_MAX}")
     blank_pages = int(pages * blank)
     active_pages = pages - reserved - blank_pages
     if active_pages < 1:

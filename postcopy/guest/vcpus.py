@@ -19,13 +19,13 @@ from typing import Any, Protocol, Self
 
 from postcopy.errors import HostError, PostcopyError, UsageError
 from postcopy.guest._guest import ffi, lib
-from postcopy.guest.state import GUEST_PAGE_BYTES, STEPS_MAX, WORKLOADS, GuestState
+from postcopy.guest.state import GUEST_PAGE_BYTES, WORKLOADS, GuestState
 from postcopy.guest.verdict import CheckResult, raise_for
+from postcopy.limits import AT_EXIT_SECONDS, STEPS_MAX
 from postcopy.pages import Region
 from postcopy.pump.histogram import Histogram
 
 _NONE = (1 << 64) - 1  # C's "no limit" and "no page"
-_AT_EXIT_SECONDS = 1.0
 
 
 class GuestMemory(Protocol):
@@ -340,7 +340,7 @@ def _stall(guest: Any, vcpu: int) -> Histogram:
 
 def _end(guest: Any) -> None:
     # If a vCPU is stuck nothing was freed, and the process that ends takes it along.
-    lib.guest_destroy(guest, deadline_ns(_AT_EXIT_SECONDS))
+    lib.guest_destroy(guest, deadline_ns(AT_EXIT_SECONDS))
 
 
 def deadline_ns(seconds: float) -> int:

@@ -31,9 +31,6 @@ enum workload {
     WORKLOAD_COUNT = 5,
 };
 
-/* 2^30 pages are 4 TiB. A page's weight is below 2^31 then and its visits in one pass fit 32 bits. */
-#define GUEST_PAGES_MAX (1ull << 30)
-
 static inline uint64_t mix(uint64_t x) {
     x = (x ^ (x >> 30)) * STREAM_FACTOR1;
     x = (x ^ (x >> 27)) * STREAM_FACTOR2;

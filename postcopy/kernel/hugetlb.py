@@ -10,10 +10,9 @@ from postcopy.errors import HostError
 from postcopy.kernel.abi import Feature, Ioctl, Mode
 from postcopy.kernel.memory_type import MemoryType, Way, describe_size
 from postcopy.kernel.shmem import create_memfd
+from postcopy.limits import TRIED_BYTES_MAX
 
 POOLS = Path("/sys/kernel/mm/hugepages")
-# Clearing and copying a page of this size takes below a millisecond, of a gibibyte a second.
-TRIED_BYTES_MAX = 16 << 20
 _SIZE_SHIFT = 26  # memfd_create's flags carry the binary logarithm of the page size from this bit on
 
 

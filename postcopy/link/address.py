@@ -6,9 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 
 from postcopy.errors import UsageError
-
-# struct sockaddr_un holds 108 bytes with the final zero (unix(7)).
-UNIX_PATH_BYTES_MAX = 107
+from postcopy.limits import UNIX_PATH_BYTES_MAX
 
 
 @dataclass(frozen=True, slots=True)

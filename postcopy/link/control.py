@@ -12,14 +12,12 @@ import ssl
 from collections import deque
 
 from postcopy.errors import LinkError
+from postcopy.limits import FLUSH_SECONDS
 from postcopy.link.tls import Tunnel, words
 from postcopy.wire.control import ControlDecoder, Message, encode
 from postcopy.wire.version import VERSION
 
 READ_BYTES = 64 << 10
-
-# What was said last (a refusal, Released) should arrive; for an agent that reads no more nobody waits longer.
-FLUSH_SECONDS = 2.0
 
 
 class ControlChannel:

@@ -12,15 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from postcopy.limits import COURSE_BUCKETS_MAX, COURSE_LOOKS_MAX
 from postcopy.pump.destination import DestinationPump
 from postcopy.pump.histogram import Histogram
 
 FIRST_SECONDS = 0.01
 # After so many looks the time between two of them doubles: an hour is some 270 looks.
 LOOKS_PER_PACE = 16
-LOOKS_MAX = 400
-# A histogram that has more of them travels with buckets four times as wide: a report's lists have an end.
-BUCKETS_MAX = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class Course:
         """Look at the pump from now on until there is none, or enough is known."""
         self._began = time.monotonic()
         pause = FIRST_SECONDS
-        while len(self._looks) < LOOKS_MAX:
+        while len(self._looks) < COURSE_LOOKS_MAX:
             for _ in range(LOOKS_PER_PACE):
                 await asyncio.sleep(pause)
                 if not self.look(pump()):
@@ -86,6 +84,6 @@ class Course:
 def distribution(recorded: Histogram) -> dict[str, Any]:
     """Return a histogram for a report: upper bounds in seconds, and how many values lie in each bucket below."""
     pairs = recorded.bounds()
-    if len(pairs) > BUCKETS_MAX:
+    if len(pairs) > COURSE_BUCKETS_MAX:
         pairs = recorded.bounds(4)
     return {"upper_seconds": [upper for upper, _ in pairs], "counts": [count for _, count in pairs]}

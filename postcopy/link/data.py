@@ -10,7 +10,7 @@ import asyncio
 import socket
 
 from postcopy.errors import LinkError
-from postcopy.link.limits import HANDSHAKE_SECONDS
+from postcopy.limits import HANDSHAKE_SECONDS
 from postcopy.link.sockets import ready
 from postcopy.pump.tls import TlsSession
 from postcopy.wire.preamble import ACCEPTED, Preamble, psk_identity

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from postcopy.errors import HostError, ProtocolError, UsageError
 from postcopy.kernel import Userfaultfd, memory_types_in
+from postcopy.limits import CLOSE_SECONDS, GREETED_MAX, MIGRATION_ID_BYTES, POLL_MAX_NS, TOKEN_BYTES
 from postcopy.link import by_hand
 from postcopy.link.address import Address, UnixAddress, parse_address
 from postcopy.link.control import ControlChannel
@@ -25,14 +26,13 @@ from postcopy.link.data import shake_hands
 from postcopy.link.destination_interpreter import DestinationInterpreter
 from postcopy.link.guest import Kinds, MigratingGuest
 from postcopy.link.interpreter import boot_id
-from postcopy.link.limits import GREETED_MAX
 from postcopy.link.listen import Listener, first_message
 from postcopy.link.onward import Onward
 from postcopy.link.placement import known_mode, known_removal
 from postcopy.link.report import Report
 from postcopy.link.residence import Extent
 from postcopy.link.returning import Known
-from postcopy.link.source import POLL_MAX_NS, SOFTWARE
+from postcopy.link.source import SOFTWARE
 from postcopy.link.tls import Credentials, versions_over
 from postcopy.pages.regions import Layout
 from postcopy.pump.destination import DestinationStats
@@ -43,12 +43,9 @@ from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import CancelAsked, Received
 from postcopy.session.states import ENDED, OWNERS, SWITCHED, Owner, State
 from postcopy.wire.control import Refuse, Resume
-from postcopy.wire.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
 from postcopy.wire.preamble import Preamble, Role, Security
 from postcopy.wire.version import VERSION, VERSION_MIN
 
-# Once this side wants to end: how long it waits for a source that may just be sending Run.
-CLOSE_SECONDS = 5.0
 CLOSE_LOOK_SECONDS = 0.05
 
 # What a destination whose latest migration is in such a state has of a guest: nothing.

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from postcopy.errors import ProtocolError, UsageError
 from postcopy.kernel import Userfaultfd
 from postcopy.kernel.handover import close_files
+from postcopy.limits import FIRST_STEP_SECONDS, GUEST_ARRAY_MAX, GUEST_ELEMENTS_MAX, PROGRESS_SECONDS
 from postcopy.link.course import Course
 from postcopy.link.guest import Kinds, MigratingGuest
 from postcopy.link.prepare import Memory, MemoryTypes, prepare
@@ -56,9 +57,7 @@ from postcopy.session.events import (
     Resident,
     TriedOut,
 )
-from postcopy.session.limits import PROGRESS_SECONDS
 from postcopy.wire.frame import HEADER_BYTES
-from postcopy.wire.limits import GUEST_ARRAY_MAX, GUEST_ELEMENTS_MAX
 from postcopy.wire.preamble import ACCEPTED
 from postcopy.wire.unpack import unpack
 
@@ -66,8 +65,6 @@ from postcopy.wire.unpack import unpack
 # this.
 FIRST_STEP_LOOK_SECONDS = 0.001
 
-# After the last page a first step is due at once; a guest that makes none is told of without it.
-FIRST_STEP_SECONDS = 1.0
 
 log = logging.getLogger("postcopy.session")
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from postcopy.errors import ProtocolError
 from postcopy.kernel.snapshot import SnapshotFile, SnapshotPiece
+from postcopy.limits import FRAME_BYTES_MAX
 from postcopy.link.dial import DataConnection
 from postcopy.link.interpreter import boot_id
 from postcopy.link.pumping import PumpInterpreter
@@ -34,7 +35,6 @@ from postcopy.session.commands import (
 )
 from postcopy.session.events import Connected, DataConnected, GuestStopped, PumpFailed
 from postcopy.session.fetched import FetchedMachine
-from postcopy.wire.limits import FRAME_BYTES_MAX
 from postcopy.wire.messages import Piece
 from postcopy.wire.preamble import ACCEPTED
 

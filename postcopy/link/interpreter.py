@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from postcopy.errors import HostError, KernelError, PostcopyError, ProtocolError, UsageError
+from postcopy.limits import BYTES_AHEAD_MAX, MESSAGES_AHEAD_MAX
 from postcopy.link.about import About, speak_of
 from postcopy.link.control import ControlChannel
-from postcopy.link.limits import BYTES_AHEAD_MAX, MESSAGES_AHEAD_MAX
 from postcopy.session.commands import CloseLinks, Command, DropControl, Finish, Note, Send
 from postcopy.session.events import Broken, ControlLost, Elapsed, Event, NotSent, Received, WorkFailed
 from postcopy.session.machine import Machine, SessionError

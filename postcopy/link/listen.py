@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from postcopy.errors import LinkError, PostcopyError, ProtocolError, UsageError
-from postcopy.link.address import Address, TcpAddress
-from postcopy.link.control import ControlChannel
-from postcopy.link.dial import reason
-from postcopy.link.limits import (
+from postcopy.limits import (
     ACCEPT_BACKLOG,
     ACCEPT_PAUSE_SECONDS,
+    FIRST_MESSAGE_SECONDS,
     LINES_MAX,
     LINES_SECONDS,
-    MESSAGE_SECONDS,
     PREAMBLE_SECONDS,
     UNPROVEN_MAX,
 )
+from postcopy.link.address import Address, TcpAddress
+from postcopy.link.control import ControlChannel
+from postcopy.link.dial import reason
 from postcopy.link.sockets import check_peer, name_of, tune
 from postcopy.link.tls import Credentials, Tunnel, farewell, greet
 from postcopy.wire.control import Message, Refuse
@@ -212,10 +212,10 @@ class Listener:
 async def first_message(channel: ControlChannel) -> Message:
     """Return the first message; LinkError where it does not come in time, ProtocolError where it is none."""
     try:
-        async with asyncio.timeout(MESSAGE_SECONDS):
+        async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
             return await channel.receive()
     except TimeoutError:
-        raise LinkError(f"no message within {MESSAGE_SECONDS:g} s") from None
+        raise LinkError(f"no message within {FIRST_MESSAGE_SECONDS:g} s") from None
 
 
 async def _tell(channel: ControlChannel, text: str, *, hears: bool = True) -> None:

@@ -15,6 +15,7 @@ from postcopy.errors import HostError, KernelError, PostcopyError, ProtocolError
 from postcopy.kernel import MEMORY_TYPES, Feature, Ioctl, Mapping, MemoryType, Mode, Userfaultfd, memory_type
 from postcopy.kernel import Way as PlacingWay
 from postcopy.kernel.shmem import require_room
+from postcopy.limits import FRAME_BYTES_MAX
 from postcopy.link.guest import EmptyGuest, Kinds
 from postcopy.link.placement import Handling, handling
 from postcopy.link.views import Views
@@ -23,7 +24,6 @@ from postcopy.pages.units import format_size
 from postcopy.pump.destination import DestinationPump
 from postcopy.pump.regions import Placement, Removal
 from postcopy.wire.control import GuestOffer, LayoutOffer
-from postcopy.wire.limits import FRAME_BYTES_MAX
 
 log = logging.getLogger("postcopy.session")
 

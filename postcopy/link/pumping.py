@@ -11,11 +11,11 @@ import os
 from abc import abstractmethod
 from typing import Any, Generic, Protocol, TypeVar
 
+from postcopy.limits import BEAT_SECONDS
 from postcopy.link.interpreter import Interpreter
 from postcopy.pump.status import PumpStatus
 from postcopy.session.commands import StartPump, StopPump, WatchData
 from postcopy.session.events import PumpBroken
-from postcopy.session.limits import BEAT_SECONDS
 from postcopy.session.machine import Machine
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from postcopy import __version__
 from postcopy.errors import PostcopyError
+from postcopy.limits import LOST_EXTENTS_MAX
 from postcopy.link.course import distribution
 from postcopy.link.guest import MigratingGuest
 from postcopy.link.residence import Extent
@@ -36,8 +37,6 @@ PERCENTILES = ("count", "p50", "p90", "p99", "p999", "max", "mean")
 # Without these nobody could show it.
 NEEDED = ("mode", "memory", "resident_seconds", "fault_latency_seconds", "stall_seconds", "bytes", "integrity")
 
-# Of a guest that lost pages all over it may be as many as it has pages.
-LOST_EXTENTS_MAX = 256
 
 Report = dict[str, Any]
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from postcopy.errors import ProtocolError
+from postcopy.limits import HAVE_PAGES_MAX
 from postcopy.pages.bitmap import Bitmap
 from postcopy.pages.ledger import PageState
 from postcopy.pages.regions import Layout
@@ -17,7 +18,6 @@ from postcopy.pump.destination import DestinationPump
 from postcopy.pump.source import SourcePump
 from postcopy.wire import residence
 from postcopy.wire.control import Have
-from postcopy.wire.limits import HAVE_PAGES_MAX
 
 
 class Extent(NamedTuple):

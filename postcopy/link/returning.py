@@ -12,15 +12,11 @@ import logging
 import secrets
 
 from postcopy.errors import PostcopyError
+from postcopy.limits import KNOWN_MAX, RELEASE_SECONDS, TOKEN_BYTES
 from postcopy.link.control import ControlChannel
 from postcopy.link.destination_interpreter import DestinationInterpreter
-from postcopy.session.limits import RELEASE_SECONDS
 from postcopy.wire.control import AllPlaced, Refuse, Resume, Welcome
-from postcopy.wire.limits import TOKEN_BYTES
 from postcopy.wire.messages import UNKNOWN
-
-# Migrations whose source may still ask what became of them.
-KNOWN_MAX = 16
 
 log = logging.getLogger("postcopy.destination")
 

@@ -16,14 +16,14 @@ from typing import Any, Protocol, Self, TypeVar
 
 from postcopy.errors import HostError, ProtocolError
 from postcopy.kernel.snapshot import SnapshotFile
+from postcopy.limits import CLOSE_SECONDS, DESTINATIONS_MAX, FETCHED_BYTES_MAX, POLL_MAX_NS
 from postcopy.link.address import Address, parse_address
 from postcopy.link.control import ControlChannel
 from postcopy.link.data import shake_hands
 from postcopy.link.fetched import FetchedInterpreter
 from postcopy.link.fetched import Role as DataRole
-from postcopy.link.limits import FETCHED_BYTES_MAX
 from postcopy.link.listen import Listener
-from postcopy.link.source import POLL_MAX_NS, SOFTWARE
+from postcopy.link.source import SOFTWARE
 from postcopy.link.tls import Credentials
 from postcopy.pages.units import format_size
 from postcopy.session.events import CancelAsked, Started
@@ -32,12 +32,6 @@ from postcopy.session.states import State
 from postcopy.wire.control import Hello, Refuse
 from postcopy.wire.preamble import Preamble, Role, Security
 from postcopy.wire.version import FETCH_SINCE, VERSION
-
-# Destinations at one time: each has two threads and some megabytes of buffers.
-DESTINATIONS_MAX = 256
-
-# When this side ends: how long destinations may take to notice.
-CLOSE_SECONDS = 5.0
 
 log = logging.getLogger("postcopy.source")
 

@@ -12,23 +12,15 @@ import socket
 import struct
 
 from postcopy.errors import ProtocolError
+from postcopy.limits import (
+    KEEPALIVE_COUNT,
+    KEEPALIVE_IDLE_SECONDS,
+    KEEPALIVE_INTERVAL_SECONDS,
+    PUSH_RECEIVE_BYTES,
+    PUSH_SEND_BYTES,
+    UNACKNOWLEDGED_MS,
+)
 from postcopy.wire.preamble import Role
-
-# A host that vanished answers nothing: after two quiet seconds it is asked, then once a second, and given up
-# after four questions. Together with what ending costs that is below the 10 s in which a loss must be told.
-KEEPALIVE_IDLE_SECONDS = 2
-KEEPALIVE_INTERVAL_SECONDS = 1
-KEEPALIVE_COUNT = 4
-
-# Bytes that were sent and not acknowledged for so long are taken for lost (tcp(7), TCP_USER_TIMEOUT). It also
-# overrules the keepalive's count, so it is the same time.
-UNACKNOWLEDGED_MS = 6000
-
-# Bytes of the push that the kernel may hold at either end: enough that neither end waits for the other's turn on the
-# CPU. What stands in front of a demand page on a shared link is bounded by the window that the destination offers
-# (postcopy/pump/window.h), not by these.
-PUSH_SEND_BYTES = 4 << 20
-PUSH_RECEIVE_BYTES = 4 << 20
 
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 

@@ -21,6 +21,7 @@ from postcopy.errors import (
 )
 from postcopy.kernel import Mapping
 from postcopy.kernel.handover import seal_files
+from postcopy.limits import POLL_MAX_NS
 from postcopy.link import by_hand
 from postcopy.link.address import Address, UnixAddress, parse_address
 from postcopy.link.guest import MigratingGuest
@@ -38,8 +39,6 @@ from postcopy.session.states import ENDED, OWNERS, SWITCHED, Owner, State
 from postcopy.wire.control import GuestOffer, Hello, LayoutOffer
 from postcopy.wire.messages import HANDED_OVER
 from postcopy.wire.version import VERSION, VERSION_MIN
-
-POLL_MAX_NS = 200_000
 
 SOFTWARE = f"postcopy {__version__}"
 

@@ -12,6 +12,7 @@ import msgpack
 from postcopy.errors import PostcopyError
 from postcopy.kernel import Mapping
 from postcopy.kernel.handover import send_files
+from postcopy.limits import PARK_AT_ONCE_SECONDS, PROGRESS_SECONDS
 from postcopy.link.address import Address
 from postcopy.link.dial import dial_control, dial_data
 from postcopy.link.guest import MigratingGuest
@@ -49,12 +50,8 @@ from postcopy.session.events import (
     PumpFailed,
     PushAsked,
 )
-from postcopy.session.limits import PROGRESS_SECONDS
 from postcopy.session.source import SourceMachine
 from postcopy.wire.preamble import FILES, Preamble, Role
-
-# How long the loop itself waits for the vCPUs to park before a thread waits for them.
-PARK_AT_ONCE_SECONDS = 0.002
 
 
 class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):

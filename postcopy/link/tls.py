@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from postcopy.errors import LinkError, UsageError
+from postcopy.limits import FAREWELL_BYTES, FAREWELL_SECONDS, HANDSHAKE_SECONDS
 from postcopy.link.address import Address, TcpAddress
-from postcopy.link.limits import FAREWELL_BYTES, FAREWELL_SECONDS, HANDSHAKE_SECONDS
 from postcopy.pump.tls import openssl
 from postcopy.wire.version import TLS_SINCE
 

@@ -10,10 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from postcopy.errors import ProtocolError, UsageError
-
-# No region reaches this far: offsets travel as unsigned 64-bit numbers, but the kernel keeps file offsets
-# in signed ones.
-SIZE_MAX = 1 << 63
+from postcopy.limits import REGION_SIZE_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +32,7 @@ class Region:
             raise UsageError(f"region {self.index}: page size {self.page_size} is not a power of two")
         if self.size < 1:
             raise UsageError(f"region {self.index}: size {self.size} is not above zero")
-        if self.size >= SIZE_MAX:
+        if self.size >= REGION_SIZE_MAX:
             raise UsageError(f"region {self.index}: size {self.size} is beyond 2**63")
         if self.size % self.page_size:
             raise UsageError(

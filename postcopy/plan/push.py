@@ -15,14 +15,12 @@ from collections import deque
 from typing import NamedTuple
 
 from postcopy.errors import UsageError
+from postcopy.limits import DEMANDS_MAX
 from postcopy.pages.regions import Layout, Region
 from postcopy.plan.intervals import IntervalSet
 
 ORDERS = ("sequential",)
 
-# Demands whose surroundings are still of interest: about as many as there are vCPUs. Older ones are
-# forgotten, as their guest has moved on.
-DEMANDS_MAX = 16
 
 # How far the push follows a demand, in extents: ahead where programs mostly go, and a little back.
 AHEAD_EXTENTS = 4

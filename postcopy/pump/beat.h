@@ -13,8 +13,6 @@
 #include <stdint.h>
 #include <time.h>
 
-#define QUIET_TICKS 4u
-
 struct beat {
     uint64_t tick_ns; /* 0: no beats on this connection */
     uint64_t due_at;  /* when the next tick ends */

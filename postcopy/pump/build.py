@@ -1,6 +1,7 @@
 """Builds postcopy.pump._pump, the data plane's C, with cffi (API mode, out of line)."""
 
 from pathlib import Path
+from runpy import run_path
 
 from cffi import FFI
 
@@ -34,7 +35,6 @@ HEADERS = [
     "page_map.h",
     "place.h",
     "pump.h",
-    "pump_limits.h",
     "source.h",
     "thread.h",
     "tls.h",
@@ -87,6 +87,9 @@ static uint64_t trace_where_of(uint64_t page, uint32_t region, uint32_t found, u
 static uint32_t hist_index_of(uint64_t ns) { return hist_index(ns); }
 """
 
+# By its path, for nothing of the package need be importable where it is built.
+limits = run_path(str(Path(__file__).parents[1] / "limits.py"))
+
 ffibuilder = FFI()
 ffibuilder.cdef((Path(__file__).parent / "pump.cdef").read_text(encoding="utf-8"))
 ffibuilder.set_source(
@@ -94,7 +97,8 @@ ffibuilder.set_source(
     GLUE,
     sources=[str(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],
-    depends=[str(HERE / name) for name in [*HEADERS, "pump.cdef"]],
+    define_macros=limits["macros"](limits["PUMP_IN_C"]),
+    depends=[*(str(HERE / name) for name in [*HEADERS, "pump.cdef"]), "postcopy/limits.py"],
     # The page map is read eight bytes at a time as well as one by one.
     extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing"],
 )

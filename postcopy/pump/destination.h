@@ -52,7 +52,7 @@ struct receiver {
 struct view {
     int uffd;
     _Atomic bool ended;               /* nothing of it is served any more */
-    uint64_t bases[PUMP_REGIONS_MAX]; /* where it maps each region, 0 if it does not */
+    uint64_t bases[REGIONS_MAX]; /* where it maps each region, 0 if it does not */
 };
 
 struct fault {
@@ -67,7 +67,7 @@ struct fault {
 
 struct destination {
     struct half half;
-    struct memory memory[PUMP_REGIONS_MAX];
+    struct memory memory[REGIONS_MAX];
     uint64_t pages_total;
     int uffd;
     uint8_t *zeros; /* a page of zeros for memory that knows no ZEROPAGE and has no alias */

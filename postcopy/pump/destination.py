@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from postcopy.errors import HostError, LinkError, UsageError
+from postcopy.limits import PIECE_PAGES_MAX
 from postcopy.pages.regions import Layout
 from postcopy.pump._pump import ffi, lib
 from postcopy.pump.half import Pump, Role
@@ -21,8 +22,6 @@ from postcopy.pump.regions import MappedRegion, Placement, Removal, describe
 from postcopy.pump.tls import TlsSession
 from postcopy.pump.trace import FaultTrace
 
-# Pages of a piece of memory that residency() looks at: all of it together has to be over in a moment.
-PIECE_PAGES_MAX = 4096
 RESIDENT = (lib.PAGE_PLACED, lib.PAGE_ZERO)
 VIEWS_MAX: int = lib.PUMP_VIEWS_MAX
 

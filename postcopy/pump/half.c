@@ -22,7 +22,7 @@ static void close_channel(struct channel *channel) {
 }
 
 void *half_create(size_t size, const struct pump_region *regions, uint32_t count) {
-    bool sound = count && count <= PUMP_REGIONS_MAX;
+    bool sound = count && count <= REGIONS_MAX;
     for (uint32_t i = 0; sound && i < count; i++)
         sound = whole_pages(&regions[i]);
     if (!sound) {

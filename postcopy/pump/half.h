@@ -17,7 +17,7 @@
 #include "thread.h"
 
 struct half {
-    struct frame_bounds bounds[PUMP_REGIONS_MAX];
+    struct frame_bounds bounds[REGIONS_MAX];
     uint32_t count;
     struct channel urgent, push;
     int stop_fd;      /* readable while the threads are to end: it ends every wait */

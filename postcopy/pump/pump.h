@@ -7,6 +7,8 @@
  *
  * Ownership: the pump owns the sockets given to half_attach and its own eventfds and closes them in *_destroy. The
  * userfaultfd, the regions' mappings and their file descriptors stay the caller's and must outlive the pump.
+ *
+ * Every queue, frame and count has an end, and the number is in postcopy/limits.py: the compiler is given them as macros.
  */
 #ifndef POSTCOPY_PUMP_H
 #define POSTCOPY_PUMP_H
@@ -16,7 +18,6 @@
 
 #include "frame.h"
 #include "histogram.h"
-#include "pump_limits.h"
 #include "tls.h"
 
 enum pump_role { ROLE_URGENT = 2, ROLE_PUSH = 3 };

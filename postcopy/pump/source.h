@@ -30,7 +30,7 @@ struct source_memory {
 
 struct source {
     struct half half;
-    struct source_memory memory[PUMP_REGIONS_MAX];
+    struct source_memory memory[REGIONS_MAX];
     uint64_t frame_bytes; /* payload of a pushed frame at most, unless a page is larger */
 
     /* Owned by the urgent thread: requests read, answers not yet sent. */

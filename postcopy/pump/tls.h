@@ -15,10 +15,7 @@
 #include <sys/uio.h>
 
 #define TLS_KEY_BYTES 32u
-#define TLS_IDENTITY_BYTES_MAX 127u
 #define TLS_RECORD_BYTES 16384u
-/* Records that are sent with one key; AES-GCM stays safe up to 2^24.5 of them (RFC 8446, 5.5). */
-#define TLS_RECORDS_MAX 8388608u
 
 struct tls_library;
 struct tls;

@@ -15,12 +15,6 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Below the first the link runs dry between two wake-ups, above the last nothing is gained. */
-#define WINDOW_BYTES_MIN (24u << 10)
-/* On a link of which nothing is known yet: half a millisecond of queue at 1 Gbit/s. */
-#define WINDOW_BYTES_START (64u << 10)
-#define WINDOW_BYTES_MAX (4u << 20)
-
 struct window {
     int push, urgent;        /* sockets; the urgent one tells of the round trip */
     int shared;              /* whether there is a link to share */

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from postcopy.limits import ANSWER_SECONDS, OWED_SECONDS, PROGRESS_SECONDS, SILENCE_SECONDS
 from postcopy.session import destination_actions as actions
 from postcopy.session import destination_recovery as recovery
 from postcopy.session.commands import Command
@@ -29,7 +30,6 @@ from postcopy.session.events import (
     Rejoined,
     WorkFailed,
 )
-from postcopy.session.limits import ANSWER_SECONDS, OWED_SECONDS, PROGRESS_SECONDS, SILENCE_SECONDS
 from postcopy.session.machine import Machine
 from postcopy.session.states import ENDED, SWITCHED, State
 from postcopy.wire.messages import ALL, GONE, UNKNOWN, UNRUN, Hello, LayoutOffer, Piece, Refuse, Run

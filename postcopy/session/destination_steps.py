@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from postcopy.session.limits import (
-    ANSWER_SECONDS,
-    DIAL_SECONDS,
-    LOAD_SECONDS,
-    OFFER_SECONDS,
-    RELEASE_SECONDS,
-    STOP_SECONDS,
-)
+from postcopy.limits import ANSWER_SECONDS, DIAL_SECONDS, LOAD_SECONDS, OFFER_SECONDS, RELEASE_SECONDS, STOP_SECONDS
 from postcopy.session.states import State
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import ClassVar
 
+from postcopy.limits import ANSWER_SECONDS, DIAL_SECONDS, PREPARE_SECONDS
 from postcopy.session.commands import CloseLinks, Command, Connect, Finish, Send
 from postcopy.session.events import Broken, Event, Received, Started, WorkFailed
-from postcopy.session.limits import ANSWER_SECONDS, DIAL_SECONDS, PREPARE_SECONDS
 from postcopy.session.machine import Machine
 from postcopy.session.states import Owner, State
 from postcopy.wire.messages import SINCE, Cancel, Hello, Message, Probe, Probed, Refuse, Welcome

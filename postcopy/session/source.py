@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from postcopy.errors import ProtocolError
+from postcopy.limits import OLD_SILENCE_SECONDS, RECONNECT_SECONDS, SILENCE_SECONDS
 from postcopy.session import source_recovery as recovery
 from postcopy.session.commands import (
     CloseLinks,
@@ -47,7 +48,6 @@ from postcopy.session.events import (
     Started,
     WorkFailed,
 )
-from postcopy.session.limits import OLD_SILENCE_SECONDS, RECONNECT_SECONDS, SILENCE_SECONDS
 from postcopy.session.machine import Machine
 from postcopy.session.source_steps import BEFORE_RUN, PATIENCE, PAUSES, STATES, Step
 from postcopy.session.states import SWITCHED, Owner, State

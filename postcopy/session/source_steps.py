@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from postcopy.session.limits import (
+from postcopy.limits import (
     ANSWER_SECONDS,
     DIAL_SECONDS,
     LOAD_SECONDS,

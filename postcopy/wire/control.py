@@ -13,8 +13,8 @@ from typing import Any
 import msgpack
 
 from postcopy.errors import ProtocolError
+from postcopy.limits import CONTROL_BYTES_MAX, FIRST_BYTES_MAX
 from postcopy.wire.fields import IllTypedError
-from postcopy.wire.limits import CONTROL_BYTES_MAX, FIRST_BYTES_MAX
 from postcopy.wire.messages import (
     MESSAGES,
     SINCE,

@@ -12,13 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
-from postcopy.wire.limits import (
-    MIGRATION_ID_BYTES,
-    NAME_CHARS_MAX,
-    REPORT_DEPTH_MAX,
-    TEXT_CHARS_MAX,
-    TOKEN_BYTES,
-)
+from postcopy.limits import MIGRATION_ID_BYTES, NAME_CHARS_MAX, REPORT_DEPTH_MAX, TEXT_CHARS_MAX, TOKEN_BYTES
 
 
 class IllTypedError(ValueError):

@@ -12,8 +12,8 @@ from enum import Enum, IntEnum
 from typing import NamedTuple
 
 from postcopy.errors import ProtocolError
+from postcopy.limits import FRAME_BYTES_MAX
 from postcopy.pages.regions import Layout, Region
-from postcopy.wire.limits import FRAME_BYTES_MAX
 
 FRAME_MAGIC = 0x5043  # the bytes 43 50, "CP"
 HEADER = struct.Struct("<HBBHHQQ")

@@ -12,6 +12,15 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from postcopy.errors import ProtocolError, UsageError
+from postcopy.limits import (
+    CONTROL_BYTES_MAX,
+    HAVE_BYTES_MAX,
+    HAVE_PAGES_MAX,
+    PAGE_SIZE_MAX,
+    PAGE_SIZE_MIN,
+    REGIONS_MAX,
+    VCPUS_MAX,
+)
 from postcopy.pages.regions import Layout, Region
 from postcopy.wire.fields import (
     Count,
@@ -27,15 +36,6 @@ from postcopy.wire.fields import (
     Version,
     Versions,
     Whole,
-)
-from postcopy.wire.limits import (
-    CONTROL_BYTES_MAX,
-    HAVE_BYTES_MAX,
-    HAVE_PAGES_MAX,
-    PAGE_SIZE_MAX,
-    PAGE_SIZE_MIN,
-    REGIONS_MAX,
-    VCPUS_MAX,
 )
 from postcopy.wire.records import Record, Records, Since
 from postcopy.wire.version import HANDED_OVER_SINCE

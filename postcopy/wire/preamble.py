@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from postcopy.errors import ProtocolError
-from postcopy.wire.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
+from postcopy.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
 from postcopy.wire.version import FETCH_SINCE, TLS_SINCE, VERSION, VERSION_MIN, check_version
 
 PREAMBLE_MAGIC = b"POSTCOPY"

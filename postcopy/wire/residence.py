@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Iterator
 
 from postcopy.errors import ProtocolError
+from postcopy.limits import HAVE_PAGES_MAX
 from postcopy.pages.bitmap import Bitmap
-from postcopy.wire.limits import HAVE_PAGES_MAX
 from postcopy.wire.messages import Have
 
 # Runs and holes shrink to nothing at any level, and what is left is not worth the time of a higher one.

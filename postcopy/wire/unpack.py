@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgpack
 
 from postcopy.errors import ProtocolError
-from postcopy.wire.limits import ARRAY_MAX, ELEMENTS_MAX, TEXT_BYTES_MAX
+from postcopy.limits import ARRAY_MAX, ELEMENTS_MAX, TEXT_BYTES_MAX
 from postcopy.wire.records import quote
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from agent import keeper as keeper_program
+from postcopy.limits import KEPT_RECORD_BYTES_MAX
 from tests.certificates import directory
 from tests.chaos.proxy import wait_for
 
@@ -136,3 +138,8 @@ def test_a_stranger_gets_nothing(keeper, tmp_path):
             os._exit(status)
         _, ended = asyncio.run(asyncio.to_thread(os.waitpid, child, 0))
         assert os.waitstatus_to_exitcode(ended) == 0
+
+
+def test_a_record_has_room_for_all_that_is_kept():
+    """The keeper knows the limit by itself, for it loads nothing of the package."""
+    assert keeper_program.RECORD_BYTES_MAX == KEPT_RECORD_BYTES_MAX

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from postcopy import limits
+from postcopy.pages.units import format_size
 from tests.agent.agents import ROOT
 from tests.deploy.transcript import play
 from tests.lacking import lacking
@@ -76,3 +78,24 @@ def test_every_link_leads_somewhere(path: Path) -> None:
             if not there.exists() or (anchor and anchor not in anchors(there)):
                 broken.append(link)
     assert broken == []
+
+
+def test_the_limits_that_users_meet() -> None:
+    """The README's table says what the one file of limits does."""
+    chapter = (ROOT / "README.md").read_text().split("## How much of everything\n")[1].split("\n## ")[0]
+    said = re.findall(r"^\| [^|]+ \| ([^|]+) \|", chapter, re.MULTILINE)[1:]
+    assert said == [
+        f"{limits.REGIONS_MAX}",
+        format_size(limits.PAGE_SIZE_MAX),
+        f"{limits.GUEST_VCPUS_MAX}, {limits.KVM_VCPUS_MAX}",
+        f"{format_size(limits.GUEST_PAGES_MAX * 4096)}, {format_size(limits.KVM_MEMORY_BYTES_MAX)}",
+        format_size(limits.CONTROL_BYTES_MAX),
+        "one of each agent",
+        f"{limits.PROCESSES_MAX}, {format_size(limits.HAND_OVER_SIZE_MAX)}",
+        f"{limits.HAND_OVER_BYTES_MAX} bytes, within {limits.HAND_OVER_SECONDS:g} s",
+        f"{limits.DESTINATIONS_MAX}, with {format_size(limits.FETCHED_BYTES_MAX)} of buffers together",
+        f"{limits.PUMP_VIEWS_MAX}",
+        f"{limits.UNPROVEN_MAX}, for {limits.PREAMBLE_SECONDS:g} s",
+        f"{limits.LOST_EXTENTS_MAX}",
+        f"{limits.UNIX_PATH_BYTES_MAX} bytes",
+    ]

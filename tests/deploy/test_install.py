@@ -83,7 +83,8 @@ def test_a_checkout_of_somebody_else_is_left_alone(host: Path) -> None:
     (host / "include/Python.h").touch()
     (host / "bin/cc").symlink_to("/bin/true")
     (host / "package/room").mkdir(parents=True)
-    built_of = ("pyproject.toml", "setup.py", "package/room/a.c", "package/room/a.cdef", "package/room/build.py")
+    built_of = ("pyproject.toml", "setup.py", "package/limits.py")
+    built_of += ("package/room/a.c", "package/room/a.cdef", "package/room/build.py")
     for name in built_of:
         (host / name).touch()
     theirs = host / ".venv/bin"

@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.frames import read_map
+from postcopy import limits
 from postcopy.errors import ProtocolError
 from postcopy.guest.state import GuestState
-from postcopy.wire import limits, preamble
+from postcopy.wire import preamble
 from postcopy.wire.control import ControlDecoder, encode
 from postcopy.wire.unpack import unpack
 from tests.guest.test_state import sound

@@ -253,8 +253,8 @@ def test_closing_does_not_wait_for_a_source_that_is_frozen():
 
 async def come_while_others_only_greet():
     """Whoever says no more than Hello holds nothing up, however many they are; one that has made its offer does."""
+    from postcopy.limits import GREETED_MAX
     from postcopy.link import Source
-    from postcopy.link.limits import GREETED_MAX
     from postcopy.wire.control import Hello, Refuse
     from tests.agent.fakes import OFFER, FakeSource
 

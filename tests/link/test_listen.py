@@ -7,12 +7,13 @@ import socket
 import pytest
 
 from postcopy.errors import LinkError, ProtocolError, UsageError
+from postcopy.limits import PUSH_SEND_BYTES
 from postcopy.link import listen
 from postcopy.link.address import TcpAddress, UnixAddress
 from postcopy.link.control import ControlChannel
 from postcopy.link.dial import dial_control, dial_data
 from postcopy.link.listen import Listener
-from postcopy.link.sockets import PUSH_SEND_BYTES, tune
+from postcopy.link.sockets import tune
 from postcopy.wire.control import Hello, Ready, Run, encode
 from postcopy.wire.preamble import ACCEPTED, Preamble, Role, pack
 

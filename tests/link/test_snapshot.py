@@ -5,11 +5,11 @@ import asyncio
 import pytest
 
 from postcopy.errors import LinkError
+from postcopy.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
 from postcopy.link import snapshot
 from postcopy.link.dial import dial_data, dial_fetch
 from postcopy.link.snapshot import Snapshot
 from postcopy.wire.control import Cancel, Hello, LayoutOffer, Ready, State, Welcome
-from postcopy.wire.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
 from postcopy.wire.messages import Piece
 from postcopy.wire.preamble import Preamble, Role
 from postcopy.wire.version import VERSION

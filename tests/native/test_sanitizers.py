@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from postcopy import limits
 from postcopy.kernel.kvm import probe_kvm
 from tests.lacking import lacking
 
@@ -17,6 +18,7 @@ ROOMS = [ROOT / "postcopy/pump", ROOT / "postcopy/guest"]
 SOURCES = [source for room in ROOMS for source in sorted(room.glob("[!_]*.c"))]
 FLAGS = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", "-pthread"]
 FLAGS += [f"-I{room}" for room in ROOMS]
+FLAGS += [f"-D{name}={value}" for name, value in limits.macros(limits.PUMP_IN_C + limits.GUEST_IN_C)]
 ENVIRONMENT = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=1"}
 
 

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from postcopy.errors import ProtocolError, UsageError
+from postcopy.limits import DEMANDS_MAX
 from postcopy.pages import Layout, Region
 from postcopy.plan import PushExtent, PushPlan
-from postcopy.plan.push import AHEAD_EXTENTS, BACK_EXTENTS, DEMANDS_MAX
+from postcopy.plan.push import AHEAD_EXTENTS, BACK_EXTENTS
 
 PAGE = 4096
 LAYOUT = Layout((Region(0, "shmem", PAGE, 64 * PAGE), Region(1, "huge", 8 * PAGE, 64 * PAGE)))

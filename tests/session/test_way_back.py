@@ -2,8 +2,8 @@
 
 import pytest
 
+from postcopy.limits import SILENCE_SECONDS
 from postcopy.session import events
-from postcopy.session.limits import SILENCE_SECONDS
 from postcopy.wire.control import Alive, AllPlaced, Cancel, Ready, Refuse, Running, Welcome
 
 from .samples import HAVE, IDENTITY, REPORT, destination, names, source

@@ -1,10 +1,9 @@
 """Heartbeats on the data connections of either pump, as postcopy/pump/beat.h has them."""
 
-from postcopy.session.limits import BEAT_SECONDS
+from postcopy.limits import BEAT_SECONDS, QUIET_TICKS
 from postcopy.wire import frame
 from postcopy.wire.frame import FrameType, Header
 
-QUIET_TICKS = 4
 BEAT = frame.pack(Header(FrameType.BEAT, 0, 0, 0))
 
 

@@ -5,6 +5,7 @@ a model of the pump and of the network.
 """
 
 from postcopy.errors import HostError, LinkError, ProtocolError
+from postcopy.limits import MIGRATION_ID_BYTES, PROGRESS_SECONDS, RELEASE_SECONDS, TOKEN_BYTES
 from postcopy.link.residence import what_is_here
 from postcopy.session import commands as does
 from postcopy.session.commands import Send
@@ -21,9 +22,7 @@ from postcopy.session.events import (
     Rejoined,
     Resident,
 )
-from postcopy.session.limits import PROGRESS_SECONDS, RELEASE_SECONDS
 from postcopy.wire.control import AllPlaced, Refuse, Resume, Welcome
-from postcopy.wire.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
 from postcopy.wire.messages import UNKNOWN
 from postcopy.wire.preamble import ACCEPTED, PREAMBLE_BYTES, Role, unpack
 

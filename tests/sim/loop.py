@@ -7,9 +7,9 @@ loop between which others have theirs.
 """
 
 from postcopy.errors import LinkError, PostcopyError, ProtocolError
+from postcopy.limits import OWED_SECONDS, SILENCE_SECONDS
 from postcopy.link.interpreter import Interpreter
 from postcopy.session.events import Broken, ControlLost, Elapsed, Progressed, Received
-from postcopy.session.limits import OWED_SECONDS, SILENCE_SECONDS
 from postcopy.session.machine import SessionError
 from postcopy.wire.control import ControlDecoder, encode
 from postcopy.wire.version import VERSION

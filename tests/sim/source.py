@@ -7,6 +7,7 @@ outlives it is its memory and the Record that link's own `keeping` packs and unp
 import msgpack
 
 from postcopy.errors import HostError, LinkError
+from postcopy.limits import PROGRESS_SECONDS
 from postcopy.link.keeping import Record
 from postcopy.link.residence import Residence
 from postcopy.session import commands as does
@@ -18,7 +19,6 @@ from postcopy.session.events import (
     PumpBroken,
     Started,
 )
-from postcopy.session.limits import PROGRESS_SECONDS
 from postcopy.session.source import SourceMachine
 from postcopy.session.source_recovery import take_up
 from postcopy.wire.control import GuestOffer, Hello, LayoutOffer

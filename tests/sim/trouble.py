@@ -6,9 +6,9 @@ Cuts at a byte are set beforehand on connections that are yet to be made.
 import math
 
 from postcopy.errors import UsageError
+from postcopy.limits import OWED_SECONDS
 from postcopy.link import by_hand
 from postcopy.session.events import CancelAsked, PushAsked
-from postcopy.session.limits import OWED_SECONDS
 from postcopy.session.states import ENDED, SWITCHED
 
 from .rules import NOTICED_SECONDS

@@ -7,7 +7,8 @@ import zlib
 import msgpack
 from hypothesis import strategies as st
 
-from postcopy.wire import control, limits
+from postcopy import limits
+from postcopy.wire import control
 from postcopy.wire.control import Message
 from postcopy.wire.messages import PROBE_ANSWERS, REFUSE_CODES
 from postcopy.wire.version import FETCH_SINCE

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from postcopy import limits
 from postcopy.errors import ProtocolError
 from postcopy.pages import Layout, Region
-from postcopy.wire import control, limits
+from postcopy.wire import control
 from postcopy.wire.control import ControlDecoder, Message, encode
 from postcopy.wire.messages import MESSAGES as SHAPES
 from postcopy.wire.version import VERSION

@@ -7,10 +7,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from postcopy.errors import ProtocolError
+from postcopy.limits import FRAME_BYTES_MAX
 from postcopy.pages import Layout, Region
 from postcopy.wire import frame
 from postcopy.wire.frame import Direction, FrameRefusal, FrameType, Header
-from postcopy.wire.limits import FRAME_BYTES_MAX
 
 SMALL, HUGE, GIANT = 4096, 2 << 20, 1 << 30
 LAYOUT = Layout(

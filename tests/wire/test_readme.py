@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import postcopy.wire
+from postcopy import limits
 from postcopy.errors import ProtocolError
 from postcopy.pages import Layout, Region
-from postcopy.wire import frame, limits, preamble, version
+from postcopy.wire import frame, preamble, version
 from postcopy.wire.control import ControlDecoder, Hello, Run, encode
 from postcopy.wire.frame import Direction, FrameRefusal, FrameType, Header
 from postcopy.wire.messages import MESSAGES, REFUSE_CODES, SINCE, GuestOffer, LayoutOffer, RegionOffer
@@ -116,7 +117,10 @@ def test_words_of_refuse() -> None:
 
 def test_limits() -> None:
     said = {name: int(value) for name, value, _ in table("limit", "value")}
-    assert said == {name: value for name, value in vars(limits).items() if name.isupper()}
+    assert said == {name: getattr(limits, name) for name in said}
+    room = Path(postcopy.wire.__file__).parent
+    used = {name for path in room.glob("*.py") for name in re.findall(r"\b[A-Z_]+\b", path.read_text())}
+    assert said.keys() == used & vars(limits).keys() | {"GUEST_ELEMENTS_MAX", "GUEST_ARRAY_MAX"}
 
 
 def test_versions() -> None:

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from postcopy import limits
 from postcopy.errors import ProtocolError
 from postcopy.pages import Bitmap
-from postcopy.wire import limits, residence
+from postcopy.wire import residence
 from postcopy.wire.control import Have, encode
 
 

@@ -15,16 +15,16 @@ from postcopy.errors import HostError, PostcopyError, ProtocolError, UsageError
 from postcopy.guest._guest import ffi, lib
 from postcopy.guest.kvm import vcpu_state
 from postcopy.guest.kvm.abi import EXIT_MMIO, EXIT_NAMES
-from postcopy.guest.kvm.layout import MEMORY_AT, MEMORY_BYTES_MAX, WINDOWS_AT, OwnPages
-from postcopy.guest.kvm.machine import VCPUS_MAX, WINDOW_BYTES, Machine
+from postcopy.guest.kvm.layout import MEMORY_AT, WINDOWS_AT, OwnPages
+from postcopy.guest.kvm.machine import WINDOW_BYTES, Machine
 from postcopy.guest.kvm.state import KIND, WORKLOADS, KvmState
 from postcopy.guest.state import GUEST_PAGE_BYTES, GuestState, wanted_state
 from postcopy.guest.vcpus import GuestMemory, WorkloadGuest, guest_pages
 from postcopy.guest.verdict import CheckResult, check_memory, raise_for
+from postcopy.limits import KVM_MEMORY_BYTES_MAX, KVM_SETTLE_SECONDS, KVM_VCPUS_MAX
 
 _TICK_BITS = 32  # behind the point, in struct kvm_window
 _NO_STALL_TICKS = (1 << 64) - 1
-_SETTLE_SECONDS = 10.0
 
 
 class GuestTroubleError(PostcopyError):
@@ -39,7 +39,7 @@ class KvmGuest(WorkloadGuest):
     """
 
     kind = KIND
-    vcpus_max = VCPUS_MAX
+    vcpus_max = KVM_VCPUS_MAX
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class KvmGuest(WorkloadGuest):
         self._limit(0)
         try:
             self.start()
-            self.wait(_SETTLE_SECONDS)
+            self.wait(KVM_SETTLE_SECONDS)
         finally:
             try:
                 self.stop()
@@ -245,8 +245,8 @@ class EmptyKvm:
 def own_pages(mappings: Sequence[GuestMemory], vcpus: int) -> OwnPages:
     """Return which pages a guest on this memory has for itself; UsageError where it can have no such memory."""
     pages = guest_pages(mappings)
-    if pages * GUEST_PAGE_BYTES > MEMORY_BYTES_MAX:
+    if pages * GUEST_PAGE_BYTES > KVM_MEMORY_BYTES_MAX:
         raise UsageError(f"guest: {pages * GUEST_PAGE_BYTES} bytes are more than a guest of KVM has addresses for")
-    if not 1 <= vcpus <= VCPUS_MAX:
-        raise UsageError(f"guest: {vcpus} vCPUs are not in 1 to {VCPUS_MAX}")
+    if not 1 <= vcpus <= KVM_VCPUS_MAX:
+        raise UsageError(f"guest: {vcpus} vCPUs are not in 1 to {KVM_VCPUS_MAX}")
     return OwnPages(pages, vcpus, WINDOW_BYTES)

@@ -15,8 +15,6 @@ from postcopy.guest.state import GUEST_PAGE_BYTES
 
 MEMORY_AT = 4 << 30
 WINDOWS_AT = 2 << 20
-# One table of level 3, whose first four entries are what lies below the memory.
-MEMORY_BYTES_MAX = (512 - 4) << 30
 
 _PRESENT, _WRITABLE, _ACCESSED, _DIRTY, _LARGE = 1, 2, 1 << 5, 1 << 6, 1 << 7
 # Accessed and dirty from the beginning: the processor has nothing to write there, so tables stay what they are.

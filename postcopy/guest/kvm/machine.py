@@ -21,9 +21,7 @@ from postcopy.guest.kvm.layout import MEMORY_AT, WINDOWS_AT
 from postcopy.guest.vcpus import GuestMemory
 from postcopy.kernel import calls
 from postcopy.kernel.kvm import DEVICE, probe_kvm
-
-# More than anybody has needed here; KVM's own limit is not below it, nor is what an APIC of the first kind can number.
-VCPUS_MAX = 128
+from postcopy.limits import KVM_CPUID_ENTRIES_MAX, KVM_MSRS_MAX
 
 # A window's distance from the next: no two vCPUs on one page.
 WINDOW_BYTES = -(-ffi.sizeof("struct kvm_window") // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -45,8 +43,6 @@ _NEEDED = {
     "KVM_CAP_IMMEDIATE_EXIT": abi.CAP_IMMEDIATE_EXIT,
 }
 
-_CPUID_ENTRIES_MAX = 256
-_MSRS_MAX = 1024
 # A guest sees no hypervisor and has nothing of one: no registers whose setting makes KVM write to its memory.
 _HYPERVISOR_LEAVES = range(0x40000000, 0x50000000)
 _HYPERVISOR_MSRS = (range(0x40000000, 0x40001000), range(0x4B564D00, 0x4B564E00), range(0x11, 0x13))
@@ -206,7 +202,7 @@ def _packed_msrs(msrs: Sequence[tuple[int, int]]) -> bytearray:
 
 
 def _msr_indices(device: int) -> list[int]:
-    argument = bytearray(abi.COUNT.pack(_MSRS_MAX) + bytes(_MSRS_MAX * abi.COUNT.size))
+    argument = bytearray(abi.COUNT.pack(KVM_MSRS_MAX) + bytes(KVM_MSRS_MAX * abi.COUNT.size))
     _call("KVM_GET_MSR_INDEX_LIST", device, abi.GET_MSR_INDEX_LIST, argument)
     (count,) = abi.COUNT.unpack_from(argument)
     indices = struct.unpack_from(f"={count}I", argument, abi.COUNT.size)
@@ -215,8 +211,8 @@ def _msr_indices(device: int) -> list[int]:
 
 def _supported_cpuid(device: int) -> list[CpuidEntry]:
     """Return what a guest may be told of this host's processors, without what differs between two of them."""
-    size = abi.CPUID_HEAD.size + _CPUID_ENTRIES_MAX * abi.CPUID_ENTRY.size
-    argument = bytearray(abi.CPUID_HEAD.pack(_CPUID_ENTRIES_MAX).ljust(size, b"\0"))
+    size = abi.CPUID_HEAD.size + KVM_CPUID_ENTRIES_MAX * abi.CPUID_ENTRY.size
+    argument = bytearray(abi.CPUID_HEAD.pack(KVM_CPUID_ENTRIES_MAX).ljust(size, b"\0"))
     _call("KVM_GET_SUPPORTED_CPUID", device, abi.GET_SUPPORTED_CPUID, argument)
     (count,) = abi.CPUID_HEAD.unpack_from(argument)
     at = (abi.CPUID_HEAD.size + n * abi.CPUID_ENTRY.size for n in range(count))

@@ -25,24 +25,19 @@ from postcopy.guest.outside.process import Process
 from postcopy.kernel import Mode, Outcome, Userfaultfd, calls
 from postcopy.kernel.abi import Ioctl
 from postcopy.kernel.handover import close_files, receive_with_files, why_not_memory
+from postcopy.limits import DESCRIPTORS_ROOM, HAND_OVER_SECONDS, MAPPING_TRIES_MAX
 from postcopy.link.sockets import ready
 
 log = logging.getLogger("postcopy.destination")
 
-# Everything is sent at once by whoever means it.
-MESSAGE_SECONDS = 5.0
 
 # An address space may outlive the process that handed it over: how often is looked whether it has ended.
 GONE_LOOK_SECONDS = 1.0
 
-# Room for more descriptors than anybody may send: those that came are to be closed, not left to the kernel.
-_DESCRIPTORS_ROOM = 16
 _READ_BYTES = 16 << 10
 _SMALL_PAGE = 4096
 # An address that any process can have.
 _ANYWHERE = 1 << 32
-# Each piece of a mapping that is trapped by itself takes some tries to find: a VMM's memory has a handful.
-_TRIES_MAX = 4096
 
 
 class HandedOver:
@@ -132,10 +127,10 @@ async def take(connection: socket.socket, *, in_place: bool = True) -> HandedOve
         descriptors: list[int] = []
         undo.callback(close_files, descriptors)
         try:
-            async with asyncio.timeout(MESSAGE_SECONDS):
+            async with asyncio.timeout(HAND_OVER_SECONDS):
                 data = await _receive(connection, descriptors)
         except TimeoutError:
-            raise ProtocolError(f"{process}: no whole message within {MESSAGE_SECONDS:g} s") from None
+            raise ProtocolError(f"{process}: no whole message within {HAND_OVER_SECONDS:g} s") from None
         except ProtocolError as error:
             raise ProtocolError(f"{process}: {error}") from None
         try:
@@ -167,10 +162,10 @@ async def _receive(connection: socket.socket, descriptors: list[int]) -> bytes:
 
 
 def _read(connection: socket.socket, descriptors: list[int]) -> bytes:
-    piece, came, more = receive_with_files(connection, _READ_BYTES, _DESCRIPTORS_ROOM)
+    piece, came, more = receive_with_files(connection, _READ_BYTES, DESCRIPTORS_ROOM)
     descriptors += came
     if more:
-        raise ProtocolError(f"more than {_DESCRIPTORS_ROOM} descriptors came")
+        raise ProtocolError(f"more than {DESCRIPTORS_ROOM} descriptors came")
     return piece
 
 
@@ -247,7 +242,7 @@ def _check_trapped(uffd: Userfaultfd, number: int, mapping: Given) -> None:
     several or has a gap: such a one is halved until each part is the one or the other.
     """
     left = [(mapping.address, mapping.size)]
-    for _ in range(_TRIES_MAX):
+    for _ in range(MAPPING_TRIES_MAX):
         if not left:
             return
         start, size = left.pop()

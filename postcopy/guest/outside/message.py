@@ -14,15 +14,9 @@ from itertools import pairwise
 from typing import Any
 
 from postcopy.errors import ProtocolError
+from postcopy.limits import HAND_OVER_BYTES_MAX, HAND_OVER_SIZE_MAX, PAGE_SIZE_MAX, PAGE_SIZE_MIN, REGIONS_MAX
 from postcopy.pages.units import format_size
-from postcopy.wire.limits import PAGE_SIZE_MAX, PAGE_SIZE_MIN, REGIONS_MAX
 from postcopy.wire.messages import Piece
-
-# Two hundred bytes a mapping is more than any says.
-MESSAGE_BYTES_MAX = 64 << 10
-
-# All mappings together. Each page has a byte of state: that of small pages is then a quarter of a GiB.
-SIZE_MAX = 1 << 40
 
 USERFAULTFD = "userfaultfd"
 MEMORY = "memory"
@@ -63,8 +57,8 @@ def complete(data: bytes) -> bool:
     """Say whether no more bytes are needed to judge it; ProtocolError where it can become no message."""
     if data.lstrip()[:1] not in {b"", b"[", b"{"}:
         raise ProtocolError(f"no hand-over of memory begins with {data[:16]!r}")
-    if len(data) > MESSAGE_BYTES_MAX:
-        raise ProtocolError(f"a hand-over of more than {MESSAGE_BYTES_MAX} bytes")
+    if len(data) > HAND_OVER_BYTES_MAX:
+        raise ProtocolError(f"a hand-over of more than {HAND_OVER_BYTES_MAX} bytes")
     if not data.rstrip().endswith((b"]", b"}")):
         return False  # without a look at all that came before
     try:
@@ -93,8 +87,8 @@ def parse(data: bytes) -> Message:
         raise ProtocolError(f"wanted 1 to {REGIONS_MAX} mappings")
     mappings = tuple(_mapping(number, one) for number, one in enumerate(said))
     _check_apart(mappings)
-    if sum(one.size for one in mappings) > SIZE_MAX:
-        raise ProtocolError(f"more than {format_size(SIZE_MAX)} of memory")
+    if sum(one.size for one in mappings) > HAND_OVER_SIZE_MAX:
+        raise ProtocolError(f"more than {format_size(HAND_OVER_SIZE_MAX)} of memory")
     return Message(mappings, _names(descriptors))
 
 

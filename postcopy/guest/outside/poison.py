@@ -12,14 +12,11 @@ from contextlib import suppress
 from postcopy.errors import HostError, KernelError
 from postcopy.kernel import Outcome, Userfaultfd
 from postcopy.kernel.events import Fork, Remove, Unmap
+from postcopy.limits import MAPPING_TRIES_MAX, POISON_RETRIES_MAX
 from postcopy.pages.ledger import PageState
 
 # By what a pump knows of a page: 1 where its content never came.
 _LOST = bytes(state not in {PageState.PLACED, PageState.ZERO, PageState.DROPPED} for state in range(256))
-# Mappings that keep changing so often in a row are not coming to rest.
-_RETRIES_MAX = 100_000
-# A process that is refused may have told of memory that it has not got: so many tries are made to find what it has.
-_TRIES_MAX = 4096
 
 
 class Poisoner:
@@ -58,7 +55,7 @@ class Poisoner:
                 most, retries = min(2 * most, len(lost)), 0
             elif placed.outcome is Outcome.RETRY:
                 retries += 1
-                if retries > _RETRIES_MAX:
+                if retries > POISON_RETRIES_MAX:
                     raise HostError(f"the memory at {address:#x} keeps changing and cannot be poisoned")
                 self._read()
             elif placed.outcome is Outcome.GONE and count > 1:
@@ -106,7 +103,7 @@ def _poison_what_is_there(
     uffd: Userfaultfd, regions: Sequence[tuple[int, int, int]], address: int, length: int, page_size: int
 ) -> None:
     left = [(address, length)]
-    for _ in range(_TRIES_MAX):
+    for _ in range(MAPPING_TRIES_MAX):
         if not left:
             return
         start, size = left.pop()

@@ -18,6 +18,7 @@ from postcopy.errors import HostError, PostcopyError, ProtocolError, UsageError
 from postcopy.guest.outside.handing import HandedOver, take
 from postcopy.guest.outside.keeping import Kept, Migration, Store
 from postcopy.guest.outside.session import ROLES, OutsideInterpreter
+from postcopy.limits import DIAL_SECONDS, MIGRATION_ID_BYTES, POLL_MAX_NS, PROCESSES_MAX, TOKEN_BYTES
 from postcopy.link import by_hand
 from postcopy.link.address import Address, UnixAddress
 from postcopy.link.control import ControlChannel
@@ -27,22 +28,17 @@ from postcopy.link.interpreter import boot_id
 from postcopy.link.listen import Listener, bind, connections, first_message, unbind
 from postcopy.link.returning import Known
 from postcopy.link.snapshot import find
-from postcopy.link.source import POLL_MAX_NS, SOFTWARE
+from postcopy.link.source import SOFTWARE
 from postcopy.link.tls import Credentials, versions_over
 from postcopy.session.commands import Finish
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.destination_recovery import take_up
 from postcopy.session.events import ControlLost, Received
-from postcopy.session.limits import DIAL_SECONDS
 from postcopy.session.states import State
 from postcopy.wire.control import Refuse, Resume
-from postcopy.wire.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
 from postcopy.wire.messages import ALL, ASKED_FOR
 from postcopy.wire.preamble import Preamble, Security
 from postcopy.wire.version import FETCH_SINCE, VERSION, VERSION_MIN
-
-# Processes at one time, each that is served has two threads; and as many are heard out at one time.
-PROCESSES_MAX = 256
 
 log = logging.getLogger("postcopy.destination")
 

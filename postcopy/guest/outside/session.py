@@ -18,6 +18,7 @@ from postcopy.errors import LinkError
 from postcopy.guest.outside.handing import HandedOver
 from postcopy.guest.outside.keeping import Migration
 from postcopy.guest.outside.memory import OutsideGuest, OutsideMemory
+from postcopy.limits import ANSWER_SECONDS, DIAL_SECONDS
 from postcopy.link.address import Address
 from postcopy.link.destination_interpreter import DestinationInterpreter
 from postcopy.link.dial import DataConnection, dial_data
@@ -26,7 +27,6 @@ from postcopy.pump.destination import DestinationStats
 from postcopy.session.commands import Discard, Finish, Prepare, Settle, StartGuest, StartPump, StopPump
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import CancelAsked, ControlLost, DataAttached, Prepared, Resident
-from postcopy.session.limits import ANSWER_SECONDS, DIAL_SECONDS
 from postcopy.session.states import ENDED, SWITCHED, State
 from postcopy.wire.control import GuestOffer, LayoutOffer, RegionOffer
 from postcopy.wire.preamble import Preamble, Role
