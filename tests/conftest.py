@@ -6,9 +6,14 @@ import contextlib
 import subprocess
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.lacking import lacking
+
+# How long an example takes is the machine's affair, and no time is asserted.
+hypothesis.settings.register_profile("postcopy", deadline=None)
+hypothesis.settings.load_profile("postcopy")
 
 
 @contextlib.contextmanager

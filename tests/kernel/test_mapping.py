@@ -78,7 +78,7 @@ PAGES = 24
     length=st.integers(0, PAGES * PAGE),
 )
 @example(written={0}, start=1, length=0)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_data_extents_are_the_written_pages_of_the_range(written, start, length):
     stop = min(start + length, PAGES * PAGE)
     with allocate("shmem", PAGES) as mapping:
@@ -136,7 +136,7 @@ def test_a_hole_that_appears_between_the_two_questions_is_one_page(monkeypatch):
     start=st.integers(0, PAGES * PAGE - 1),
     length=st.integers(0, 2 * PAGES * PAGE),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_without_a_file_what_was_written_is_data_and_what_was_only_read_is_not(written, read, start, length):
     with allocate("anonymous", PAGES) as mapping:
         mapping.forbid_huge_pages()

@@ -220,7 +220,7 @@ class World:
             del side.inbox[self.draw(st.integers(0, len(side.inbox))) :]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data(), st.sampled_from([OFFER, HANDED_OVER]))
 def test_never_both_and_before_run_always_the_source(data, offer):
     world = World(data.draw, data.draw(st.booleans()), offer)
@@ -267,7 +267,7 @@ def settle(world):
     assert world.destination.machine.ended or not world.met
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data(), st.sampled_from([OFFER, HANDED_OVER]))
 def test_undisturbed_it_always_comes_through(data, offer):
     """Only the order of events is drawn: messages and work, nothing that fails."""
