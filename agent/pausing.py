@@ -6,7 +6,7 @@ A source or a destination enters, its state once something has come of the wish 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import click
 
@@ -16,9 +16,6 @@ from postcopy.errors import MigrationLost, MigrationPaused
 from postcopy.limits import DONE_SECONDS, RESUME_SECONDS
 from postcopy.link.address import Address, parse_address
 from postcopy.session.states import State
-
-if TYPE_CHECKING:
-    from postcopy.link.source import Source
 
 LOOK_SECONDS = 0.02
 
@@ -35,7 +32,18 @@ class Side(Protocol):
         """Why it is paused."""
 
 
-def another_address(source: Source, arguments: dict[str, Any]) -> Address | None:
+class Dialling(Side, Protocol):
+    """A side that dials: a Source, or a destination that fetches."""
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether its connections are."""
+
+    async def handled(self) -> None:
+        """Return when it knows what was wished for."""
+
+
+def another_address(source: Dialling, arguments: dict[str, Any]) -> Address | None:
     """Return where `resume --to` has the destination; UsageError where it would be reached in plain unasked."""
     if "to" not in arguments:
         return None
@@ -53,7 +61,7 @@ async def paused(side: Side) -> dict[str, Any]:
     return {"schema_version": 1, "state": side.state.value, "paused": side.pause_state}
 
 
-async def resumed(source: Source) -> dict[str, Any]:
+async def resumed(source: Dialling) -> dict[str, Any]:
     """Wait until pages travel again; MigrationPaused where an attempt failed, the next one following by itself."""
     await source.handled()  # up to there it tells of attempts before this one
     try:

@@ -112,8 +112,10 @@ KNOWN_MAX = 16
 MESSAGES_AHEAD_MAX = 64
 BYTES_AHEAD_MAX = 1 << 20
 
-# Destinations that fetch from one source at one time: each has two threads and some megabytes of buffers.
+# Destinations that fetch from one source at one time: each has two threads and some megabytes of buffers. And those
+# whose memory is gone and who may come back to be told: a line of text each.
 DESTINATIONS_MAX = 256
+GONE_MAX = 4096
 
 # Of all of them together: a buffer for each connection, as large as the pages that are asked for, and a byte for each
 # page. Who takes 4 KiB pages costs 4 MiB, so it is of no matter to 256 of them; who says that his pages have 1 GiB

@@ -5,12 +5,13 @@ Options enter; processes come through the Unix socket. The daemon outlives them 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from dataclasses import dataclass
 from typing import Any
 
-from agent import metrics, notify
+from agent import metrics, notify, pausing
 from agent.admin import Tell
 from agent.daemon import DaemonOptions, Stop, reachable, serve_metrics
 from agent.outside.store import Store, close, left_behind
@@ -25,6 +26,7 @@ from postcopy.link import by_hand
 from postcopy.link.address import Address, UnixAddress
 from postcopy.link.tls import Credentials
 from postcopy.session.commands import Finish
+from postcopy.session.states import State
 
 log = logging.getLogger("postcopy.agent")
 
@@ -92,7 +94,7 @@ class OutsideDaemon:
 
     def _add_past(self, one: OutsideInterpreter) -> None:
         """Keep the counters of a process that is served no more."""
-        add(self._past, of_destination(one.stats, one.control_bytes))
+        add(self._past, of_destination(one.stats, one.control_bytes, one.machine.reconnects))
         self._past.queue_depth = 0
 
     @staticmethod
@@ -104,11 +106,40 @@ class OutsideDaemon:
         log.info("destination: ends; no process needs anything of it any more")
         return 0
 
+    @property
+    def _state(self) -> State:
+        return busiest(one.machine.state for one in self.destination.current)
+
     # --- the admin socket's commands ------------------------------------------------------------------------------
 
     def commands(self) -> dict[str, Any]:
         """Return the commands of the admin socket."""
-        return {"status": self.status, "cancel": self.cancel, "check": self.refuse}
+        return {
+            "status": self.status,
+            "pause": self.pause,
+            "resume": self.resume,
+            "cancel": self.cancel,
+            "check": self.refuse,
+        }
+
+    async def pause(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Close the connections of all migrations that miss pages."""
+        count = self.destination.pause()
+        asked = [pausing.paused(One(one)) for one in self.destination.current]
+        await asyncio.gather(*asked)
+        return {"schema_version": 1, "state": self._state.value, "migrations": count}
+
+    async def resume(self, arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
+        """Have all paused migrations go on; where this agent dials, wait until that has worked, or has not."""
+        paused = [one for one in self.destination.current if by_hand.describe(one) is not None]
+        address = pausing.another_address(One(paused[0]), arguments) if paused else None
+        count = self.destination.resume(address)
+        if self.options.fetch is not None:
+            results = await asyncio.gather(*(pausing.resumed(One(one)) for one in paused), return_exceptions=True)
+            for failed in results:
+                if isinstance(failed, BaseException):
+                    raise failed
+        return {"schema_version": 1, "state": self._state.value, "migrations": count}
 
     async def cancel(self, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:
         """Give up what the sources of paused migrations have; nothing else can be cancelled here."""
@@ -129,7 +160,7 @@ class OutsideDaemon:
             "role": "destination",
             "version": __version__,
             "pid": os.getpid(),
-            "state": busiest(one.machine.state for one in current).value,
+            "state": self._state.value,
             "owner": None,
             "in_use": None,
             "address": str(self.destination.address),
@@ -147,18 +178,39 @@ class OutsideDaemon:
     def figures(self) -> metrics.Figures:
         """Return what a scrape shows: all processes together."""
         current = self.destination.current
-        figures = metrics.Figures(
-            "destination", busiest(one.machine.state for one in current), migrations=dict(self._migrations)
-        )
+        figures = metrics.Figures("destination", self._state, migrations=dict(self._migrations))
         add(figures, self._past)
         for one in current:
             stats = one.snapshot()
-            add(figures, of_destination(stats, one.control_bytes))
+            add(figures, of_destination(stats, one.control_bytes, one.machine.reconnects))
             if stats is not None and one.memory is not None:
                 left = stats.pages_total - stats.pages_resident
                 figures.remaining_bytes += one.memory.layout.size * left // stats.pages_total
         figures.faults = self._told = no_less(figures.faults, self._told)
         return figures
+
+
+class One:
+    """One process's migration, as pausing.py looks at a side."""
+
+    def __init__(self, one: OutsideInterpreter) -> None:
+        self._one = one
+        self.handled = one.handled
+
+    @property
+    def state(self) -> State:
+        """Where it stands."""
+        return self._one.machine.state
+
+    @property
+    def pause_state(self) -> dict[str, Any] | None:
+        """Why it is paused."""
+        return by_hand.describe(self._one)
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether it is."""
+        return self._one.encrypted
 
 
 def describe(one: OutsideInterpreter) -> dict[str, Any]:
@@ -174,5 +226,6 @@ def describe(one: OutsideInterpreter) -> dict[str, Any]:
         "faults": 0 if stats is None else stats.faults_missing + stats.faults_minor,
         "removed": 0 if stats is None else stats.pages_removed,
         "paused": by_hand.describe(one),
+        "reconnects": one.machine.reconnects,
         "report": one.report,
     }

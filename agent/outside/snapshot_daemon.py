@@ -26,6 +26,9 @@ from postcopy.pages.units import format_size
 from postcopy.session.commands import Finish
 from postcopy.session.states import State
 
+# Commands of the admin socket that this agent has no use for.
+NEED_GUEST = ("migrate", "cancel", "check", "pause", "resume")
+
 log = logging.getLogger("postcopy.agent")
 
 
@@ -82,8 +85,10 @@ class SnapshotDaemon:
         """Say who still needed this daemon, and return the exit status that says the same."""
         unserved = self.snapshot.unserved
         if unserved:
-            log.error("source: %d destinations still lack pages of this snapshot", unserved)
-            return 6
+            log.error(
+                "source: %d destinations lack pages of this snapshot, and wait until it is served again", unserved
+            )
+            return 5
         log.info("source: ends; every destination has what it needs")
         return 0
 
@@ -91,11 +96,14 @@ class SnapshotDaemon:
 
     def commands(self) -> dict[str, Any]:
         """Return the commands of the admin socket."""
-        return {"status": self.status, "set": self.set, **dict.fromkeys(("migrate", "cancel", "check"), self.refuse)}
+        return {"status": self.status, "set": self.set, **dict.fromkeys(NEED_GUEST, self.refuse)}
 
     async def refuse(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Refuse what needs a guest."""
-        raise UsageError("this source serves a snapshot: it has no guest, destinations fetch from it (--from)")
+        raise UsageError(
+            "this source serves a snapshot: it has no guest; whoever fetches from it (--from) dials, and is paused, "
+            "resumed and given up where he is"
+        )
 
     async def status(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Say who fetches and how far each is."""

@@ -18,7 +18,13 @@ from postcopy.session.states import State
 from postcopy.wire.frame import HEADER_BYTES
 
 # Of several migrations the one that is furthest from its end says what the daemon is doing.
-_BUSIEST = (State.POSTCOPY_ACTIVE, State.DEVICE, State.SETUP)
+_BUSIEST = (
+    State.POSTCOPY_PAUSED,
+    State.POSTCOPY_RECOVER,
+    State.POSTCOPY_ACTIVE,
+    State.DEVICE,
+    State.SETUP,
+)
 
 
 def busiest(states: Iterable[State]) -> State:
@@ -40,9 +46,9 @@ def of_source(stats: SourceStats | None, pages: int, control: tuple[int, int]) -
     return figures
 
 
-def of_destination(stats: DestinationStats | None, control: tuple[int, int]) -> metrics.Figures:
+def of_destination(stats: DestinationStats | None, control: tuple[int, int], reconnects: int = 0) -> metrics.Figures:
     """Return one migration's figures at its destination."""
-    figures = metrics.Figures("destination", transferred=metrics.control_bytes(control))
+    figures = metrics.Figures("destination", transferred=metrics.control_bytes(control), reconnects=reconnects)
     if stats is not None:
         kinds = {"missing": stats.faults_missing, "minor": stats.faults_minor, "wp": stats.faults_wp}
         figures.faults = metrics.faults_by_result(kinds, stats.requests, {})
@@ -71,6 +77,7 @@ def add(total: metrics.Figures, one: metrics.Figures) -> None:
         counts.update(getattr(one, name))
         setattr(total, name, dict(counts))
     total.retries += one.retries
+    total.reconnects += one.reconnects
     total.queue_depth += one.queue_depth
     if one.fault_latency is not None:
         total.fault_latency = (total.fault_latency or Histogram()).merge(one.fault_latency)

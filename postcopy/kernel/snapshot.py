@@ -10,12 +10,15 @@ import os
 import stat
 from collections.abc import Iterator
 from errno import ENODATA, ENXIO
+from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from postcopy.errors import KernelError, UsageError
 from postcopy.pages.regions import Region
+
+NAME_BYTES = 16
 
 
 class SnapshotFile:
@@ -33,6 +36,12 @@ class SnapshotFile:
             self.close()
             what = "it is empty" if stat.S_ISREG(found.st_mode) else "it is no file with bytes in it"
             raise UsageError(f"snapshot {path}: {what}")
+
+    def name(self) -> bytes:
+        """Return what tells this file, as it is now, from any other and from itself once it was written to."""
+        now = os.fstat(self.fd)
+        what = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
+        return blake2b(repr(what).encode(), digest_size=NAME_BYTES).digest()
 
     def piece(self, region: Region, offset: int) -> SnapshotPiece:
         """Return the part of the file that begins at `offset` as a region."""

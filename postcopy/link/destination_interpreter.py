@@ -90,8 +90,9 @@ class DestinationInterpreter(WayBack):
         discards: bool = False,
         poll_max_ns: int,
         trace: FaultTrace | None = None,
+        name: str = "",
     ) -> None:
-        super().__init__("destination", machine)
+        super().__init__("destination", machine, name)
         self.mode = mode
         self._discards = discards
         self.memory: Memory | None = None

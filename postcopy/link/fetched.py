@@ -1,7 +1,7 @@
 """Performs the commands of a source's machine for one destination that dialled for a snapshot's memory.
 
 A control channel and data connections of the destination enter; pieces of the file go through a pump of their own.
-There is no guest to stop, so STATE says nothing; whatever becomes of this destination, the file and all others stay.
+There is no guest to stop, so STATE only names the file; whatever becomes of this destination, it and all others stay.
 """
 
 from __future__ import annotations
@@ -11,37 +11,37 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
+import msgpack
+
 from postcopy.errors import ProtocolError
 from postcopy.kernel.snapshot import SnapshotFile, SnapshotPiece
 from postcopy.limits import FRAME_BYTES_MAX
 from postcopy.link.dial import DataConnection
 from postcopy.link.interpreter import boot_id
-from postcopy.link.pumping import PumpInterpreter
+from postcopy.link.pumping import BEAT_NS, SourcePumpInterpreter
 from postcopy.link.push import Pace, Push
+from postcopy.link.residence import Residence
 from postcopy.pages.regions import Layout
-from postcopy.pump.source import SourcePump, SourceStats
-from postcopy.pump.status import PumpStatus
+from postcopy.pump.source import SourcePump
 from postcopy.pump.tls import TlsSession
 from postcopy.session.commands import (
     Command,
-    Connect,
     DialData,
+    NoteResidence,
     ReleaseMemory,
     ResumeGuest,
     StartPump,
     StartPush,
     StopGuest,
     StopPump,
+    WatchData,
 )
-from postcopy.session.events import Connected, DataConnected, GuestStopped, PumpFailed
+from postcopy.session.events import DataConnected, GuestStopped
 from postcopy.session.fetched import FetchedMachine
 from postcopy.wire.messages import Piece
 from postcopy.wire.preamble import ACCEPTED
 
 Role = Literal["urgent", "push"]
-
-# The state of a guest that nobody runs, in msgpack: an empty map.
-NO_STATE = b"\x80"
 
 
 def bytes_for(pieces: Sequence[Piece]) -> int:
@@ -50,7 +50,7 @@ def bytes_for(pieces: Sequence[Piece]) -> int:
     return 2 * max(FRAME_BYTES_MAX, largest) + sum(piece.size // piece.page_size for piece in pieces)
 
 
-class FetchedInterpreter(PumpInterpreter[SourcePump, SourceStats]):
+class FetchedInterpreter(SourcePumpInterpreter):
     """One destination. `name` is its address, for people. close() it after the end.
 
     `claim` is asked for the bytes of memory that serving it takes, and raises where they are not to be had.
@@ -68,12 +68,13 @@ class FetchedInterpreter(PumpInterpreter[SourcePump, SourceStats]):
         poll_max_ns: int,
         rate: int | None,
     ) -> None:
-        super().__init__("source", machine)
+        super().__init__(machine, name)
         self.name = name
         self.held_bytes = 0
         self._claim = claim
         self.pace = Pace(rate)
         self.layout: Layout | None = None
+        self._residence: Residence | None = None
         self._snapshot = snapshot
         self._pieces: list[SnapshotPiece] = []
         self._poll_max_ns = poll_max_ns
@@ -85,11 +86,12 @@ class FetchedInterpreter(PumpInterpreter[SourcePump, SourceStats]):
     def performers(self) -> dict[type[Command], Callable[[Any], Awaitable[None]]]:
         """Return how this source performs its own commands."""
         return {
-            Connect: self._connect,
+            NoteResidence: self._note_residence,
             DialData: self._await_data,
             StartPump: self._start_pump,
             StopGuest: self._stop_guest,
             ResumeGuest: self._nothing,
+            WatchData: self._watch_data,
             StartPush: self._start_push,
             StopPump: self._stop_pump,
             ReleaseMemory: self._nothing,  # the file is not this destination's
@@ -98,8 +100,10 @@ class FetchedInterpreter(PumpInterpreter[SourcePump, SourceStats]):
     async def _nothing(self, _command: Command) -> None:
         """Do nothing: nobody runs a guest here."""
 
-    async def _connect(self, _command: Connect) -> None:
-        self.post(Connected(self.now()))  # the destination has dialled already
+    async def _note_residence(self, command: NoteResidence) -> None:
+        if self._residence is None:
+            self._residence = Residence(self.machine.offer.layout())
+        self._residence.add(command.have)
 
     def take(self, role: Role, connection: socket.socket, tls: TlsSession | None) -> None:
         """Say to a proven connection that it is attached, and keep it; ProtocolError if none is wanted."""
@@ -123,18 +127,19 @@ class FetchedInterpreter(PumpInterpreter[SourcePump, SourceStats]):
         self.layout = self.machine.offer.layout()
         for region, piece in zip(self.layout.regions, self.machine.pieces, strict=True):
             self._pieces.append(self._snapshot.piece(region, piece.offset))
-        self._pump = SourcePump(self.layout, self._pieces, poll_max_ns=self._poll_max_ns)
+        self._pump = SourcePump(self.layout, self._pieces, poll_max_ns=self._poll_max_ns, beat_ns=BEAT_NS)
+        if self._residence is not None:
+            self._residence.skip_in(self._pump)
         for role in ("urgent", "push"):
             self._pump.attach(role, *self._dialled.pop(role))
         self.post(DataConnected(self.now()))
 
-    def _pump_ended(self, status: PumpStatus) -> None:
-        self.post(PumpFailed(self.now(), status.error or "the pump ended"))
-
     async def _stop_guest(self, _command: StopGuest) -> None:
         if self._pump is not None:
             self._pump.guest_stopped()
-        self.post(GuestStopped(self.now(), NO_STATE, self.now(), boot_id()))
+        # behind the pump's beginning, which remembers when the file was written to last
+        name = msgpack.packb({"memory": self._snapshot.name()})
+        self.post(GuestStopped(self.now(), name, self.now(), boot_id()))
 
     async def _start_push(self, _command: StartPush) -> None:
         if self._pump is not None and self.layout is not None:

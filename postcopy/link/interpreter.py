@@ -47,11 +47,13 @@ def boot_id() -> str:
 class Interpreter:
     """Performs one machine's commands; subclasses add a side's own by `performers()`.
 
-    `role` is "source" or "destination", for the log. `run()` returns the Finish with which the machine ended.
+    `role` is "source" or "destination", for the log, and `name` whom it is about where an agent has many at a time.
+    `run()` returns the Finish with which the machine ended.
     """
 
-    def __init__(self, role: str, machine: Machine[Any]) -> None:
+    def __init__(self, role: str, machine: Machine[Any], name: str = "") -> None:
         self.role = role
+        self.called = f"{role}: {name}" if name else role
         self.about = About(role)
         self.machine = machine
         self.channel: ControlChannel | None = None
@@ -170,7 +172,7 @@ class Interpreter:
             await self._end_tasks()
 
     async def _give_up(self, error: Exception) -> None:
-        log.error("%s: internal error", self.role, exc_info=error)
+        log.error("%s: internal error", self.called, exc_info=error)
         self._addressed = self.channel
         for command in self.machine.give_up(WorkFailed(self.now(), "internal", f"internal error: {error!r}")):
             await self._perform(command)
@@ -207,10 +209,10 @@ class Interpreter:
         try:
             commands = self.machine.handle(event)
         except ProtocolError as error:
-            log.warning("%s: closed %s: %s", self.role, self.channel and self.channel.name, error)
+            log.warning("%s: closed %s: %s", self.called, self.channel and self.channel.name, error)
             commands = self.machine.handle(Broken(self.now(), str(error)))
         except SessionError as error:
-            log.exception("%s: internal error", self.role)
+            log.exception("%s: internal error", self.called)
             commands = self.machine.handle(self._mistake(error))
         self._addressed = self.channel
         if self.channel is not None and self.machine.version:
@@ -249,7 +251,7 @@ class Interpreter:
 
     def _line(self, changed: float, before: State, state: State) -> logging.LogRecord:
         """Return the line of a change of state: to whoever writes it down, it was made when the state came."""
-        words = ("%s: %s -> %s", (self.role, before, state))
+        words = ("%s: %s -> %s", (self.called, before, state))
         line = log.makeRecord(log.name, logging.INFO, __file__, 0, *words, None, extra={"state": str(state)})
         line.relativeCreated += 1000 * (changed - line.created)
         line.created, line.msecs = changed, 1000 * (changed % 1)
@@ -281,7 +283,7 @@ class Interpreter:
     def _tell_failure(self, error: Exception, what: str) -> None:
         """Make a failure an event; one that nobody expected leaves its trace in the log."""
         if not isinstance(error, PostcopyError | OSError):
-            log.error("%s: internal error in %s", self.role, what, exc_info=error)
+            log.error("%s: internal error in %s", self.called, what, exc_info=error)
         self.post(failure_of(error, self.now()))
 
     async def _end_tasks(self) -> None:
@@ -304,7 +306,7 @@ class Interpreter:
 
     async def _note(self, command: Note) -> None:
         self._tell_states()
-        log.info("%s: %s", self.role, command.text)
+        log.info("%s: %s", self.called, command.text)
 
     async def _drop_control(self, _command: DropControl) -> None:
         self._leave_channel()
@@ -316,7 +318,7 @@ class Interpreter:
     async def _finish(self, command: Finish) -> None:
         self._tell_states()
         level = logging.INFO if command.exit_status == 0 else logging.WARNING
-        log.log(level, "%s: %s", self.role, command.text)
+        log.log(level, "%s: %s", self.called, command.text)
         self.finish = command
 
 

@@ -11,11 +11,12 @@ import os
 from abc import abstractmethod
 from typing import Any, Generic, Protocol, TypeVar
 
-from postcopy.limits import BEAT_SECONDS
+from postcopy.limits import BEAT_SECONDS, PROGRESS_SECONDS
 from postcopy.link.interpreter import Interpreter
+from postcopy.pump.source import SourcePump, SourceStats
 from postcopy.pump.status import PumpStatus
 from postcopy.session.commands import StartPump, StopPump, WatchData
-from postcopy.session.events import PumpBroken
+from postcopy.session.events import AliveDue, PumpBroken, PumpFailed
 from postcopy.session.machine import Machine
 
 
@@ -54,8 +55,8 @@ StatsT = TypeVar("StatsT")
 class PumpInterpreter(Interpreter, Generic[PumpT, StatsT]):
     """An interpreter with a pump, which a subclass puts into `_pump`. `stats` are its counters once it has ended."""
 
-    def __init__(self, role: str, machine: Machine[Any]) -> None:
-        super().__init__(role, machine)
+    def __init__(self, role: str, machine: Machine[Any], name: str = "") -> None:
+        super().__init__(role, machine, name)
         self.stats: StatsT | None = None
         self._pump: PumpT | None = None
         self._watched = False
@@ -107,3 +108,24 @@ class PumpInterpreter(Interpreter, Generic[PumpT, StatsT]):
             return self.stats
         stats: StatsT = self._pump.snapshot()
         return stats
+
+
+class SourcePumpInterpreter(PumpInterpreter[SourcePump, SourceStats]):
+    """An interpreter with a source's pump: it is the source that says that it is there."""
+
+    def __init__(self, machine: Machine[Any], name: str = "") -> None:
+        super().__init__("source", machine, name)
+        self._saying_alive: asyncio.Task[None] | None = None
+
+    def _pump_ended(self, status: PumpStatus) -> None:
+        self.post(PumpFailed(self.now(), status.error or "the pump ended"))
+
+    async def _watch_data(self, command: WatchData) -> None:
+        await super()._watch_data(command)
+        if self._saying_alive is None:
+            self._saying_alive = self.spawn(self._say_alive())
+
+    async def _say_alive(self) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)  # it has just heard of Run, and the guest's first page goes first
+            self.post(AliveDue(self.now()))

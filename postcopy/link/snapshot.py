@@ -12,24 +12,25 @@ import logging
 import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 from postcopy.errors import HostError, ProtocolError
 from postcopy.kernel.snapshot import SnapshotFile
-from postcopy.limits import CLOSE_SECONDS, DESTINATIONS_MAX, FETCHED_BYTES_MAX, POLL_MAX_NS
+from postcopy.limits import CLOSE_SECONDS, DESTINATIONS_MAX, FETCHED_BYTES_MAX, GONE_MAX, POLL_MAX_NS
 from postcopy.link.address import Address, parse_address
 from postcopy.link.control import ControlChannel
 from postcopy.link.data import shake_hands
 from postcopy.link.fetched import FetchedInterpreter
 from postcopy.link.fetched import Role as DataRole
-from postcopy.link.listen import Listener
+from postcopy.link.listen import Listener, first_message
 from postcopy.link.source import SOFTWARE
 from postcopy.link.tls import Credentials
 from postcopy.pages.units import format_size
-from postcopy.session.events import CancelAsked, Started
+from postcopy.session.events import CancelAsked, Received, Started
 from postcopy.session.fetched import FetchedMachine
 from postcopy.session.states import State
-from postcopy.wire.control import Hello, Refuse
+from postcopy.wire.control import Hello, Refuse, Welcome
+from postcopy.wire.messages import GONE
 from postcopy.wire.preamble import Preamble, Role, Security
 from postcopy.wire.version import FETCH_SINCE, VERSION
 
@@ -60,6 +61,12 @@ def find(preamble: Preamble, migrations: Iterable[MigratingT]) -> MigratingT:
     raise ProtocolError("a data connection that does not prove itself: unknown migration or wrong token")
 
 
+async def _refuse(channel: ControlChannel, refusal: Refuse) -> NoReturn:
+    channel.send(refusal)
+    await channel.close()
+    raise HostError(refusal.text)
+
+
 class Snapshot:
     """A memory file that destinations fetch. `rate` limits the push to each of them, in bytes a second.
 
@@ -79,6 +86,7 @@ class Snapshot:
         self.rate = rate
         self.current: dict[FetchedInterpreter, asyncio.Task[None]] = {}
         self.file = SnapshotFile(path)
+        self._gone: dict[bytes, str] = {}  # why the memory of a migration will never come, by its id
         self._poll_max_ns = poll_max_ns
         self._ended = ended
         address = parse_address(listen) if isinstance(listen, str) else listen
@@ -97,16 +105,23 @@ class Snapshot:
         await self.close()
 
     async def _on_fetch(self, channel: ControlChannel) -> None:
+        hello = Hello((FETCH_SINCE, VERSION), SOFTWARE)
+        channel.send(hello)
+        welcome = await first_message(channel)  # a stranger is let in no further than here
+        if not isinstance(welcome, Welcome):
+            said = getattr(welcome, "text", "")
+            raise ProtocolError(f"it answered hello by {type(welcome).__name__.lower()}{said and ': '}{said}")
+        if welcome.migration_id in self._gone:  # it may not have heard of it
+            await _refuse(channel, Refuse(GONE, self._gone[welcome.migration_id]))
         if len(self.current) >= DESTINATIONS_MAX:
             text = f"{DESTINATIONS_MAX} destinations fetch from this source already"
-            channel.send(Refuse("busy", text))
-            await channel.close()
-            raise HostError(text)
-        machine = FetchedMachine(Hello((FETCH_SINCE, VERSION), SOFTWARE), self.file.size)
+            await _refuse(channel, Refuse("busy", text))
+        machine = FetchedMachine(hello, self.file.size)
         interpreter = FetchedInterpreter(
             machine, self.file, channel.name, claim=self._claim, poll_max_ns=self._poll_max_ns, rate=self.rate
         )
         interpreter.post(Started(interpreter.now()))
+        interpreter.post(Received(interpreter.now(), welcome))
         interpreter.listen(channel)
         log.info("source: %s fetches", channel.name)
         self.current[interpreter] = asyncio.create_task(self._drive(interpreter))
@@ -123,7 +138,10 @@ class Snapshot:
     async def _drive(self, interpreter: FetchedInterpreter) -> None:
         try:
             finish = await interpreter.run()
-            log.info("source: %s: %s: %s", interpreter.name, finish.state, finish.text)
+            if finish.state is State.LOST:
+                self._gone[interpreter.machine.migration_id] = finish.text
+                if len(self._gone) > GONE_MAX:
+                    del self._gone[next(iter(self._gone))]
         finally:
             interpreter.close()
             del self.current[interpreter]
@@ -131,7 +149,8 @@ class Snapshot:
 
     async def _on_data(self, preamble: Preamble, connection: socket.socket) -> None:
         """Give a data connection to the destination that it proves to be of; ProtocolError or LinkError otherwise."""
-        interpreter = find(preamble, self.current)
+        # the latest first: who came back goes by the name of the fetch that he broke off
+        interpreter = find(preamble, reversed(self.current))
         role: DataRole = "urgent" if preamble.role is Role.URGENT else "push"
         if preamble.security is Security.PLAIN:
             interpreter.take(role, connection, None)
@@ -155,14 +174,10 @@ class Snapshot:
         return sum(one.machine.state is State.POSTCOPY_ACTIVE for one in self.current)
 
     async def close(self) -> None:
-        """Listen no more, end what has not begun, leave everyone else without the rest of their pages."""
+        """Listen no more, end what has not begun, leave everyone else waiting for the rest of their pages."""
         await self._listener.close()
         for interpreter in self.current:
             interpreter.post(CancelAsked(interpreter.now(), "the source ends"))
-        active = [task for one, task in self.current.items() if one.machine.state is State.POSTCOPY_ACTIVE]
-        for interpreter in self.current:
-            if interpreter.machine.state is State.POSTCOPY_ACTIVE and interpreter.channel is not None:
-                interpreter.channel.abort()
         if self.current:
-            await asyncio.wait({*self.current.values(), *active}, timeout=CLOSE_SECONDS)
+            await asyncio.wait(set(self.current.values()), timeout=CLOSE_SECONDS)
         self.file.close()

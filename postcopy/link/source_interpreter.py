@@ -12,19 +12,18 @@ import msgpack
 from postcopy.errors import PostcopyError
 from postcopy.kernel import Mapping
 from postcopy.kernel.handover import send_files
-from postcopy.limits import PARK_AT_ONCE_SECONDS, PROGRESS_SECONDS
+from postcopy.limits import PARK_AT_ONCE_SECONDS
 from postcopy.link.address import Address
 from postcopy.link.dial import dial_control, dial_data
 from postcopy.link.guest import MigratingGuest
 from postcopy.link.interpreter import boot_id
 from postcopy.link.keeping import Keeping, Record
-from postcopy.link.pumping import BEAT_NS, PumpInterpreter
+from postcopy.link.pumping import BEAT_NS, SourcePumpInterpreter
 from postcopy.link.push import Pace, Push
 from postcopy.link.residence import Residence
 from postcopy.link.tls import Credentials
 from postcopy.pages.regions import Layout
 from postcopy.pump.source import SourcePump, SourceStats
-from postcopy.pump.status import PumpStatus
 from postcopy.session.commands import (
     Command,
     Connect,
@@ -42,19 +41,17 @@ from postcopy.session.commands import (
     WatchData,
 )
 from postcopy.session.events import (
-    AliveDue,
     Connected,
     DataConnected,
     FilesHanded,
     GuestStopped,
-    PumpFailed,
     PushAsked,
 )
 from postcopy.session.source import SourceMachine
 from postcopy.wire.preamble import FILES, Preamble, Role
 
 
-class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
+class SourceInterpreter(SourcePumpInterpreter):
     """One migration at its source. The guest and the mappings are borrowed; ReleaseMemory closes both."""
 
     machine: SourceMachine
@@ -72,7 +69,7 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
         keeping: Keeping | None = None,
         tls: Credentials | None = None,
     ) -> None:
-        super().__init__("source", machine)
+        super().__init__(machine)
         self.pace = Pace(rate)
         self.address = address
         self._tls = tls
@@ -86,7 +83,6 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
         self._residence = Residence(layout)
         self._before: SourceStats | None = None  # counters of former pumps
         self._connecting: asyncio.Task[None] | None = None
-        self._saying_alive: asyncio.Task[None] | None = None
         self._guest_stopped = False
         self._dialling: asyncio.Task[None] | None = None
         self._pushing: asyncio.Task[None] | None = None
@@ -156,9 +152,6 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
         with socket.socket(fileno=accepted.fd) as connection:
             send_files(connection, FILES, [mapping.fd for mapping in self._mappings])
             self.post(FilesHanded(self.now()))
-
-    def _pump_ended(self, status: PumpStatus) -> None:
-        self.post(PumpFailed(self.now(), status.error or "the pump ended"))
 
     async def _stop_guest(self, _command: StopGuest) -> None:
         self._stopping = self.spawn(self._stop_and_save())
@@ -232,16 +225,6 @@ class SourceInterpreter(PumpInterpreter[SourcePump, SourceStats]):
         stats = super().snapshot()
         whole = stats is None or self._before is None or self._pump is None
         return stats if whole or self._before is None or stats is None else self._before.plus(stats)
-
-    async def _watch_data(self, command: WatchData) -> None:
-        await super()._watch_data(command)
-        if self._saying_alive is None:
-            self._saying_alive = self.spawn(self._say_alive())
-
-    async def _say_alive(self) -> None:
-        while True:
-            await asyncio.sleep(PROGRESS_SECONDS)  # it has just heard of Run, and the guest's first page goes first
-            self.post(AliveDue(self.now()))
 
     async def _release_memory(self, _command: ReleaseMemory) -> None:
         await asyncio.to_thread(self._let_go)

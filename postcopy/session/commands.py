@@ -54,6 +54,22 @@ class CloseLinks(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class Connect(Command):
+    """Dial the control connection: Connected, or WorkFailed at a source, DialFailed at a destination."""
+
+
+@dataclass(frozen=True, slots=True)
+class DialData(Command):
+    """Dial urgent and push, prove them with id and token.
+
+    A source is told DataConnected or WorkFailed, a destination DataAttached for both or DialFailed.
+    """
+
+    migration_id: bytes
+    token: bytes = field(repr=False)  # a secret: never in a log
+
+
+@dataclass(frozen=True, slots=True)
 class Finish(Command):
     """The migration is over: `state` is its last, `owner` who may run the guest, `text` why, in one line."""
 
@@ -64,19 +80,6 @@ class Finish(Command):
 
 
 # --- source -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Connect(Command):
-    """Dial the control connection: Connected or WorkFailed."""
-
-
-@dataclass(frozen=True, slots=True)
-class DialData(Command):
-    """Dial urgent and push, prove them with id and token: DataConnected or WorkFailed."""
-
-    migration_id: bytes
-    token: bytes = field(repr=False)  # a secret: never in a log
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,8 +134,13 @@ def attach(machine: DestinationMachine, event: DataAttached) -> list[Command]:
 
 
 def go_on(machine: DestinationMachine, event: DataAttached) -> list[Command]:
-    """Let pages travel again, and say again what may have been lost."""
+    """Let pages travel again: the last data connection is there."""
     machine.attached.add(event.role)
+    return resume(machine)
+
+
+def resume(machine: DestinationMachine) -> list[Command]:
+    """Let pages travel again, and say again what may have been lost."""
     machine.reconnects += 1
     paused = machine.now - machine.paused_at
     told = [] if machine.first_instruction_at is None else [Send(Running(machine.first_instruction_at))]

@@ -110,6 +110,16 @@ class Elapsed(Event):
     """`machine.deadline` has passed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Connected(Event):
+    """The control connection stands.
+
+    `token` is fresh random bytes for the data connections of this attempt, where the destination dials them.
+    """
+
+    token: bytes = field(default=b"", repr=False)  # a secret: never in a log
+
+
 # --- source -----------------------------------------------------------------------------------------------
 
 
@@ -123,11 +133,6 @@ class Started(Event):
 @dataclass(frozen=True, slots=True)
 class PushAsked(Event):
     """Somebody wants pages to be sent in the background, too, in a migration that was begun without."""
-
-
-@dataclass(frozen=True, slots=True)
-class Connected(Event):
-    """The control connection stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +168,13 @@ class GuestStopped(Event):
 @dataclass(frozen=True, slots=True)
 class FilesTaken(Event):
     """A file for each region came over the memory connection; not one of them was looked at yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class DialFailed(Event):
+    """A source that is dialled could not be reached again, or took no data connection; `text` says why."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
 """The source's side where a destination dials for a snapshot's memory: an offer made of what it asks for.
 
-All else is the source's way: no guest has to be stopped, but what is done about that is the interpreter's.
+Up to Run all else is the source's way: no guest has to be stopped, but what is done about that is the interpreter's.
+After it nothing here has to outlive a connection. The file is there for everybody, and a destination that comes back
+asks anew and says what it has; so when a connection ends this migration does, and nothing is lost by it.
 """
 
 from __future__ import annotations
@@ -9,12 +11,27 @@ from itertools import pairwise
 from typing import ClassVar
 
 from postcopy.errors import ProtocolError
-from postcopy.session.commands import CloseLinks, Command, Finish, Send
-from postcopy.session.events import Event, Received
+from postcopy.limits import SILENCE_SECONDS
+from postcopy.session import source_recovery as recovery
+from postcopy.session.commands import CloseLinks, Command, Finish, Send, StopPump, WatchData
+from postcopy.session.events import Event, PumpFailed, Received, Started
 from postcopy.session.source import SourceMachine, accept
 from postcopy.session.source_steps import Step
 from postcopy.session.states import Owner, State
-from postcopy.wire.messages import ALL, GuestOffer, Hello, LayoutOffer, Piece, Refuse, RegionOffer, Welcome
+from postcopy.wire.messages import (
+    ALL,
+    GONE,
+    Alive,
+    GuestOffer,
+    Hello,
+    LayoutOffer,
+    Message,
+    Piece,
+    Refuse,
+    RegionOffer,
+    Run,
+    Welcome,
+)
 
 # What its regions and its guest are called: where they come from, and that it is not ours.
 REGION_TYPE = "file"
@@ -22,7 +39,7 @@ GUEST = GuestOffer("outside", 1)
 
 
 class FetchedMachine(SourceMachine):
-    """One destination's migration of parts of a file of `size` bytes."""
+    """One destination's migration of parts of a file of `size` bytes, from its Welcome on: `hello` was said before."""
 
     table: ClassVar = {}
 
@@ -33,8 +50,13 @@ class FetchedMachine(SourceMachine):
 
     @property
     def recoverable(self) -> bool:
-        """Say no: it is the destination that dials, and it begins anew."""
+        """Say no: it is the destination that dials, and for this side it begins anew."""
         return False
+
+    def _deadline(self, now: float, entered: bool) -> float | None:
+        if self.step is Step.ACTIVE:  # whoever fetches speaks a version in which silence is soon noticed
+            return (now if entered else max(self.heard_at, self.timeline.run_sent)) + SILENCE_SECONDS
+        return super()._deadline(now, entered)
 
     def key(self, event: Event) -> str:
         """Tell a destination that asks for more than there is."""
@@ -62,6 +84,11 @@ def unfit(welcome: Welcome, size: int) -> str:
     return ""
 
 
+def _start(machine: FetchedMachine, _event: Started) -> list[Command]:
+    machine.timeline.started = machine.now
+    return []
+
+
 def _offer(machine: FetchedMachine, welcome: Welcome) -> list[Command]:
     if not welcome.pieces:
         raise ProtocolError("the destination asks for nothing")
@@ -78,8 +105,40 @@ def _refuse(machine: FetchedMachine, welcome: Welcome) -> list[Command]:
     return [Send(Refuse("layout", text)), CloseLinks(), Finish(State.FAILED, Owner.SOURCE, text, 4)]
 
 
+def _run(machine: FetchedMachine, _loaded: Message) -> list[Command]:
+    machine.timeline.run_sent = machine.now
+    return [Send(Run()), WatchData()]
+
+
+def _running(machine: FetchedMachine, _running: Message) -> list[Command]:
+    return machine.begin_push()  # no guest stood still for it
+
+
+def _say_alive(_machine: FetchedMachine, _event: Event) -> list[Command]:
+    return [Send(Alive())]
+
+
+def _part(machine: FetchedMachine, subject: Event | Message) -> list[Command]:
+    """Let a destination go that still lacks pages: it comes back for them, or to another agent that has the file."""
+    text = f"{machine.why(subject)}; the destination lacks pages, and may come back for them"
+    return [StopPump(), CloseLinks(), Finish(State.CANCELLED, Owner.DESTINATION, text, 5)]
+
+
+def _lose(_machine: FetchedMachine, event: PumpFailed) -> list[Command]:
+    """Say that what is missing will never come: the file is not what it was."""
+    text = f"lost after the switchover: {event.text}"
+    return [Send(Refuse(GONE, event.text)), StopPump(), CloseLinks(), Finish(State.LOST, Owner.LOST, text, 6)]
+
+
 FetchedMachine.table = {
     **SourceMachine.table,
+    (Step.IDLE, "Started"): (Step.GREETING, _start),
+    (Step.OFFERING, "Have"): (Step.OFFERING, recovery.take_residence),
+    (Step.LOADING, "Loaded"): (Step.ACTIVE, _run),
+    (Step.ACTIVE, "Running"): (Step.ACTIVE, _running),
+    (Step.ACTIVE, "AliveDue"): (Step.ACTIVE, _say_alive),
+    **{(Step.ACTIVE, key): (Step.CANCELLED, _part) for key in ("Severed", "CancelAsked")},
+    (Step.ACTIVE, "PumpFailed"): (Step.LOST, _lose),
     (Step.GREETING, "Welcome"): (Step.OFFERING, _offer),
     (Step.GREETING, "WelcomeUnfit"): (Step.FAILED, _refuse),
 }

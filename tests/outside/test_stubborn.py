@@ -111,7 +111,7 @@ def test_a_pump_that_fails_after_the_last_page_is_noticed(tmp_path):
             return SimpleNamespace(state="failed", error="the kernel refused")
 
     async def fail():
-        handed = SimpleNamespace(memory_fd=-1, message=SimpleNamespace(mappings=()))
+        handed = SimpleNamespace(memory_fd=-1, process="process 1", message=SimpleNamespace(mappings=()))
         interpreter = OutsideDestination(UnixAddress(f"{tmp_path}/uffd.sock"))._begin(handed, None)
         interpreter._pump, interpreter._course = Failing(), SimpleNamespace(look=lambda _pump: None)
         interpreter._resident()
@@ -140,7 +140,7 @@ class EndedPump:
 def test_a_pump_that_failed_right_behind_its_last_page_is_heard():
     async def scene():
         handed = SimpleNamespace(memory_fd=-1, process="process 1")
-        interpreter = OutsideInterpreter(SimpleNamespace(), handed, dial=None, poll_max_ns=0)
+        interpreter = OutsideInterpreter(SimpleNamespace(), handed, address=None, poll_max_ns=0)
         interpreter._pump = EndedPump(resident=True)
         interpreter._course = SimpleNamespace(look=lambda _pump: None)
         interpreter._resident()

@@ -102,6 +102,8 @@ def of_destination(now: float) -> list[events.Event]:
         *both(now),
         events.Received(now, Hello((8, 9), "from the future")),
         events.FilesTaken(now),
+        events.Connected(now, b"n" * 32),
+        events.DialFailed(now, "refused"),
         events.Prepared(now),
         events.TriedOut(now, PROBED),
         events.DataAttached(now, "urgent", IDENTITY[1]),

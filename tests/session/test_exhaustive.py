@@ -6,6 +6,7 @@ from postcopy.errors import ProtocolError
 from postcopy.session import destination as destination_room
 from postcopy.session import events
 from postcopy.session import source as source_room
+from postcopy.session.destination_steps import Step
 from postcopy.session.machine import SessionError
 from postcopy.session.states import ENDED, SWITCHED, State
 from postcopy.wire.control import Run
@@ -118,9 +119,11 @@ def check_destination(step, event, machine, commands):
 @pytest.mark.parametrize("room", [source_room, destination_room])
 def test_every_step_but_the_last_ones_is_left_somehow(room):
     table = (source_room.SourceMachine if room is source_room else destination_room.DestinationMachine).table
+    dials = set() if room is source_room else {Step.REDIALLING, Step.REJOINING, Step.RELOADING}  # where it fetches
     reached = {following for (start, _), (following, _) in table.items() if following is not start}
-    assert set(room.Step) - reached == {room.Step.IDLE}
-    for step in room.Step:
+    assert set(room.Step) - reached - dials == {room.Step.IDLE}
+    assert not reached & dials
+    for step in set(room.Step) - dials:
         left = any(start is step and following is not step for (start, _), (following, _) in table.items())
         assert left == (step.value not in {"completed", "failed", "cancelled", "lost", "probed"})
 

@@ -18,7 +18,6 @@ PIECES = (Piece(0, 16 << 20, 4096), Piece(16 << 20, 48 << 20, 2 << 20))
 def fetched():
     machine = FetchedMachine(Hello((3, 3), "x"), SIZE)
     machine.handle(events.Started(1.0))
-    machine.handle(events.Connected(1.0))
     return machine
 
 

@@ -11,7 +11,7 @@ import logging
 import mmap
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack, suppress
 from errno import EFAULT, EINVAL
 from pathlib import Path
@@ -98,6 +98,15 @@ class HandedOver:
         self.release()
         return poisoned
 
+    def abandon(self) -> None:
+        """Poison all of it, of which no page has come."""
+        try:
+            poisoned = self.poison(self.states())
+        except HostError as refused:
+            log.error("destination: %s waits for its pages for ever: %s", self.process, refused)  # noqa: TRY400
+        else:
+            log.error("destination: %s loses %d pages: it came as this agent ended", self.process, poisoned)
+
     def release(self) -> None:
         """Leave the memory to the kernel: what is missing and not poisoned reads as zeros from now on."""
         for one in self.message.mappings:
@@ -134,12 +143,28 @@ async def take(connection: socket.socket, *, in_place: bool = True) -> HandedOve
         except ProtocolError as error:
             raise ProtocolError(f"{process}: {error}") from None
         try:
-            handed = await asyncio.to_thread(_open, process, parse(data), descriptors, in_place=in_place)
+            handed = await _opened(asyncio.to_thread(_open, process, parse(data), descriptors, in_place=in_place))
         except (ProtocolError, KernelError, OSError) as error:
             raise ProtocolError(f"{process}: {error}") from error
         undo.pop_all()
         close_files(descriptors)
         return handed
+
+
+async def _opened(opening: Coroutine[None, None, HandedOver]) -> HandedOver:
+    """Wait for a thread that looks at what came. Called back, it cannot be: then the process is left to itself."""
+    looking = asyncio.ensure_future(opening)
+    try:
+        return await asyncio.shield(looking)
+    except asyncio.CancelledError:
+        await asyncio.wait({looking})
+        if looking.exception() is None:
+            handed = looking.result()
+            await asyncio.shield(asyncio.to_thread(handed.abandon))
+            handed.uffd.close()
+            if handed.memory_fd >= 0:
+                os.close(handed.memory_fd)
+        raise
 
 
 async def _receive(connection: socket.socket, descriptors: list[int]) -> bytes:
@@ -194,15 +219,24 @@ def _open(process: Process, message: Message, descriptors: list[int], *, in_plac
             else:
                 memory_fd = -1
     except BaseException:
-        _poison(uffd, message)
+        _poison(process, uffd, message)
         raise
     descriptors[:] = [one for one in descriptors if one not in {uffd.fd, memory_fd}]
     return HandedOver(process, message, uffd, memory_fd)
 
 
-def _poison(uffd: Userfaultfd, message: Message) -> None:
+def _poison(process: Process, uffd: Userfaultfd, message: Message) -> None:
     """See that a process that is refused gets no zeros where its pages should be, as far as it has told where."""
-    poison_what_is_there(uffd, [(one.address, one.size, one.page_size) for one in message.mappings])
+    regions = [(one.address, one.size, one.page_size) for one in message.mappings]
+    for (address, _, page_size), refused in poison_what_is_there(uffd, regions).items():
+        if probe(uffd, address, page_size) == "trapped":  # and so it is memory, and the kernel could do it
+            log.error(
+                "destination: %s is refused, and its pages cannot be poisoned (Linux 6.6 can): it reads zeros in their "
+                "place, or waits for them for ever where it holds its userfaultfd itself: %s",
+                process,
+                refused,
+            )
+            return
 
 
 def probe(uffd: Userfaultfd, address: int, length: int) -> str:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import msgpack
 
-from postcopy.errors import UsageError
+from postcopy.errors import HostError, UsageError
 from postcopy.guest.outside.message import USERFAULTFD, Given, Message
 from postcopy.guest.outside.poison import poison_what_is_there
 from postcopy.kernel import Userfaultfd, calls
@@ -50,12 +50,16 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """A migration whose Run had come. The token is a secret: it goes to no log and no disk."""
+    """A migration whose Run had come. The token is a secret: it goes to no log and no disk.
+
+    `memory` is what a source that is dialled calls what it serves, b"" where the source dials.
+    """
 
     version: int
     migration_id: bytes
     token: bytes = field(repr=False)
     types: tuple[str, ...]  # of the regions, as the source calls them
+    memory: bytes = b""
 
 
 class Descriptors(NamedTuple):
@@ -120,8 +124,8 @@ class Kept:
                 raise UsageError(f"what was kept of a process is of version {said['version']}, not {VERSION}")  # noqa: TRY301
             kept = cls(store, name, Message(_mappings(said), (USERFAULTFD,)), descriptors)
             if said["migration"] is not None:
-                version, migration_id, token, types = said["migration"]
-                kept.migration = Migration(version, migration_id, token, tuple(types))
+                version, migration_id, token, types, *memory = said["migration"]  # memory: not of an older agent
+                kept.migration = Migration(version, migration_id, token, tuple(types), *memory)
         except UsageError:
             raise
         except Exception as error:  # whatever there is in it: the agent has others to serve
@@ -140,7 +144,7 @@ class Kept:
         said = {
             "version": VERSION,
             "mappings": [(one.address, one.size, one.offset, one.page_size) for one in self.message.mappings],
-            "migration": one and (one.version, one.migration_id, one.token, one.types),
+            "migration": one and (one.version, one.migration_id, one.token, one.types, one.memory),
         }
         record = msgpack.packb(said)
         os.pwrite(self._file, _LENGTH.pack(len(record)) + record, 0)
@@ -170,9 +174,9 @@ class Kept:
         return self.here == sum(self._pages)
 
     def poison(self) -> None:
-        """See that who touches a page that is not there gets SIGBUS."""
+        """See that who touches a page that is not there gets SIGBUS; HostError where the kernel cannot do that."""
         with Userfaultfd.from_fd(self.uffd()) as uffd:
-            poison_what_is_there(uffd, [(one.address, one.size, one.page_size) for one in self.message.mappings])
+            _poison_all(uffd, self.message.mappings)
 
     def forget(self) -> None:
         """Keep nothing of it any more."""
@@ -208,13 +212,18 @@ def _mappings(said: dict[str, Any]) -> tuple[Given, ...]:
     return tuple(Given(*one) for one in said["mappings"])
 
 
+def _poison_all(uffd: Userfaultfd, mappings: Sequence[Given]) -> None:
+    refused = poison_what_is_there(uffd, [(one.address, one.size, one.page_size) for one in mappings])
+    for error in refused.values():
+        raise HostError(f"this kernel cannot poison pages that never come (Linux 6.6 can): {error}")
+
+
 def _poison(came: Sequence[int]) -> bool:
     """Poison what is missing of a process that is not served any more, as far as is said where; False: nobody says."""
     try:
         descriptors = Descriptors.sort(came)
-        regions = [(one.address, one.size, one.page_size) for one in _mappings(_record(descriptors.file))]
         with Userfaultfd.from_fd(os.dup(descriptors.uffd)) as uffd:
-            poison_what_is_there(uffd, regions)
+            _poison_all(uffd, _mappings(_record(descriptors.file)))
     except Exception:  # whatever there is in it
         return False
     return True

@@ -89,14 +89,21 @@ def _child(message: Fork) -> Userfaultfd:
     return Userfaultfd.from_fd(message.descriptor)
 
 
-def poison_what_is_there(uffd: Userfaultfd, regions: Sequence[tuple[int, int, int]]) -> None:
+def poison_what_is_there(
+    uffd: Userfaultfd, regions: Sequence[tuple[int, int, int]]
+) -> dict[tuple[int, int, int], KernelError]:
     """Poison what is missing of each (address, length, page size), which may be trapped in parts or not at all.
 
     A range that is not is halved. The process's children are done like it, those of each that are told of on the way.
+    Returns what the kernel refused: a range that makes no sense, or all of it where it cannot poison (before 6.6).
     """
+    refused = {}
     for region in regions:
-        with suppress(KernelError):
+        try:
             _poison_what_is_there(uffd, regions, *region)
+        except KernelError as error:
+            refused[region] = error
+    return refused
 
 
 def _poison_what_is_there(

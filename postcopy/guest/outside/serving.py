@@ -1,24 +1,26 @@
 """Outside VMMs as a library: `async with OutsideDestination("unix:PATH", fetch="tcp:HOST:PORT") as destination: ...`.
 
 Processes hand their memory over at a Unix socket; each is served by a migration of its own, from a source that is
-dialled for it or from one that dials. What goes wrong with one of them is said in one line and ends that one alone.
+dialled for it or from one that dials. Who comes in, and what a person may want, is here; what becomes of it is in
+following.py. What goes wrong with one of them is said in one line and ends that one alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import socket
-from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, Self
 
-from postcopy.errors import HostError, PostcopyError, ProtocolError, UsageError
+from postcopy.errors import HostError, LinkError, PostcopyError, ProtocolError, UsageError
+from postcopy.guest.outside.following import Following
 from postcopy.guest.outside.handing import HandedOver, take
 from postcopy.guest.outside.keeping import Kept, Migration, Store
 from postcopy.guest.outside.session import ROLES, OutsideInterpreter
-from postcopy.limits import DIAL_SECONDS, MIGRATION_ID_BYTES, POLL_MAX_NS, PROCESSES_MAX, TOKEN_BYTES
+from postcopy.limits import ANSWER_SECONDS, DIAL_SECONDS, MIGRATION_ID_BYTES, POLL_MAX_NS, PROCESSES_MAX, TOKEN_BYTES
 from postcopy.link import by_hand
 from postcopy.link.address import Address, UnixAddress
 from postcopy.link.control import ControlChannel
@@ -26,16 +28,16 @@ from postcopy.link.data import shake_hands
 from postcopy.link.dial import dial_fetch
 from postcopy.link.interpreter import boot_id
 from postcopy.link.listen import Listener, bind, connections, first_message, unbind
-from postcopy.link.returning import Known
 from postcopy.link.snapshot import find
 from postcopy.link.source import SOFTWARE
 from postcopy.link.tls import Credentials, versions_over
-from postcopy.session.commands import Finish
+from postcopy.session import destination_recovery, fetching
+from postcopy.session.commands import Finish, Send
 from postcopy.session.destination import DestinationMachine
-from postcopy.session.destination_recovery import take_up
-from postcopy.session.events import ControlLost, Received
-from postcopy.session.states import State
-from postcopy.wire.control import Refuse, Resume
+from postcopy.session.events import ControlLost, Received, WorkFailed
+from postcopy.session.fetching import FetchingMachine
+from postcopy.session.states import SWITCHED, State
+from postcopy.wire.control import LayoutOffer, Message, Probe, Refuse, Resume
 from postcopy.wire.messages import ALL, ASKED_FOR
 from postcopy.wire.preamble import Preamble, Security
 from postcopy.wire.version import FETCH_SINCE, VERSION, VERSION_MIN
@@ -43,13 +45,13 @@ from postcopy.wire.version import FETCH_SINCE, VERSION, VERSION_MIN
 log = logging.getLogger("postcopy.destination")
 
 
-class OutsideDestination:
+class OutsideDestination(Following):
     """Serves processes that hand their memory over at `handover`.
 
     With `fetch` their pages come from the source there, all of them (`push`) or those that are touched; without it
     sources dial `listen`, and each gets the process that has waited longest. `ended` is told of each migration's end,
-    `left` once its process is served no more. `give_up_after` is how many seconds a source that dialled may be away
-    before the pages that it has are given up, None: for ever. With a `store` processes outlive this agent, and those
+    `left` once its process is served no more. `give_up_after` is how many seconds a source may be away before the
+    pages that it has are given up, None: for ever. With a `store` processes outlive this agent, and those
     that are `taken_up` have outlived a former one.
     """
 
@@ -68,19 +70,15 @@ class OutsideDestination:
         store: Store | None = None,
         taken_up: Sequence[Kept] = (),
     ) -> None:
+        super().__init__(fetches=fetch is not None, ended=ended, left=left)
         self.handover = handover
-        self.current: list[OutsideInterpreter] = []
-        self.waiting: deque[HandedOver] = deque()
         self._fetch = fetch
         self._tls = tls
         self._pages = ALL if push else ASKED_FOR
         self._poll_max_ns = poll_max_ns
-        self._ended = ended
-        self._left = left
         self._give_up_after = give_up_after
         self._store = store
         self._taken_up = taken_up
-        self._known = Known(PROCESSES_MAX)
         self._listener = None if listen is None else Listener(listen, self._on_control, self._on_data, tls)
         self._socket: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -145,60 +143,72 @@ class OutsideDestination:
                 if not isinstance(error, PostcopyError | OSError):
                     raise
                 return
-            if self._fetch is None:
-                self.waiting.append(handed)
-                await self._wait(handed)
-            else:
-                await self._serve(handed, self._fetch)
+            await self._begin_with(handed)
+
+    async def _begin_with(self, handed: HandedOver) -> None:
+        """Dial for a process, or keep it for a source that dials."""
+        if self._fetch is None:
+            self.waiting.append(handed)
+            self._freed.set()
+            await self._wait(handed)
+        else:
+            await self._serve(handed, self._fetch)
 
     async def _go_on(self, kept: Kept) -> None:
         """Serve a process that a former agent served, from here on to its end."""
         try:
             handed = HandedOver.take_up(kept)
-        except PostcopyError as error:
-            log.warning("destination: a process that an agent before this one served is gone: %s", error)
-            kept.forget()
+        except Exception as error:  # whatever it was, the process must not wait for it
+            log.log(
+                logging.WARNING if isinstance(error, PostcopyError) else logging.ERROR,
+                "destination: a process that an agent before this one served is gone, or not served any more: %s",
+                error,
+            )
+            await self._give_up(kept)
+            if not isinstance(error, PostcopyError):
+                raise
             return
-        except Exception:
-            await asyncio.to_thread(kept.poison)  # whatever it was, the process must not wait for it
-            kept.forget()
-            raise
         log.info("destination: %s is served again, with %d pages that are here", handed.process, kept.here)
         if handed.gone():
             log.info("destination: %s has ended meanwhile", handed.process)
             handed.close()
         elif kept.whole or kept.migration is not None:
             await self._take_up(handed, kept.migration)
-        elif self._fetch is None:
-            self.waiting.append(handed)
-            await self._wait(handed)
         else:
-            await self._serve(handed, self._fetch)
+            await self._begin_with(handed)
+
+    async def _give_up(self, kept: Kept) -> None:
+        """Let go of a process that cannot be watched, with all of it poisoned that is not here."""
+        try:
+            await asyncio.to_thread(kept.poison)
+        except HostError as refused:  # and to let go of it would give it zeros
+            log.error("destination: a process waits for its pages for ever: %s", refused)  # noqa: TRY400
+        else:
+            kept.forget()
 
     async def _take_up(self, handed: HandedOver, migration: Migration | None) -> None:
-        """Go on with a migration whose source comes back to it, or of which all is here."""
+        """Go on with a migration whose source is to be found again, or of which all is here."""
         if migration is None:
             types = ("file",) * len(handed.message.mappings)
             migration = Migration(VERSION, secrets.token_bytes(MIGRATION_ID_BYTES), b"", types)
-        interpreter = self._begin(handed, None, migration.migration_id)
-        take_up(interpreter.machine, interpreter.now(), migration.version, migration.token)
+        interpreter = self._begin(handed, self._fetch if migration.memory else None, migration.migration_id)
+        machine = interpreter.machine
+        if isinstance(machine, FetchingMachine):
+            fetching.take_up(machine, interpreter.now(), migration.version, migration.memory)
+        else:
+            destination_recovery.take_up(machine, interpreter.now(), migration.version, migration.token)
         try:
             await interpreter.take_up(migration.types)
         except Exception as error:  # whatever it was, the process must not wait for it
             log.exception("destination: %s: it cannot be taken up", handed.process)
-            await self._abandon(interpreter, f"it cannot be taken up: {error}")
+            text = f"it cannot be taken up: {error}"
+            commands = machine.give_up(WorkFailed(interpreter.now(), "internal", text))
+            interpreter.finish = next(one for one in commands if isinstance(one, Finish))  # a source that comes is told
+            await self._abandon(interpreter, text)
             return
         if not migration.token:
             interpreter.post(ControlLost(interpreter.now(), "no source has to be told"))
         await self._drive(interpreter, None)
-
-    async def _wait(self, handed: HandedOver) -> None:
-        """Keep a process for a source that dials; its end may come before."""
-        await handed.gone_for_good()
-        if handed in self.waiting:  # and not with a migration, which then is told
-            self.waiting.remove(handed)
-            log.info("destination: %s has ended, and no source had come", handed.process)
-            handed.close()
 
     async def _serve(self, handed: HandedOver, address: Address) -> None:
         interpreter = self._begin(handed, address)
@@ -217,100 +227,30 @@ class OutsideDestination:
             await self._drive(interpreter, channel)
 
     def _begin(self, handed: HandedOver, address: Address | None, migration_id: bytes = b"") -> OutsideInterpreter:
-        identity = (migration_id or secrets.token_bytes(MIGRATION_ID_BYTES), secrets.token_bytes(TOKEN_BYTES))
-        machine = DestinationMachine(
-            versions_over(self._tls, (VERSION_MIN if address is None else FETCH_SINCE, VERSION)),
-            identity,
+        return self._interpret(handed, self._machine(handed if address is not None else None, migration_id), address)
+
+    def _machine(self, fetches_for: HandedOver | None, migration_id: bytes = b"") -> DestinationMachine:
+        """Make the machine of a migration: of one that is fetched for a process, or of one that a source begins."""
+        kind = DestinationMachine if fetches_for is None else FetchingMachine
+        return kind(
+            versions_over(self._tls, (VERSION_MIN if fetches_for is None else FETCH_SINCE, VERSION)),
+            (migration_id or secrets.token_bytes(MIGRATION_ID_BYTES), secrets.token_bytes(TOKEN_BYTES)),
             SOFTWARE,
             boot_id(),
             OutsideInterpreter.now(),
-            pieces=() if address is None else tuple(one.piece for one in handed.message.mappings),
-            pages=self._pages if address is not None else ALL,
-            recovers=address is None,
+            pieces=() if fetches_for is None else tuple(one.piece for one in fetches_for.message.mappings),
+            pages=self._pages if fetches_for is not None else ALL,
             give_up_seconds=self._give_up_after,
         )
-        interpreter = OutsideInterpreter(
-            machine, handed, dial=address, poll_max_ns=self._poll_max_ns, tls=self._tls is not None
-        )
+
+    def _interpret(
+        self, handed: HandedOver, machine: DestinationMachine, address: Address | None
+    ) -> OutsideInterpreter:
+        interpreter = OutsideInterpreter(machine, handed, address=address, poll_max_ns=self._poll_max_ns, tls=self._tls)
         self.current.append(interpreter)
         if address is None:
             self._known.add(interpreter)
         return interpreter
-
-    # --- a migration, and what follows ----------------------------------------------------------------------------
-
-    async def _drive(self, interpreter: OutsideInterpreter, channel: ControlChannel | None) -> None:
-        if channel is not None:
-            interpreter.listen(channel)
-        watching = asyncio.create_task(self._watch(interpreter))
-        try:
-            finish = await interpreter.run()
-        finally:
-            watching.cancel()
-        await self._follow(interpreter, finish)
-
-    async def _watch(self, interpreter: OutsideInterpreter) -> None:
-        await interpreter.handed.gone_for_good()
-        await interpreter.process_ended()
-
-    async def _follow(self, interpreter: OutsideInterpreter, finish: Finish) -> None:
-        handed = interpreter.handed
-        if finish.state is State.COMPLETED:
-            log.info("destination: %s: %s", handed.process, finish.text if handed.lives else "it has ended")
-            self._ended(interpreter, finish)
-            await self._served(interpreter)
-        elif finish.state is State.LOST or self._fetch is not None or not handed.lives:
-            await self._abandon(interpreter, finish.text)
-            self._ended(interpreter, finish)
-        else:
-            await self._remove(interpreter)
-            self._ended(interpreter, finish)
-            self.waiting.append(handed)  # nothing was served: another source may come
-            if handed.process.ended.is_set():  # and then nobody may be left who waits for its end
-                await self._wait(handed)
-
-    async def _served(self, interpreter: OutsideInterpreter) -> None:
-        """Let a process go when it ends, or when its pump does: then nobody serves what it gives back."""
-        gone = asyncio.create_task(interpreter.handed.gone_for_good())
-        failed = asyncio.create_task(interpreter.failed.wait())
-        try:
-            await asyncio.wait({gone, failed}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            gone.cancel()
-            failed.cancel()
-        if interpreter.failed.is_set():
-            await self._abandon(interpreter, interpreter.trouble)
-        else:
-            await self._forget(interpreter)
-
-    async def _abandon(self, interpreter: OutsideInterpreter, text: str) -> None:
-        """End a process's memory that never comes: poisoned, so that nobody waits for it and nobody sees zeros."""
-        handed = interpreter.handed
-        if not handed.lives:
-            log.info("destination: %s has ended: %s", handed.process, text)
-            await self._forget(interpreter)
-            return
-        await self._lose(handed, await interpreter.stop(), text)
-        await self._forget(interpreter)
-
-    async def _lose(self, handed: HandedOver, maps: Sequence[bytes], text: str) -> None:
-        try:
-            poisoned = await asyncio.to_thread(handed.poison, maps)
-        except PostcopyError as error:
-            log.error("destination: %s: %s; it waits for its pages for ever: %s", handed.process, text, error)  # noqa: TRY400
-            await handed.gone_for_good()
-        else:
-            log.warning("destination: %s: %s; %d pages are poisoned", handed.process, text, poisoned)
-
-    async def _forget(self, interpreter: OutsideInterpreter) -> None:
-        await self._remove(interpreter)
-        interpreter.handed.close()
-
-    async def _remove(self, interpreter: OutsideInterpreter) -> None:
-        await interpreter.end()
-        if interpreter in self.current:
-            self.current.remove(interpreter)
-            self._left(interpreter)
 
     # --- sources that dial ----------------------------------------------------------------------------------------
 
@@ -319,16 +259,49 @@ class OutsideDestination:
         if isinstance(first, Resume):
             await self._known.take(channel, first)
             return
-        while self.waiting and not self.waiting[0].lives:
-            self.waiting.popleft().close()
-        if not self.waiting:
-            text = "no process waits here that has handed its memory over"
-            channel.send(Refuse("busy", text))
-            await channel.close()
-            raise HostError(text)
-        interpreter = self._begin(self.waiting.popleft(), None)
-        interpreter.post(Received(interpreter.now(), first))
+        machine = self._machine(None)
+        offer = await self._greet(channel, machine, first)
+        interpreter = self._interpret(await self._next_waiting(channel), machine, None)
+        interpreter.post(Received(interpreter.now(), offer))
         self._spawn(self._drive(interpreter, channel))
+
+    async def _greet(self, channel: ControlChannel, machine: DestinationMachine, first: Message) -> Message:
+        """Answer who says Hello, and return what he offers. LinkError, ProtocolError: he is not a source that does.
+
+        No process waits for it, for up to here anybody comes: he costs a connection that has not proved itself.
+        """
+        for command in machine.handle(Received(OutsideInterpreter.now(), first)):
+            if isinstance(command, Send):
+                channel.send(command.message)
+            elif isinstance(command, Finish):
+                await channel.close()
+                raise LinkError(command.text)
+        channel.version = machine.version
+        offer = await first_message(channel)
+        if not isinstance(offer, LayoutOffer | Probe):
+            said = getattr(offer, "text", "")
+            raise ProtocolError(f"it answered welcome by {type(offer).__name__.lower()}{said and ': '}{said}")
+        return offer
+
+    async def _next_waiting(self, channel: ControlChannel) -> HandedOver:
+        """Take the process that has waited longest; HostError where there is none, and none is about to be freed."""
+        until = OutsideInterpreter.now() + ANSWER_SECONDS  # half of what a source waits here
+        while True:
+            self._freed.clear()
+            while self.waiting and not self.waiting[0].lives:
+                self.waiting.popleft().close()
+            if self.waiting:
+                return self.waiting.popleft()
+            left = until - OutsideInterpreter.now()
+            if left <= 0 or all(one.machine.state in {*SWITCHED, State.COMPLETED} for one in self.current):
+                break
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._freed.wait()
+        text = "no process waits here that has handed its memory over"
+        channel.send(Refuse("busy", text))
+        await channel.close()
+        raise HostError(text)
 
     async def _on_data(self, preamble: Preamble, connection: socket.socket) -> None:
         """Attach a data connection to the migration that it proves to be of; ProtocolError or LinkError otherwise."""
@@ -343,14 +316,42 @@ class OutsideDestination:
                 raise ProtocolError("a data connection of a migration, or of an attempt to resume one, that is over")
             interpreter.attach(role, connection, session)
 
+    # --- what a person may want, of all migrations together -------------------------------------------------------
+
+    def pause(self) -> int:
+        """Close the connections of all migrations that miss pages, until resume(); return how many. UsageError: none.
+
+        A process goes on with what is here, and waits where it touches anything else.
+        """
+        return self._ask(by_hand.pause, {State.POSTCOPY_ACTIVE, *by_hand.PAUSED}, "paused: none misses pages")
+
+    def resume(self, address: Address | None = None) -> int:
+        """Have all paused migrations go on, with `address` from another agent that has the same memory. UsageError."""
+        if address is not None and self._fetch is None:
+            raise UsageError("it is the source that dials: say --to to its agent")
+        count = self._ask(by_hand.resume, by_hand.PAUSED, "resumed: none is paused")
+        if address is not None:
+            self._fetch = address
+            for one in self.current:
+                one.address = address if one.address is not None else None
+        return count
+
     def lose(self) -> int:
         """Give up what the sources of all paused migrations still have; return how many these are. UsageError: none."""
-        paused = [one for one in self.current if by_hand.describe(one) is not None]
-        if not paused:
-            raise UsageError("no migration can be given up: none is paused, so nothing is lost")
-        for one in paused:
-            by_hand.lose(one, "given up by the user")
-        return len(paused)
+        return self._ask(
+            lambda one: by_hand.lose(one, "given up by the user"),
+            by_hand.PAUSED,
+            "given up: none is paused, so nothing is lost",
+        )
+
+    def _ask(self, wish: Callable[[OutsideInterpreter], None], states: Collection[State], none: str) -> int:
+        able = (one for one in self.current if one.finish is None and one.machine.recoverable)
+        meant = [one for one in able if one.machine.state in states]
+        if not meant:
+            raise UsageError(f"no migration can be {none}")
+        for one in meant:
+            wish(one)
+        return len(meant)
 
     # --- the end --------------------------------------------------------------------------------------------------
 
@@ -375,20 +376,3 @@ class OutsideDestination:
         while self.waiting:
             lacking += await self._leave(self.waiting.popleft(), None)
         return lacking
-
-    async def _leave(self, handed: HandedOver, interpreter: OutsideInterpreter | None) -> bool:
-        """Leave one process to itself; return whether it lacks pages."""
-        poisoned = 0
-        if handed.lives:
-            try:
-                maps = handed.states() if interpreter is None else await interpreter.stop()
-                poisoned = await asyncio.to_thread(handed.poison, maps)
-            except HostError as error:
-                log.error("destination: %s waits for its pages for ever: %s", handed.process, error)  # noqa: TRY400
-                return True
-            if poisoned:
-                log.error("destination: %s loses %d pages that were still at the source", handed.process, poisoned)
-        if interpreter is not None:
-            await self._remove(interpreter)
-        handed.close()
-        return poisoned > 0

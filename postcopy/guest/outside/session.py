@@ -2,7 +2,7 @@
 
 A hand-over and a control channel enter. The process runs already and its faults wait, so the pump begins with RUN and
 not before; when all is here it goes on, for pages that the process gives back and for zeros that it never touched,
-until the process ends.
+until the process ends. Where this side dials it is also the one that dials again.
 """
 
 from __future__ import annotations
@@ -10,34 +10,58 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Sequence
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
-from postcopy.errors import LinkError
+from postcopy.errors import LinkError, PostcopyError
 from postcopy.guest.outside.handing import HandedOver
 from postcopy.guest.outside.keeping import Migration
 from postcopy.guest.outside.memory import OutsideGuest, OutsideMemory
-from postcopy.limits import ANSWER_SECONDS, DIAL_SECONDS
+from postcopy.limits import ANSWER_SECONDS, DIAL_SECONDS, TOKEN_BYTES
 from postcopy.link.address import Address
 from postcopy.link.destination_interpreter import DestinationInterpreter
-from postcopy.link.dial import DataConnection, dial_data
+from postcopy.link.dial import DataConnection, dial_data, dial_fetch
 from postcopy.link.pumping import BEAT_NS
+from postcopy.link.tls import Credentials
 from postcopy.pump.destination import DestinationStats
-from postcopy.session.commands import Discard, Finish, Prepare, Settle, StartGuest, StartPump, StopPump
+from postcopy.session.commands import (
+    Command,
+    Connect,
+    DialData,
+    Discard,
+    DropControl,
+    Finish,
+    Prepare,
+    Settle,
+    StartGuest,
+    StartPump,
+    StopPump,
+)
 from postcopy.session.destination import DestinationMachine
-from postcopy.session.events import CancelAsked, ControlLost, DataAttached, Prepared, Resident
+from postcopy.session.events import (
+    CancelAsked,
+    Connected,
+    ControlLost,
+    DataAttached,
+    DialFailed,
+    Prepared,
+    Resident,
+)
+from postcopy.session.fetching import FetchingMachine
 from postcopy.session.states import ENDED, SWITCHED, State
 from postcopy.wire.control import GuestOffer, LayoutOffer, RegionOffer
 from postcopy.wire.preamble import Preamble, Role
 from postcopy.wire.version import RECOVERY_SINCE
 
 DataRole = Literal["urgent", "push"]
+NEEDS_NOTHING = "has ended and needs nothing more"
 ROLES: dict[Role, DataRole] = {Role.URGENT: "urgent", Role.PUSH: "push"}
 
 
 class OutsideInterpreter(DestinationInterpreter):
-    """One migration. `dial` is where the data connections are dialled, None: the source does that.
+    """One migration. `address` is where its source is dialled, None: the source does that. With `tls` encrypted.
 
     After the end `finish` says what came of it; end() it once nothing of it is needed any more.
     """
@@ -47,20 +71,25 @@ class OutsideInterpreter(DestinationInterpreter):
         machine: DestinationMachine,
         handed: HandedOver,
         *,
-        dial: Address | None,
+        address: Address | None,
         poll_max_ns: int,
-        tls: bool = False,
+        tls: Credentials | None = None,
     ) -> None:
         mode = "minor" if handed.memory_fd >= 0 else "missing"
-        super().__init__(machine, {}, {}, claim=self._claimed, mode=mode, poll_max_ns=poll_max_ns)
+        name = str(handed.process)
+        super().__init__(machine, {}, {}, claim=self._claimed, mode=mode, poll_max_ns=poll_max_ns, name=name)
         self.handed = handed
-        self._dial = dial
-        self._encrypts = tls
+        self.address = address
+        self._tls = tls
         self._dialling: asyncio.Task[None] | None = None
         self.failed = asyncio.Event()  # the pump, after the end: pages that are given back wait for it
         self.trouble = ""
         self._served_on = False
         self._unneeded = False  # its process ended before all of its pages had come
+
+    def performers(self) -> dict[type[Command], Callable[[Any], Awaitable[None]]]:
+        """Return how these commands are performed, and those of a side that dials."""
+        return {**super().performers(), Connect: self._connect, DialData: self._dial_data}
 
     async def _claimed(self, _interpreter: DestinationInterpreter) -> None:
         """Wait for nothing: the memory is this migration's already."""
@@ -69,43 +98,86 @@ class OutsideInterpreter(DestinationInterpreter):
         self.memory = await asyncio.to_thread(OutsideMemory.of, self.handed, command.offer)
         # a source that dialled expects to hear from it
         self._pump = self.memory.pump(self._poll_max_ns, BEAT_NS if self.machine.version >= RECOVERY_SINCE else 0)
-        if self._dial is None:
+        if self.address is None:
             self.post(Prepared(self.now()))
         elif not self.machine.ended:
-            self._dialling = self.spawn(self._dial_both(self._dial))
+            self._dialling = self.spawn(self._dial_first(self.address))
 
-    async def _dial_both(self, address: Address) -> None:
+    async def _dial_first(self, address: Address) -> None:
         """Dial, and be prepared then. A task of its own: a source that does not answer holds no end up."""
+        dialled = await self._dial_both(address)
+        self.post(Prepared(self.now()))
+        self._take(dialled)
+
+    async def _dial_both(self, address: Address) -> list[tuple[DataRole, DataConnection]]:
+        machine, dialled = self.machine, []
         try:
             async with asyncio.timeout(DIAL_SECONDS + ANSWER_SECONDS):
-                dialled = await self._dial_roles(address)
-        except TimeoutError as error:
-            raise LinkError(f"{address} did not accept the data connections in time") from error
-        self.post(Prepared(self.now()))
+                for role, name in ROLES.items():
+                    preamble = Preamble(role, machine.version, machine.migration_id, machine.token)
+                    dialled.append((name, await dial_data(address, preamble, tls=self._tls is not None)))
+        except BaseException as error:
+            for _, connection in dialled:
+                connection.close()
+            if isinstance(error, TimeoutError):
+                raise LinkError(f"{address} did not accept the data connections in time") from error
+            raise
+        return dialled
+
+    def _take(self, dialled: Sequence[tuple[DataRole, DataConnection]]) -> None:
         for role, connection in dialled:
             if self._pump is not None:
                 self._pump.attach(role, *connection)
             self.post(DataAttached(self.now(), role, self.machine.token))
 
-    async def _dial_roles(self, address: Address) -> list[tuple[DataRole, DataConnection]]:
-        machine, dialled = self.machine, []
+    # --- on the way back, where this side dials -----------------------------------------------------------
+
+    async def _connect(self, _command: Connect) -> None:
+        if self.address is not None:
+            self._dialling = self.spawn(self._dial_again(self._dial_control, self.address))
+
+    async def _dial_control(self, address: Address) -> None:
+        channel = await dial_fetch(address, self._tls)
+        self.listen(channel)
+        self.post(Connected(self.now(), secrets.token_bytes(TOKEN_BYTES)), channel)
+
+    async def _dial_data(self, _command: DialData) -> None:
+        if self.address is not None:
+            self._dialling = self.spawn(self._dial_again(self._dial_and_take, self.address))
+
+    async def _dial_and_take(self, address: Address) -> None:
+        self._take(await self._dial_both(address))
+
+    async def _dial_again(self, dial: Callable[[Address], Awaitable[None]], address: Address) -> None:
+        """Dial; what fails there is no failure of this side's own work."""
         try:
-            for role, name in ROLES.items():
-                preamble = Preamble(role, machine.version, machine.migration_id, machine.token)
-                dialled.append((name, await dial_data(address, preamble, tls=self._encrypts)))
-        except BaseException:
-            for _, connection in dialled:
-                connection.close()
-            raise
-        return dialled
+            await dial(address)
+        except (PostcopyError, OSError) as error:
+            self.post(DialFailed(self.now(), str(error)))
+
+    async def _drop_control(self, command: DropControl) -> None:
+        if self.address is None:
+            await super()._drop_control(command)
+            return
+        await self._dial_no_more()
+        self._leave_channel()  # of whatever attempt: nobody but itself could have brought another one meanwhile
+
+    async def _dial_no_more(self) -> None:
+        if self._dialling is not None:
+            self._dialling.cancel()
+            await asyncio.wait({self._dialling})
+
+    # --- the process is served ----------------------------------------------------------------------------
 
     async def _start_pump(self, command: StartPump) -> None:
         """Do nothing yet: faults wait already, and the source may not be asked before RUN."""
 
     async def _start_guest(self, command: StartGuest) -> None:
-        if self.handed.kept is not None and self.memory is not None and self._dial is None:
+        if self.handed.kept is not None and self.memory is not None:
             machine, types = self.machine, tuple(region.type for region in self.memory.layout.regions)
-            self.handed.kept.note(Migration(machine.version, machine.migration_id, machine.first_token, types))
+            memory = machine.memory if isinstance(machine, FetchingMachine) else b""
+            identity = (machine.version, machine.migration_id, machine.first_token)
+            self.handed.kept.note(Migration(*identity, types, memory))
         await super()._start_pump(StartPump())
         await super()._start_guest(command)
         if not self.handed.lives:
@@ -180,14 +252,13 @@ class OutsideInterpreter(DestinationInterpreter):
     async def _discard(self, _command: Discard) -> None:
         if self._working is not None:
             await asyncio.wait({self._working})  # the thread in it cannot be called back
-        if self._dialling is not None:
-            self._dialling.cancel()
-            await asyncio.wait({self._dialling})
+        await self._dial_no_more()
 
     async def _finish(self, command: Finish) -> None:
-        if self._unneeded and command.state is State.COMPLETED:
-            command = replace(command, text=f"{self.handed.process} has ended and needs nothing more")
-        await super()._finish(command)
+        unneeded = self._unneeded and command.state is State.COMPLETED
+        await super()._finish(replace(command, text=f"it {NEEDS_NOTHING}") if unneeded else command)
+        if unneeded:  # and whoever asks for the latest end is told of which process it was
+            self.finish = replace(command, text=f"{self.handed.process} {NEEDS_NOTHING}")
 
     # --- after the end ------------------------------------------------------------------------------------
 

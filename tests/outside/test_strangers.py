@@ -1,0 +1,82 @@
+"""Whoever dials an agent at which processes wait for a source, and is none: he holds nobody up, and fills no log."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from postcopy.link.address import parse_address
+from postcopy.link.dial import dial_control
+from postcopy.wire.control import GuestOffer, Hello, LayoutOffer, Ready, RegionOffer, Welcome
+from postcopy.wire.version import VERSION, VERSION_MIN
+from tests.agent.agents import Command
+from tests.agent.agents import source as guest_source
+from tests.outside.vmm import MIB, PAGE, Vmm, destination
+
+HELLO = Hello((VERSION_MIN, VERSION), "a stranger")
+OFFER = LayoutOffer((RegionOffer("shmem", PAGE, 8 * MIB),), GuestOffer("outside", 1))
+HANG_UPS = 70
+
+
+@pytest.fixture
+def waiting(tmp_path):
+    """Return an agent at which a process waits, the process, and a source with a guest for it."""
+    with (
+        destination(tmp_path) as there,
+        Vmm(f"{tmp_path}/uffd.sock") as vmm,
+        guest_source(tmp_path, "--memory", "shmem:8MiB", "--steps", "100") as here,
+    ):
+        there.until(lambda now: now["waiting"] == 1)
+        yield there, vmm, here
+
+
+def talk(there, *messages):
+    """Say these and return the open channel, in a loop of its own, and what was answered last."""
+
+    async def say():
+        channel = await dial_control(parse_address(there.address))
+        for message in messages:
+            channel.send(message)
+            answer = await channel.receive()
+        return channel, answer
+
+    loop = asyncio.new_event_loop()
+    return loop, *loop.run_until_complete(asyncio.wait_for(say(), 20))
+
+
+def hang_up(loop, channel):
+    channel.abort()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+
+def test_who_says_hello_and_no_more_holds_no_process_and_is_a_line_at_the_most(waiting):
+    there, vmm, here = waiting
+    before = there.log.count("\n")
+    for _ in range(HANG_UPS):
+        loop, channel, answer = talk(there, HELLO)
+        assert isinstance(answer, Welcome)
+        hang_up(loop, channel)
+    loop, channel, _ = talk(there, HELLO)
+    assert there.status()["waiting"] == 1
+    with Command("migrate", "--admin", here.admin, there.address, "--json") as moving:
+        assert moving.result(30).json["outcome"] == "completed"
+    assert vmm.call("filled") > 0
+    hang_up(loop, channel)
+    lines = there.log.splitlines()[before:]
+    strangers = [line for line in lines if "closed 127.0.0.1:" in line]
+    assert 1 <= len(strangers) <= 51
+    assert len(lines) - len(strangers) < 12  # the guest's own migration
+
+
+def test_who_makes_an_offer_and_hangs_up_gives_the_process_to_the_source_that_waits_for_it(waiting):
+    there, vmm, here = waiting
+    loop, channel, answer = talk(there, HELLO, OFFER)
+    assert isinstance(answer, Ready)
+    assert there.status()["waiting"] == 0
+    with Command("migrate", "--admin", here.admin, there.address, "--json") as moving:
+        here.until(lambda now: now["state"] == "setup")
+        hang_up(loop, channel)
+        assert moving.result(30).json["outcome"] == "completed"
+    assert vmm.call("filled") > 0
