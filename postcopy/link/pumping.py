@@ -46,6 +46,8 @@ class Pump(Protocol):
         """Close the connections, free the memory."""
 
 
+# Whoever ends for good says so on the control connection, and closes the others next: the words are to be heard first.
+WORDS_SECONDS = 0.02
 BEAT_NS = int(BEAT_SECONDS * 1e9)
 
 PumpT = TypeVar("PumpT", bound=Pump)
@@ -77,6 +79,11 @@ class PumpInterpreter(Interpreter, Generic[PumpT, StatsT]):
             self._unwatch()
             self._pump_ended(status)
         elif status.state == "broken":
+            asyncio.get_running_loop().call_later(WORDS_SECONDS, self._tell_broken, self._pump)
+
+    def _tell_broken(self, pump: PumpT) -> None:
+        """Make an event of broken connections, unless others have taken their place."""
+        if self._pump is pump and (status := pump.status()).state == "broken":
             self.post(PumpBroken(self.now(), status.error or "a data connection broke"))
 
     async def _watch_data(self, _command: WatchData) -> None:

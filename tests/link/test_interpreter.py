@@ -1,9 +1,11 @@
 """The interpreter's loop: events in their order, and the one that overtakes them all."""
 
 import asyncio
+import os
 import socket
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import uvloop
@@ -12,12 +14,23 @@ from postcopy.errors import HostError, KernelError, ProtocolError
 from postcopy.link import destination_interpreter
 from postcopy.link.control import ControlChannel
 from postcopy.link.interpreter import Interpreter, failure_of
+from postcopy.link.pumping import WORDS_SECONDS, PumpInterpreter
 from postcopy.pages.regions import Layout, Region
 from postcopy.pump.destination import DestinationStats
+from postcopy.pump.status import PumpStatus
 from postcopy.session.commands import Finish, ResumeGuest, Send, StartPush, StopPump
-from postcopy.session.events import Connected, ControlLost, DataConnected, Elapsed, GuestStopped, Received, Started
+from postcopy.session.events import (
+    Connected,
+    ControlLost,
+    DataConnected,
+    Elapsed,
+    GuestStopped,
+    PumpBroken,
+    Received,
+    Started,
+)
 from postcopy.wire.control import Alive, Loaded, Progress, Ready, State, Welcome, encode
-from postcopy.wire.messages import REFUSE_CODES
+from postcopy.wire.messages import GONE, REFUSE_CODES, Refuse
 from tests.session.samples import IDENTITY, destination, source
 
 
@@ -290,3 +303,44 @@ def test_a_look_at_the_pump_tells_of_what_the_kernel_put_off(monkeypatch):
         return event.retries
 
     assert asyncio.run(asyncio.wait_for(story(), 10)) == 7
+
+
+class Breaking(PumpInterpreter):
+    """Of either side; its pump is one whose connections have just been closed."""
+
+    def performers(self):
+        return {}
+
+    def _pump_ended(self, _status):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_what_was_said_before_the_connections_were_closed_is_heard_first(another):
+    """Whoever ends says so, and then closes: taken for a connection that broke, it would be dialled for ever."""
+
+    def pump():
+        read_fd, write_fd = os.pipe()
+        os.write(write_fd, b"12345678")
+        fds.extend((read_fd, write_fd))
+        return SimpleNamespace(event_fd=read_fd, status=lambda: PumpStatus("broken", "closed"))
+
+    async def story():
+        interpreter = Breaking("source", source())
+        interpreter._pump = pump()
+        interpreter._pump_woke()
+        if another:
+            interpreter._pump = pump()
+            await asyncio.sleep(2 * WORDS_SECONDS)
+            assert not interpreter._events  # nothing is broken that anybody still has
+            return
+        goodbye = Received(interpreter.now(), Refuse(GONE, "the destination's agent ends"))
+        asyncio.get_running_loop().call_soon(interpreter.post, goodbye)
+        while len(interpreter._events) < 2:
+            await asyncio.sleep(0)
+        assert [type(event) for event, _, _ in interpreter._events] == [Received, PumpBroken]
+
+    fds = []
+    asyncio.run(asyncio.wait_for(story(), 10))
+    for one in fds:
+        os.close(one)
