@@ -15,6 +15,7 @@ import pytest
 
 from tests.agent.agents import Command
 from tests.agent.agents import source as guest_source
+from tests.certificates import directory
 from tests.chaos.proxy import Proxy, upstream_of
 from tests.outside.supervisor import Supervisor
 from tests.outside.test_ends import none_left, placed, until_stopped
@@ -84,9 +85,10 @@ def test_a_fault_in_the_hands_of_a_killed_agent_is_served_by_the_next_one(tmp_pa
 
 
 def test_an_agent_killed_in_the_middle_of_a_push(tmp_path, uffd_socket, systemd):
-    file = snapshot(tmp_path, size=64 * MIB)
-    with source(tmp_path, file, "--max-postcopy-bandwidth", "20MiB/s") as here, ExitStack() as agents:
-        there = agents.enter_context(systemd.start(tmp_path, "--from", here.address))
+    """Encrypted, as between two hosts; whoever is started again has to be believed anew."""
+    file, tls = snapshot(tmp_path, size=64 * MIB), ("--tls-dir", directory(tmp_path / "tls"))
+    with source(tmp_path, file, "--max-postcopy-bandwidth", "20MiB/s", *tls) as here, ExitStack() as agents:
+        there = agents.enter_context(systemd.start(tmp_path, "--from", here.address, *tls))
         with (
             Vmm(uffd_socket, ((32 * MIB, 32 * MIB), (32 * MIB, 0)), file=file) as vmm,
             Vmm(uffd_socket, file=file, shared=True) as other,
@@ -95,7 +97,7 @@ def test_an_agent_killed_in_the_middle_of_a_push(tmp_path, uffd_socket, systemd)
             for count in (1000, 3000):
                 there.until(placed(count))
                 kill(there)
-                there = agents.enter_context(systemd.start(tmp_path, "--from", here.address))
+                there = agents.enter_context(systemd.start(tmp_path, "--from", here.address, *tls))
             here.ask("set", rate=0)
             assert vmm.call("wrong") == other.call("wrong") == []
             there.until(lambda now: all(one["report"] for one in now["processes"]))
@@ -114,9 +116,11 @@ def test_a_process_that_ends_without_its_agent_is_forgotten(tmp_path, file, uffd
 
 
 def test_a_source_comes_back_to_an_agent_that_was_started_again(tmp_path, uffd_socket, systemd):
-    with guest_source(tmp_path, "--memory", "shmem:8MiB", "--steps", "3000") as here:
+    """Encrypted, too."""
+    tls = ("--tls-dir", directory(tmp_path / "tls"))
+    with guest_source(tmp_path, "--memory", "shmem:8MiB", "--steps", "3000", *tls) as here:
         here.until(lambda now: now["guest"]["steps"] == [3000, 3000])
-        with systemd.start(tmp_path) as first, Vmm(uffd_socket) as vmm:
+        with systemd.start(tmp_path, *tls) as first, Vmm(uffd_socket) as vmm:
             first.until(lambda now: now["waiting"] == 1)
             with Command("migrate", "--admin", here.admin, first.address, "--json", "--no-push") as moving:
                 bytes_before = [vmm.call("read", page * PAGE) for page in range(0, 600, 3)]
@@ -128,7 +132,7 @@ def test_a_source_comes_back_to_an_agent_that_was_started_again(tmp_path, uffd_s
                 first.until(lambda now: now["processes"][0]["faults"] == 201)
                 kill(first)
                 here.signal(signal.SIGCONT)
-                with systemd.start(tmp_path, "--listen", first.address) as second:
+                with systemd.start(tmp_path, "--listen", first.address, *tls) as second:
                     vmm.answer()
                     assert vmm.call("read", 0) == 77
                     vmm.call("write", 0, bytes_before[0])
