@@ -33,6 +33,7 @@ from agent.parameters import (
     WRITE_FD,
     Memory,
     json_option,
+    keeper_option,
 )
 from agent.security.options import allow_option, credentials, insecure_option, tls_option
 from postcopy.errors import UsageError
@@ -168,12 +169,7 @@ def daemon_options(command: Any) -> Any:
     help="Part of the memory, 0 to 1, that the guest never touches: half holes, half zeros.",
 )
 @click.option("--holes", is_flag=True, help="Leave all of the blank part holes: write no zeros.")
-@click.option(
-    "--keeper",
-    type=ADMIN,
-    metavar="unix:PATH",
-    help="Keep the memory in a process of its own, which outlives this one.",
-)
+@keeper_option
 @click.option(
     "--resume",
     type=ADMIN,
@@ -212,8 +208,8 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
         )
     from agent.admin import admin_address  # noqa: PLC0415
     from agent.daemon import run, shared  # noqa: PLC0415
+    from agent.new_source import SourceOptions, serve_source  # noqa: PLC0415
     from agent.returned_source import ReturnOptions, serve_return  # noqa: PLC0415
-    from agent.source_daemon import SourceOptions, serve_source  # noqa: PLC0415
 
     if rest["resume"]:
         keeper = admin_address(rest["resume"])
@@ -271,6 +267,7 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
     help="Where memory of type tmpfs or hugetlbfs is put, as DIR is mounted; without one it is a memfd.",
 )
 @click.option("--once", is_flag=True, help="End after one migration, whatever came of it.")
+@keeper_option
 @trace_option
 @tls_option
 @allow_option
@@ -298,6 +295,7 @@ def destination(listen: Address, mode: str, once: bool, **rest: Any) -> None:
     It keeps the guest afterwards, and ends with it. With --handover it serves outside VMMs instead, that run their
     guests themselves.
     """
+    from agent.admin import admin_address  # noqa: PLC0415
     from agent.daemon import run, shared  # noqa: PLC0415
     from agent.destination_daemon import DestinationOptions, serve_destination  # noqa: PLC0415
     from agent.outside.store import close, left_behind  # noqa: PLC0415
@@ -318,6 +316,7 @@ def destination(listen: Address, mode: str, once: bool, **rest: Any) -> None:
         cpus=rest["pin"],
         once=once,
         trace=rest["trace"],
+        keeper=admin_address(rest["keeper"]) if rest["keeper"] else None,
         **shared(rest),
     )
     run("destination", serve_destination(options))

@@ -8,21 +8,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NoReturn
 
 from agent import metrics, pausing
 from agent.admin import Handler, Tell
 from agent.daemon import Stop, first_of, tidy
-from agent.kept import Kept
+from agent.kept import Kept, start_keeper
 from agent.one_source import change
 from agent.running_guest import MIGRATION, Use
 from agent.security.options import credentials_of_migration
 from postcopy.errors import PostcopyError, UsageError
 from postcopy.limits import PART_FROM_DESTINATION_SECONDS
 from postcopy.link.address import UnixAddress, parse_address
+from postcopy.link.keeping import Record
+from postcopy.link.report import Report
 from postcopy.link.source import Source
+from postcopy.link.tls import Credentials
 from postcopy.session.states import SWITCHED, State
 
 log = logging.getLogger("postcopy.agent")
@@ -31,29 +34,33 @@ PROGRESS_SECONDS = 0.1
 
 
 class Departure:
-    """One guest's way out. `lost` is set where its pages are; `migrations` are counted for the metrics.
+    """One guest's way out. `over` is set where its pages are lost; `migrations` are counted for the metrics.
 
-    `tls_dir` is what a migration is encrypted with that says nothing of it, `kept` has the memory beside this agent.
+    `tls_dir` is what a migration is encrypted with that says nothing of it. `keeper` is where another process has the
+    memory, too, so that no page of a guest that has left is lost with this agent. `kept` is what a former agent left
+    with one: then this one is here for nothing else, and `over` is set where it all has arrived, too.
     """
 
     def __init__(
         self,
         source: Source,
         use: Use,
-        lost: asyncio.Event,
+        over: asyncio.Event,
         migrations: dict[tuple[str, str, str], int],
         *,
         tls_dir: Path | None = None,
-        kept: Kept | None = None,
         keeper: UnixAddress | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.source = source
         self._use = use
-        self._lost = lost
+        self._over = over
         self._migrations = migrations
         self._tls_dir = tls_dir
-        self._kept = kept
         self._keeper = keeper
+        self._kept = kept
+        self._ends = {State.LOST} if kept is None else {State.LOST, State.COMPLETED}
+        source.keeping = kept
 
     @property
     def guest_here(self) -> bool:
@@ -65,6 +72,15 @@ class Departure:
     def begun(self) -> bool:
         """Whether a migration was tried at all."""
         return self.source.state is not State.NONE
+
+    async def keep(self) -> None:
+        """See that the guest's memory is kept by another process, where that is wanted. UsageError, HostError."""
+        if self._keeper is None:
+            return
+        if self._kept is None:
+            self._kept = await asyncio.to_thread(start_keeper, self._keeper, self.source.mappings)
+            self.source.keeping = self._kept
+        await asyncio.to_thread(self._kept.ensure)
 
     # --- commands -------------------------------------------------------------------------------------------------
 
@@ -85,34 +101,46 @@ class Departure:
         tls = credentials_of_migration(where, self._tls_dir, arguments)
         with self._use.take(MIGRATION):
             source.check_free()
-            running = asyncio.create_task(
+            await self.keep()  # while the guest runs: nobody is waited for once it stands still
+            return await self._follow(
                 source.migrate(
                     where,
                     timeout=arguments.get("timeout"),
                     push=bool(arguments.get("push", True)),
                     rate=arguments.get("rate"),
                     tls=tls,
-                )
+                ),
+                tell,
             )
-            while not running.done():
-                await asyncio.wait({running}, timeout=PROGRESS_SECONDS)
-                held = (source.pause_state or {}).get("held", False)
-                pages = {"placed": source.placed_pages, "total": source.layout.pages}
-                tell({"state": source.state.value, "held": held, **pages})
-            self._note_end()
-            try:
-                return running.result()
-            except PostcopyError as error:
-                error.owner = source.owner.value
-                raise
 
-    def _note_end(self) -> None:
+    async def take_up(self, record: Record, tls: Credentials | None) -> None:
+        """Go on with a migration whose agent is gone, to its end, whatever that is."""
+        with self._use.take(MIGRATION), contextlib.suppress(PostcopyError):
+            await self._follow(self.source.take_up(record, tls=tls), lambda _progress: None)
+
+    async def _follow(self, migration: Coroutine[Any, Any, Report], tell: Tell) -> Report:
+        """Bring a migration to its end, telling the progress; return the report."""
+        source = self.source
+        running = asyncio.create_task(migration)
+        while not running.done():
+            await asyncio.wait({running}, timeout=PROGRESS_SECONDS)
+            held = (source.pause_state or {}).get("held", False)
+            pages = {"placed": source.placed_pages, "total": source.layout.pages}
+            tell({"state": source.state.value, "held": held, **pages})
+        await self._note_end()
+        try:
+            return running.result()
+        except PostcopyError as error:
+            error.owner = source.owner.value
+            raise
+
+    async def _note_end(self) -> None:
         """Take note of how a migration ended."""
         source = self.source
-        if source.state is State.LOST:
-            self._lost.set()
-            if self._kept is not None:
-                self._kept.release()
+        if source.state is State.LOST and self._kept is not None:
+            await asyncio.to_thread(self._kept.release)
+        if source.state in self._ends:
+            self._over.set()
         if source.finish is not None:
             key = ("source", metrics.mode_of(source.report), source.finish.state.value)
             self._migrations[key] = self._migrations.get(key, 0) + 1

@@ -27,7 +27,7 @@ from postcopy.guest import WorkloadGuest
 from postcopy.guest.kinds import kinds
 from postcopy.kernel.opening import available_features
 from postcopy.limits import PART_FROM_SOURCE_SECONDS
-from postcopy.link.address import Address, TcpAddress
+from postcopy.link.address import Address, TcpAddress, UnixAddress
 from postcopy.link.destination import Destination
 from postcopy.link.tls import Credentials
 from postcopy.pump.histogram import Histogram
@@ -50,6 +50,7 @@ class DestinationOptions(DaemonOptions):
     once: bool
     tls: Credentials | None
     trace: Path | None = None
+    keeper: UnixAddress | None = None
 
 
 async def serve_destination(options: DestinationOptions) -> int:
@@ -215,8 +216,8 @@ class DestinationDaemon:
         departure = self._departing()
         if departure is None:
             tls_dir = None if self.options.tls is None else self.options.tls.directory
-            departure = Departure(source, self.use, self.over, self._migrations, tls_dir=tls_dir)
-            self._departure = departure
+            known = (source, self.use, self.over, self._migrations)
+            self._departure = departure = Departure(*known, tls_dir=tls_dir, keeper=self.options.keeper)
         return departure
 
     async def migrate(self, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:

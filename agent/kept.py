@@ -1,65 +1,219 @@
-"""An agent's side of the keeper: starting one for a guest's memory, and taking the place of an agent that was killed.
+"""An agent's side of the keeper: having one for a guest's memory, and taking the place of an agent that was killed.
 
-Mappings enter and a Keeping for the source leaves; or the address of a keeper enters, and its record and files leave.
+Mappings enter and a Kept leaves, the Keeping of a source; or the address of a keeper enters, and what it holds leaves:
+a Kept again, the record and the mappings.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import logging
+import os
+import signal
 import socket
-import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from agent import keeper
-from postcopy.errors import HostError, UsageError
+from postcopy.errors import HostError, MigrationFailed, PostcopyError, UsageError
 from postcopy.kernel import Mapping
-from postcopy.kernel.handover import receive_with_files
+from postcopy.kernel.handover import close_files, receive_with_files
 from postcopy.limits import KEEPER_ANSWER_SECONDS, KEEPER_START_SECONDS, REGIONS_MAX
 from postcopy.link.address import UnixAddress
 from postcopy.link.keeping import Record
-from postcopy.link.listen import remove_stale
+from postcopy.link.listen import bind
+from postcopy.link.sockets import check_peer, peer_of
 from postcopy.pages.regions import Region
 
 log = logging.getLogger("postcopy.agent")
 
+# Before another keeper is started in the place of one that did not come up, or ended at once.
+AGAIN_SECONDS = 2.0
+
 
 class Kept:
-    """A connection to a keeper: the Keeping of a source."""
+    """A guest's memory that another process holds, too: the Keeping of a source.
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection: socket.socket | None = connection
-        connection.settimeout(KEEPER_ANSWER_SECONDS)
+    `files` are the record's and those of the memory, this object's own. A keeper that ends is followed by another one
+    at the same address, with the same files, until release().
+    """
+
+    def __init__(self, address: UnixAddress, files: Sequence[int]) -> None:
+        self.address = address
+        self._files = list(files)
+        self._connection: socket.socket | None = None  # to the keeper that there is
+        self._process: subprocess.Popen[bytes] | None = None  # the same, where it is a child of this agent
+        self._pid = 0  # its own, in any case
+        self._changing = threading.Lock()
+        self._released = False
+
+    # --- the record -----------------------------------------------------------------------------------------------
 
     def keep(self, record: bytes) -> None:
-        """Have the record kept. A keeper that is gone is said, and does not stop a migration."""
+        """Have the record kept: it lies in memory that the keeper holds, whatever that one is doing."""
         try:
-            if self._connection is not None:
-                keeper.send(self._connection, b"K", record)
-                keeper.hear(self._connection)
+            if not self._released:
+                self._write(record)
         except OSError as error:
-            log.warning("source: the keeper does not answer (%s): the guest's memory ends with this agent", error)
+            log.error("source: nothing is kept (%s): the guest's memory ends with this agent", error.strerror)  # noqa: TRY400
+
+    def _write(self, record: bytes) -> None:
+        """Write it beside the former one, and then at once that it counts."""
+        file = self._files[0]
+        where, length = read_head(file)
+        place = keeper.HEAD.size if not length or where >= keeper.HEAD.size + len(record) else where + length
+        written = 0
+        while written < len(record):
+            written += os.pwrite(file, record[written:], place + written)
+        os.pwrite(file, keeper.HEAD.pack(place, len(record)), 0)
 
     def forget(self) -> None:
         """Have the record dropped."""
-        self._say(b"F")
+        if not self._released:
+            self._write_nothing()
+
+    def _write_nothing(self) -> None:
+        os.pwrite(self._files[0], keeper.HEAD.pack(0, 0), 0)
 
     def release(self) -> None:
-        """Let the keeper end."""
-        self._say(b"R")
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        """Let the keeper end, and wait for that."""
+        with self._changing:
+            if self._released:
+                return
+            self._released = True
+            self._write_nothing()
+            self._leave()
+            for file in self._files:
+                os.close(file)
 
-    def _say(self, letter: bytes) -> None:
+    def _leave(self) -> None:
+        connection, process = self._connection, self._process
+        if connection is None:
+            return
+        wake(self._pid)
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)  # who watches it sees that, and closes it
+        if process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(KEEPER_ANSWER_SECONDS)
+
+    # --- the keeper -----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start a keeper, and see to it that there always is one. Raises UsageError, HostError."""
+        with self._changing:
+            self._start()
+        self._watch()
+
+    def adopt(self, connection: socket.socket) -> None:
+        """Take the keeper at the other end for this one."""
+        self._connection, self._pid = connection, peer_of(connection)[0]
+        self._watch()
+
+    def ensure(self) -> None:
+        """See that there is a keeper; start one where there is none, MigrationFailed where that fails."""
+        connection = self._connection
+        if connection is None or ended(connection):
+            try:
+                self._replace(connection)
+            except PostcopyError as error:
+                raise MigrationFailed(f"the guest's memory is kept by nobody: {error}") from error
+        elif wake(self._pid):
+            log.warning("source: the keeper, process %d, was stopped: it goes on now", self._pid)
+
+    def _replace(self, former: socket.socket | None) -> None:
+        """Start a keeper in the place of one that is gone, unless somebody was quicker."""
+        with self._changing:
+            if self._connection is former and not self._released:
+                self._start()
+                log.warning("source: the keeper of the guest's memory has ended: process %d follows it", self._pid)
+
+    def _start(self) -> None:
+        if self._process is not None:
+            self._process.wait()  # it has ended
         try:
-            if self._connection is not None:
-                keeper.send(self._connection, letter)
-        except OSError as error:
-            log.warning("source: the keeper does not answer: %s", error)
+            listening = bind(self.address)
+        except UsageError as error:
+            raise UsageError(f"no keeper can be started: {error}") from error
+        with listening:
+            near, far = socket.socketpair()
+            with far:
+                files = [listening.fileno(), far.fileno(), *self._files]
+                program = [sys.executable, "-I", "-S", keeper.__file__, self.address.path, *map(str, files)]
+                try:
+                    # A session of its own: neither Ctrl-C nor the end of a terminal is meant for it.
+                    self._process = subprocess.Popen(
+                        program, pass_fds=files, stdin=subprocess.DEVNULL, start_new_session=True
+                    )
+                except OSError as error:
+                    near.close()
+                    Path(self.address.path).unlink(missing_ok=True)
+                    raise HostError(f"no keeper can be started: {error}") from error
+        near.settimeout(KEEPER_START_SECONDS)
+        try:
+            here = near.recv(1)
+        except TimeoutError:
+            here = b""
+        if here != keeper.HERE:
+            near.close()
+            self._process.kill()
+            self._process.wait()
+            Path(self.address.path).unlink(missing_ok=True)
+            raise HostError(f"the keeper at {self.address} did not come up")
+        near.settimeout(None)
+        self._connection, self._pid = near, self._process.pid
+
+    def _watch(self) -> None:
+        # In its own thread: what keeps the event loop busy must not keep a keeper from being followed by another one.
+        told = contextvars.copy_context()
+        threading.Thread(target=told.run, args=(self._follow,), name="keeper", daemon=True).start()
+
+    def _follow(self) -> None:
+        """Wait for the keeper's end, again and again, and start another one."""
+        while (connection := self._connection) is not None:
+            with contextlib.suppress(OSError):
+                connection.recv(1)
+            while not self._released and self._connection is connection:
+                try:
+                    self._replace(connection)
+                except PostcopyError as error:
+                    log.error("source: the guest's memory ends with this agent: %s; trying again", error)  # noqa: TRY400
+                    time.sleep(AGAIN_SECONDS)
+            connection.close()
+            if self._released:
+                return
+
+
+def read_head(file: int) -> tuple[int, int]:
+    """Return where the record lies in its file, and its length."""
+    head = os.pread(file, keeper.HEAD.size, 0)
+    where, length = keeper.HEAD.unpack(head) if len(head) == keeper.HEAD.size else (0, 0)
+    return where, length
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the other end of a connection that carries nothing is closed."""
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def wake(pid: int) -> bool:
+    """Have a process go on, whether it was stopped or is just about to be; whether it was."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
+        os.kill(pid, signal.SIGCONT)
+    except (OSError, IndexError):
+        return False
+    return state == "T"
 
 
 def start_keeper(address: UnixAddress, mappings: Sequence[Mapping]) -> Kept:
@@ -68,42 +222,53 @@ def start_keeper(address: UnixAddress, mappings: Sequence[Mapping]) -> Kept:
         if mapping.fd < 0:
             kind = mapping.region.type
             raise UsageError(f"region {mapping.region.index} ({kind}) has no file that could outlive this agent")
-    remove_stale(address.path)
-    if Path(address.path).exists():
-        raise UsageError(f"cannot keep memory at {address}: a keeper is there, or another file")
-    near, far = socket.socketpair()
-    files = [far.fileno(), *(mapping.fd for mapping in mappings)]
-    subprocess.Popen(
-        [sys.executable, "-I", keeper.__file__, address.path, *map(str, files)],
-        pass_fds=files,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,  # neither Ctrl-C nor the end of a terminal is meant for it
-    )
-    far.close()
-    end = time.monotonic() + KEEPER_START_SECONDS
-    while not Path(address.path).exists():
-        if time.monotonic() > end:
-            near.close()
-            raise HostError(f"the keeper at {address} did not come up within {KEEPER_START_SECONDS:g} s")
-        time.sleep(0.01)
-    return Kept(near)
+    record = os.memfd_create("postcopy-record")
+    kept = Kept(address, [record, *(os.dup(mapping.fd) for mapping in mappings)])
+    try:
+        kept.start()
+    except BaseException:
+        kept.release()
+        raise
+    return kept
 
 
 def take_place(address: UnixAddress) -> tuple[Kept, Record, list[Mapping]]:
     """Take what a killed agent left with its keeper; UsageError where there is none, or nothing to go on with."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(KEEPER_ANSWER_SECONDS)
+    files: list[int] = []
     try:
+        connection.settimeout(KEEPER_ANSWER_SECONDS)
         connection.connect(address.path)
-        head, files, _ = receive_with_files(connection, struct.calcsize("<cI"), REGIONS_MAX)
-        if not head:
-            raise ConnectionResetError("it has nothing to go on with, or its agent lives")
-        _, length = struct.unpack("<cI", head)
-        record = Record.unpack(keeper.receive(connection, length))
-    except OSError as error:
+        if wake(check_peer(connection)):
+            log.warning("source: the keeper at %s was stopped: it goes on now", address)
+        _, files, _ = receive_with_files(connection, 1, 1 + REGIONS_MAX)
+        if not files:
+            raise UsageError("it has nothing to go on with, or its agent lives")
+        connection.settimeout(None)
+        record = read_record(files[0])
+        mappings = mapped(record, files[1:])
+    except (OSError, PostcopyError) as error:
         connection.close()
-        raise UsageError(f"no migration can be taken up at {address}: {error.strerror or error}") from error
-    mappings = []
-    for index, ((kind, page_size, size), file) in enumerate(zip(record.regions, files, strict=True)):
-        mappings.append(Mapping(Region(index, kind, page_size, size), file, alias=False))
-    return Kept(connection), record, mappings
+        close_files(files)
+        why = "its keeper does not answer" if isinstance(error, TimeoutError) else getattr(error, "strerror", error)
+        raise UsageError(f"no migration can be taken up at {address}: {why}") from error
+    kept = Kept(address, files)
+    kept.adopt(connection)
+    return kept, record, mappings
+
+
+def mapped(record: Record, files: Sequence[int]) -> list[Mapping]:
+    """Map the memory that a record tells of; UsageError where the files are not so."""
+    regions = [Region(index, *region) for index, region in enumerate(record.regions)]
+    sizes = [os.fstat(file).st_size for file in files]
+    if len(sizes) != len(regions) or any(size < one.size for size, one in zip(sizes, regions, strict=True)):
+        raise UsageError("the files that are kept are not the memory that the record tells of")
+    return [Mapping(region, os.dup(file), alias=False) for region, file in zip(regions, files, strict=True)]
+
+
+def read_record(file: int) -> Record:
+    """Return the record that a file holds; UsageError where it holds none."""
+    where, length = read_head(file)
+    if not 0 < length <= os.fstat(file).st_size:
+        raise UsageError("it has nothing to go on with")
+    return Record.unpack(os.pread(file, length, where))

@@ -232,3 +232,9 @@ BLANK = Judged(click.FLOAT, of_guest("blank"))
 RATE_HELP = "Limit the push, like 100MiB/s; 0: no limit."
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")
 admin_option = click.option("--admin", type=ADMIN, required=True, metavar="unix:PATH", help="The agent's admin socket.")
+keeper_option = click.option(
+    "--keeper",
+    type=ADMIN,
+    metavar="unix:PATH",
+    help="Have the memory of a guest that leaves in a process of its own, too, which outlives this one.",
+)

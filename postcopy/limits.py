@@ -356,11 +356,9 @@ PART_FROM_SOURCE_SECONDS = 2.0
 # For a whole scrape of metrics, its request and its answer.
 SCRAPE_SECONDS = 5.0
 
-# For a keeper: to start an interpreter, on a host under pressure; to answer, doing nothing else. Its record is the
-# state of the guest, which a message of the protocol bounds, and some words.
+# For a keeper: to start an interpreter, on a host under pressure; to answer, or to end, doing nothing else.
 KEEPER_START_SECONDS = 20.0
 KEEPER_ANSWER_SECONDS = 2.0
-KEPT_RECORD_BYTES_MAX = CONTROL_BYTES_MAX + 4096
 
 # For a daemon that `demo` or `bench` started to be ready, and to end; for its guest to be seen running before it
 # leaves.

@@ -39,6 +39,8 @@ def run_outside(handover: Address, listen: Address, fetch: Address | None, rest:
     """Serve processes that hand their memory over."""
     if not isinstance(handover, UnixAddress):
         raise UsageError(f"--handover {handover}: descriptors travel over a Unix socket: write unix:PATH")
+    if rest["keeper"]:
+        raise UsageError("--keeper is for guests that leave this agent; what outlives one of --handover is by --keep")
     if fetch is None and rest["no_push"]:
         raise UsageError(
             "--no-push is for a source that is fetched from (--from); one that dials has it with `migrate`"

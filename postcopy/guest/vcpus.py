@@ -107,6 +107,11 @@ class WorkloadGuest(ABC):
         """Number of vCPUs."""
         return len(self._state.vcpus)
 
+    @property
+    def workload(self) -> str:
+        """How the vCPUs go over memory."""
+        return self._state.workload
+
     @abstractmethod
     def fill(self) -> None:
         """Write what the vCPUs find in memory before their first step."""

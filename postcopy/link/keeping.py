@@ -60,11 +60,27 @@ class Record:
         """Return what pack() gave; UsageError where it did not."""
         try:
             values = msgpack.unpackb(data)
-            values["regions"] = tuple(tuple(region) for region in values["regions"])
-            values["guest"] = tuple(values["guest"])
-            return cls(**values)
-        except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+            values["regions"] = tuple((str(kind), int(page), int(size)) for kind, page, size in values["regions"])
+            kind, vcpus = values["guest"]
+            values["guest"] = (str(kind), int(vcpus))
+            record = cls(**values)
+        except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:
             raise UsageError(f"what was kept cannot be read: {error!r}") from error
+        wrong = [name for name, kinds in _KINDS.items() if not isinstance(getattr(record, name), kinds)]
+        if wrong:
+            raise UsageError(f"what was kept cannot be read: {', '.join(wrong)}")
+        return record
+
+
+_NUMBER = (int, float)
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("migration_id", "token", "state"), (bytes,)),
+    **dict.fromkeys(("started", "stopped", "stopped_at", "run_sent"), _NUMBER),
+    **dict.fromkeys(("tls", "push"), (bool,)),
+    "version": (int,),
+    "address": (str,),
+    "rate": (int, type(None)),
+}
 
 
 Restore = Callable[[Sequence[Mapping], object], MigratingGuest]

@@ -47,7 +47,7 @@ class Source:
     """One guest on this host that may migrate away. The guest and the mappings are the caller's until they left.
 
     `give_up_after` is how many seconds a migration may be paused before its guest is given up, None: for ever.
-    `keeping` keeps what another agent needs that takes the place of this one.
+    `keeping` keeps what another agent needs that takes the place of this one; it may be set between two migrations.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Source:
         self.layout = Layout(tuple(mapping.region for mapping in mappings))
         self.report: Report | None = None
         self.finish: Finish | None = None
-        self._mappings = mappings
+        self.mappings = mappings
+        self.keeping = keeping
         self._guest = guest
         self._poll_max_ns = poll_max_ns
         self._versions = versions
         self._give_up_after = give_up_after
-        self._keeping = keeping
         self._current: SourceInterpreter | None = None
         self._running: asyncio.Task[Finish] | None = None
 
@@ -122,14 +122,14 @@ class Source:
         when.started, when.stopped, when.run_sent = record.started, record.stopped, record.run_sent
         when.stopped_at = record.stopped_at
         self._current = self._interpreter(machine, where, record.rate, tls)
-        self._current.take_up()
+        self._current.take_up(record)
         return await self._drive(self._current)
 
     def _interpreter(
         self, machine: SourceMachine, where: Address, rate: int | None, tls: Credentials | None
     ) -> SourceInterpreter:
-        known = (machine, where, self.layout, self._mappings, self._guest)
-        return SourceInterpreter(*known, poll_max_ns=self._poll_max_ns, rate=rate, tls=tls, keeping=self._keeping)
+        known = (machine, where, self.layout, self.mappings, self._guest)
+        return SourceInterpreter(*known, poll_max_ns=self._poll_max_ns, rate=rate, tls=tls, keeping=self.keeping)
 
     async def _drive(self, current: SourceInterpreter) -> Report:
         self._running = asyncio.create_task(current.run())
@@ -150,12 +150,12 @@ class Source:
 
     def _offer(self, where: Address) -> LayoutOffer:
         """Build the offer: on this host the memory itself goes, beyond it its pages. UsageError where it cannot."""
-        data = [mapping.allocated for mapping in self._mappings]
+        data = [mapping.allocated for mapping in self.mappings]
         guest = GuestOffer(self._guest.kind, self._guest.vcpus)
         if not isinstance(where, UnixAddress):
             return LayoutOffer.of(self.layout, guest, data)
         try:
-            seal_files(self.layout.regions, [mapping.fd for mapping in self._mappings])
+            seal_files(self.layout.regions, [mapping.fd for mapping in self.mappings])
         except UsageError as error:
             raise UsageError(
                 f"{error}: send its pages to a destination that listens on tcp:127.0.0.1:PORT instead"
@@ -178,7 +178,7 @@ class Source:
         """Have a paused migration go on, at another address of the same destination if one is given. UsageError."""
         by_hand.resume(self._current)
         if self._current is not None and address is not None:
-            self._current.address = parse_address(address) if isinstance(address, str) else address
+            self._current.move_to(parse_address(address) if isinstance(address, str) else address)
 
     async def handled(self) -> None:
         """Return when the latest migration knows what was wished for."""
@@ -251,7 +251,7 @@ class Source:
     def set_rate(self, rate: int | None) -> None:
         """Limit the push of the running migration to `rate` bytes a second, 0 or None: not at all."""
         if self._current is not None:
-            self._current.pace.rate = rate
+            self._current.set_rate(rate)
 
 
 def error_of(finish: Finish) -> PostcopyError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -74,6 +75,7 @@ class SourceInterpreter(SourcePumpInterpreter):
         self.address = address
         self._tls = tls
         self._keeping = keeping
+        self._record: Record | None = None  # what was kept, from then on
         self._state = b""
         self._boot_id = boot_id()  # read now, not while the guest stands still
         self._layout = layout
@@ -174,7 +176,7 @@ class SourceInterpreter(SourcePumpInterpreter):
         if self._keeping is None:
             return
         machine, when = self.machine, self.machine.timeline
-        record = Record(
+        self._record = Record(
             version=machine.version,
             migration_id=machine.migration_id,
             token=machine.first_token,
@@ -190,17 +192,25 @@ class SourceInterpreter(SourcePumpInterpreter):
             stopped_at=when.stopped_at,
             run_sent=when.run_sent,
         )
-        self._keeping.keep(record.pack())
+        self._keeping.keep(self._record.pack())
 
-    def take_up(self) -> None:
+    def take_up(self, record: Record) -> None:
         """Begin in the place of an agent that is gone: the guest stands still here for good."""
         self._guest_stopped = True
+        self._record, self._state = record, record.state
+
+    def note_change(self, **changed: Any) -> None:
+        """Have it kept, too, where a migration that is under way changes in what its record says."""
+        if self._keeping is not None and self._record is not None:
+            self._record = replace(self._record, **changed)
+            self._keeping.keep(self._record.pack())
 
     async def _resume_guest(self, _command: ResumeGuest) -> None:
         if self._stopping is not None:
             await asyncio.wait({self._stopping})  # the thread in it cannot be called back
         if self._keeping is not None:
             self._keeping.forget()
+        self._record = None
         self._guest.start()  # microseconds: nothing that a thread could fail at comes between the guest and its vCPUs
 
     async def _start_push(self, _command: StartPush) -> None:
@@ -241,3 +251,14 @@ class SourceInterpreter(SourcePumpInterpreter):
     def ask_push(self) -> None:
         """Wish for a push in a migration that was begun without one; the machine says when it begins."""
         self.post(PushAsked(self.now()))
+        self.note_change(push=True)
+
+    def set_rate(self, rate: int | None) -> None:
+        """Limit the push from now on."""
+        self.pace.rate = rate
+        self.note_change(rate=rate)
+
+    def move_to(self, address: Address) -> None:
+        """Dial there from now on."""
+        self.address = address
+        self.note_change(address=str(address))

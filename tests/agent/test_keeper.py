@@ -1,21 +1,34 @@
 """A source's agent that is killed after the switchover, and another one that takes its place: no page is lost by it."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agent import keeper as keeper_program
-from postcopy.limits import KEPT_RECORD_BYTES_MAX
+from agent import keeper as process
+from agent.kept import start_keeper, take_place
+from postcopy.errors import UsageError
+from postcopy.kernel import memory_type
+from postcopy.link.address import UnixAddress
+from postcopy.link.keeping import Record
+from postcopy.pages.regions import Region
 from tests.certificates import directory
-from tests.chaos.proxy import wait_for
+from tests.chaos.proxy import Proxy, upstream_of, wait_for
 
 from .agents import Command, Daemon, destination, run, source
 
+KEEPER = process.__file__
 SLOW = ("--steps-per-second", "500", "--workload", "random")
+RECORD = Record(
+    version=3, migration_id=b"m" * 16, token=b"t" * 32, address="tcp:127.0.0.1:7000", regions=(("shmem", 4096, 8192),),
+    guest=("emulated", 2), tls=False, state=b"", push=True, rate=None, started=1.0, stopped=2.0, stopped_at=2.0,
+    run_sent=3.0,
+)  # fmt: skip
 
 
 def returned(folder, keeper, *arguments):
@@ -140,6 +153,170 @@ def test_a_stranger_gets_nothing(keeper, tmp_path):
         assert os.waitstatus_to_exitcode(ended) == 0
 
 
-def test_a_record_has_room_for_all_that_is_kept():
-    """The keeper knows the limit by itself, for it loads nothing of the package."""
-    assert keeper_program.RECORD_BYTES_MAX == KEPT_RECORD_BYTES_MAX
+# --- a guest that goes on, and what is said to a migration after it has begun -----------------------------------------
+
+
+def test_an_agent_that_sent_its_guest_on_is_followed_by_another(keeper, tmp_path):
+    """A keeper wherever a source runs: here in an agent that the guest had come to."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with (
+        source(tmp_path, *SLOW, size="8MiB") as home,
+        destination(tmp_path / "one", "--keeper", keeper) as one,
+        destination(tmp_path / "two") as two,
+    ):
+        assert run("migrate", "--admin", home.admin, one.address).status == 0
+        one.until(lambda now: now["role"] == "destination" and now["state"] == "completed" and now["ended"])
+        with Command("migrate", "--admin", one.admin, two.address, "--no-push"):
+            two.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] >= 5)
+            one.signal(signal.SIGKILL)
+            one.wait()
+        with returned(tmp_path, keeper) as again:
+            two.until(lambda now: now["state"] == "postcopy-active" and now["reconnects"] == 1)
+            again.ask("set", push=True)
+            assert again.wait(40) == 0, again.log
+        two.until(lambda now: now["role"] == "destination" and now["state"] == "completed")
+        assert two.ask("check")["pages_mismatched"] == 0
+        gone(keeper)
+
+
+def test_what_is_said_to_a_migration_is_remembered_for_it(keeper, tmp_path):
+    """Another address, and a push: whoever takes a killed agent's place goes on so, and not as it began."""
+    with (
+        destination(tmp_path) as there,
+        source(tmp_path, "--keeper", keeper, *SLOW, size="8MiB") as here,
+        Proxy(upstream_of(there.address)) as way,
+    ):
+        with Command("migrate", "--admin", here.admin, way.address, "--no-push"):
+            there.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] >= 5)
+            way.refuses = True
+            way.cut()
+            assert run("resume", "--admin", here.admin, "--to", there.address).status == 0
+            there.signal(signal.SIGSTOP)  # so that nothing comes of the push here
+            here.ask("set", push=True)
+            here.signal(signal.SIGKILL)
+            here.wait()
+        there.signal(signal.SIGCONT)
+        with returned(tmp_path, keeper) as again:
+            assert again.wait(40) == 0, again.log
+        there.until(lambda now: now["state"] == "completed")
+        assert there.ask("check")["pages_mismatched"] == 0
+
+
+# --- a keeper that is in trouble itself -------------------------------------------------------------------------------
+
+
+def pid_of(keeper):
+    """The process that keeps there, None where none does."""
+    for one in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if {KEEPER, keeper.removeprefix("unix:")} <= set(one.read_text().split("\0")):
+                return int(one.parent.name)
+    return None
+
+
+def stop(pid):
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: " T " in Path(f"/proc/{pid}/stat").read_text(), "it does not stop")
+
+
+def test_a_keeper_that_is_gone_is_followed_by_another(keeper, tmp_path):
+    with (
+        destination(tmp_path) as there,
+        source(tmp_path, "--keeper", keeper, *SLOW, size="8MiB") as here,
+        Command("migrate", "--admin", here.admin, there.address, "--no-push"),
+    ):
+        there.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] >= 5)
+        os.kill(pid_of(keeper), signal.SIGKILL)
+        found = here.until_log(r"the keeper of the guest's memory has ended: process (\d+) follows it")
+        stop(int(found[1]))  # it keeps all the same
+        here.signal(signal.SIGKILL)
+        here.wait()
+        with returned(tmp_path, keeper) as again:
+            assert "was stopped: it goes on now" in again.log
+            again.ask("set", push=True)
+            assert again.wait(40) == 0, again.log
+        there.until(lambda now: now["state"] == "completed")
+        assert there.ask("check")["pages_mismatched"] == 0
+        gone(keeper)
+
+
+def test_without_a_keeper_nobody_leaves(tmp_path):
+    place, elsewhere = tmp_path / "place", tmp_path / "elsewhere"
+    place.mkdir()
+    keeper = f"unix:{place}/keeper.sock"
+    with destination(tmp_path) as there, source(tmp_path, "--keeper", keeper, size="8MiB") as here:
+        place.rename(elsewhere)
+        os.kill(pid_of(keeper), signal.SIGKILL)
+        here.until_log("the guest's memory ends with this agent: no keeper can be started")
+        refused = run("migrate", "--admin", here.admin, there.address)
+        assert refused.status == 4
+        assert "the guest's memory is kept by nobody: no keeper can be started" in refused.one_line()
+        assert (here.status()["state"], there.status()["state"]) == ("none", "none")
+        here.runs_on()
+        elsewhere.rename(place)
+        assert run("migrate", "--admin", here.admin, there.address).status == 0
+        gone(keeper)
+        assert "Traceback" not in here.log
+
+
+@pytest.fixture
+def kept(tmp_path):
+    address = UnixAddress(f"{tmp_path}/kept.sock")
+    with memory_type("shmem").allocate(Region(0, "shmem", 4096, 8192), alias=False) as mapping:
+        mapping.write(4096, b"here")
+        kept = start_keeper(address, [mapping])
+        yield kept
+        kept.release()
+        kept._process.wait(5)
+
+
+def leave(kept):
+    """Be killed, as far as the keeper can see: the connection ends, and nothing is said."""
+    kept._released = True  # or another keeper would be started
+    kept._connection.shutdown(socket.SHUT_RDWR)
+
+
+def test_no_keeper_is_waited_for_once_the_guest_stands_still(kept, tmp_path):
+    stop(kept._pid)
+    for record in (RECORD, replace(RECORD, state=b"s" * 100_000), RECORD):
+        kept.keep(record.pack())  # nobody is there to answer
+    leave(kept)
+    again, record, mappings = take_place(kept.address)
+    assert record == RECORD
+    assert mappings[0].read(4096, 4) == b"here"
+    again.release()
+    gone(str(kept.address))
+    for mapping in mappings:
+        mapping.close()
+
+
+def lying(record):
+    packed = record.pack()
+    return process.HEAD.pack(process.HEAD.size, len(packed)) + packed
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        (process.HEAD.pack(16, 1 << 60), "it has nothing to go on with"),
+        (process.HEAD.pack(16, 5) + b"\xc1junk", "what was kept cannot be read"),
+        (process.HEAD.pack(1 << 50, 5) + b"12345", "what was kept cannot be read"),
+        (lying(replace(RECORD, version="three")), "what was kept cannot be read: version"),
+        (lying(replace(RECORD, regions=(("shmem", 4096, 1 << 40),))), "are not the memory"),
+        (lying(replace(RECORD, regions=(("shmem", 4096, 4096),) * 2)), "are not the memory"),
+        (lying(replace(RECORD, regions=(("shmem", 4096, 4097),))), "is not a multiple"),
+        (lying(replace(RECORD, regions=(("shmem", 4096),))), "what was kept cannot be read"),
+    ],
+    ids=["huge", "junk", "beyond", "type", "small-file", "a-file-less", "size", "regions"],
+)
+def test_a_record_of_nonsense_is_refused_and_harms_no_keeper(kept, written, why):
+    os.pwrite(kept._files[0], written, 0)
+    leave(kept)
+    with pytest.raises(UsageError, match=why):
+        take_place(kept.address)
+    kept._write(RECORD.pack())
+    again, record, mappings = take_place(kept.address)
+    assert record == RECORD
+    mappings[0].close()
+    again.release()

@@ -9,7 +9,8 @@ import pytest
 from agent import metrics
 from agent.daemon import Parent
 from agent.metrics import pages_sent
-from agent.source_daemon import SourceDaemon, SourceOptions
+from agent.new_source import SourceOptions
+from agent.source_daemon import SourceDaemon
 from postcopy.errors import MigrationFailed, UsageError
 from postcopy.session.commands import Finish
 from postcopy.session.states import OWNERS, Owner, State
@@ -104,11 +105,11 @@ def played():
                 ready_fd=None, poll_max_ns=0, steps_per_second=0, steps_max=None, blank=0.0, parent=Parent(),
             )  # fmt: skip
             daemon = SourceDaemon(options)
-            daemon.guest = PlayedGuest()
-            source = PlayedSource(daemon.guest)
-            daemon.depart_by(source)
+            guest = PlayedGuest()
+            source = PlayedSource(guest)
+            daemon.depart_by(source, guest)
             async with asyncio.timeout(DEADLINE):
-                await scene(daemon, daemon.guest, source)
+                await scene(daemon, guest, source)
 
         asyncio.run(on_stage())
 

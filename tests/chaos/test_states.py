@@ -145,6 +145,12 @@ def source_killed(held, folder, *, unread=False):
             with returned(folder, keeper) as again:
                 again.until_log("the guest never ran anywhere else and runs here again")
                 assert again.status()["owner"] == "source"
+                again.runs_on()
+                assert again.ask("check")["pages_mismatched"] == 0
+                assert Migration(again, there.address).result() == 0  # and leaves again
+                assert again.wait() == 0, again.log
+            there.until(whole)
+            assert there.ask("check")["pages_mismatched"] == 0
         else:
             comes_back(held, there, folder, keeper)
 
