@@ -18,6 +18,7 @@ import uvloop
 
 from agent import logs, metrics, notify
 from agent.admin import AdminServer, Handler, admin_address
+from agent.scrapes import Scrapes
 from agent.security import privileges
 from postcopy.errors import UsageError
 from postcopy.link.about import About, speak_of
@@ -91,7 +92,7 @@ class Stop:
 def serve_metrics(options: DaemonOptions, figures: Callable[[], metrics.Figures]) -> None:
     """Let whoever asks see the figures from now on, where that is wanted."""
     if options.metrics is not None:
-        log.info("metrics: %s", metrics.serve(options.metrics, figures))
+        log.info("metrics: %s", Scrapes(metrics.Metrics(figures).text).open(options.metrics))
 
 
 @asynccontextmanager

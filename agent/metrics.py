@@ -1,49 +1,36 @@
 """Prometheus metrics of a daemon: read when they are asked for, never on the way of a page.
 
-Figures of the pump, the guest and the session enter through `Figures`; metric families leave. A scrape is answered in
-the HTTP server's thread, which asks the event loop's thread for the figures: nothing is read while it is being freed.
+Figures of the pump, the guest and the session enter through `Figures`, text leaves. They are read in the event loop's
+thread, which is the one that makes and frees what they are read from.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 import os
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
-
+from agent.exposition import Family, Kind, Values, text_of
 from postcopy import __version__
-from postcopy.errors import HostError, UsageError
+from postcopy.errors import HostError
 from postcopy.kernel import MEMORY_TYPES
 from postcopy.kernel.hugetlb import Hugetlb
-from postcopy.limits import SCRAPE_SECONDS
-from postcopy.link.address import TcpAddress
 from postcopy.link.placement import MODES
 from postcopy.pump.histogram import Histogram
 from postcopy.pump.source import SourceStats
 from postcopy.session.states import ENDED, State
 
-log = logging.getLogger("postcopy.metrics")
-
 # What many files tell is told again for so long.
 SLOW_SECONDS = 1.0
-# A scrape is a millisecond of Python and nobody waits for it, so on a small host it gives way to faults. But by no more
-# than this: starved by a busy host it would keep the GIL, and the event loop would wait for it.
-SCRAPE_NICE = 5
 # The source learns the mode with the last page: a migration that ended before has none.
 NO_MODE = "none"
 _PREFIX = "postcopy_"
-
-Labels = tuple[str, ...]
-Samples = Mapping[Any, float]
-"""By the values of their labels, Labels of one length."""
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 # What is counted from the start: a counter that appears with its first value has never risen, to Prometheus.
 PATHS = ("demand", "push", "zero", "handed_over", "duplicate")
@@ -127,40 +114,33 @@ def faults_by_result(
     return {key: max(count, before.get(key, 0)) for key, count in told.items()}
 
 
-class MigrationCollector(Collector):
-    """Turns Figures into families. `figures` is called in the loop's thread."""
+class Metrics:
+    """What is told of one daemon: of `figures`, of its process and of its host."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, figures: Callable[[], Figures]) -> None:
-        self._loop = loop
+    def __init__(self, figures: Callable[[], Figures]) -> None:
         self._figures = figures
-        self._slow: list[Metric] = []
+        self._slow: list[Family] = []
         self._slow_until = 0.0
 
-    def describe(self) -> list[Metric]:
-        """Name nothing ahead: the registry must not read a pump that is not there yet."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
+    def text(self) -> str:
         """Read once, then tell all of it."""
-        now = asyncio.run_coroutine_threadsafe(self._read(), self._loop).result(SCRAPE_SECONDS)
-        yield from session_families(now)
-        yield from page_families(now)
+        now = self._figures()
+        families = [*session_families(now), *page_families(now)]
         if now.role == "destination":
-            yield from fault_families(now)
-        yield from histogram("stall_seconds", "The guest's accesses here that took 1 microsecond or more.", now.stall)
-        yield from self._slowly()
+            families += fault_families(now)
+        if now.stall is not None:
+            text = "The guest's accesses here that took 1 microsecond or more."
+            families.append(histogram("stall_seconds", text, now.stall))
+        return text_of([*families, *self._slowly()])
 
-    async def _read(self) -> Figures:
-        return self._figures()
-
-    def _slowly(self) -> list[Metric]:
+    def _slowly(self) -> list[Family]:
         now = time.monotonic()
         if now >= self._slow_until:
-            self._slow, self._slow_until = list(host_families()), now + SLOW_SECONDS
+            self._slow, self._slow_until = [*host_families(), *process_families()], now + SLOW_SECONDS
         return self._slow
 
 
-def session_families(now: Figures) -> Iterator[Metric]:
+def session_families(now: Figures) -> Iterator[Family]:
     """Tell where migrations stand and what became of them."""
     yield gauge("build_info", "What this agent is; always 1.", {(__version__, now.role): 1}, ("version", "role"))
     states = {(one.value,): int(one is now.state) for one in State}
@@ -181,7 +161,7 @@ def session_families(now: Figures) -> Iterator[Metric]:
     yield counter("reconnects", "Times that the latest migration was resumed after a pause.", now.reconnects)
 
 
-def page_families(now: Figures) -> Iterator[Metric]:
+def page_families(now: Figures) -> Iterator[Family]:
     """Tell what moved, and what is still to move."""
     yield counter("pages", PAGES_TEXT[now.role], {(path,): now.pages.get(path, 0) for path in PATHS}, ("path",))
     text = "Bytes that this agent sent and received in the latest migration, by connection."
@@ -191,7 +171,7 @@ def page_families(now: Figures) -> Iterator[Metric]:
     yield gauge("remaining_bytes", "Bytes of guest memory that are not at the destination yet.", now.remaining_bytes)
 
 
-def fault_families(now: Figures) -> Iterator[Metric]:
+def fault_families(now: Figures) -> Iterator[Family]:
     """Tell what the guest's touch set off, which only a destination sees."""
     text = "Page faults read from userfaultfd: the page was requested, or joined: on its way or here already."
     every = ((kind, result) for kind in KINDS for result in RESULTS)
@@ -201,10 +181,10 @@ def fault_families(now: Figures) -> Iterator[Metric]:
     yield gauge("request_queue_depth", "Faults that wait for their page.", now.queue_depth)
     yield counter("uffd_retries", "Placements that the kernel asked to repeat.", now.retries)
     text = "Fault read by the agent to page placed by it."
-    yield from histogram("fault_latency_seconds", text, now.fault_latency or Histogram())
+    yield histogram("fault_latency_seconds", text, now.fault_latency or Histogram())
 
 
-def host_families() -> Iterator[Metric]:
+def host_families() -> Iterator[Family]:
     """Tell how many huge pages the host has set aside; nothing of a size that it does not know."""
     total: dict[tuple[str, ...], int] = {}
     left: dict[tuple[str, ...], int] = {}
@@ -218,45 +198,41 @@ def host_families() -> Iterator[Metric]:
     yield gauge("hugetlb_unclaimed_bytes", "Those nobody has or was promised.", left, ("type",))
 
 
-def gauge(name: str, text: str, value: float | Samples, labels: Labels = ()) -> Metric:
+def process_families() -> Iterator[Family]:
+    """Tell what any process tells, under the names that every Prometheus knows; nothing that cannot be read."""
+    cpu = time.process_time()
+    yield Family("process_cpu_seconds", "counter", "CPU time of this process.", (), {(): cpu})
+    with contextlib.suppress(OSError):
+        size, resident = (int(pages) * _PAGE for pages in Path("/proc/self/statm").read_text().split()[:2])
+        yield _of_process("virtual_memory_bytes", "Address space of this process, the guest's memory in it.", size)
+        yield _of_process("resident_memory_bytes", "Memory of this process that is there, the guest's too.", resident)
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        yield _of_process("start_time_seconds", "When this process started, in seconds since 1970.", time.time() - age)
+        yield _of_process("open_fds", "Descriptors that are open.", sum(1 for _ in Path("/proc/self/fd").iterdir()))
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    yield _of_process("max_fds", "Descriptors that may be open.", most)
+
+
+def _of_process(name: str, text: str, value: float) -> Family:
+    return Family(f"process_{name}", "gauge", text, (), {(): value})
+
+
+def gauge(name: str, text: str, value: float | Values, labels: tuple[str, ...] = ()) -> Family:
     """Build a gauge: one number, or numbers by the values of their labels."""
-    if not isinstance(value, Mapping):
-        return GaugeMetricFamily(_PREFIX + name, text, value=value)
-    family = GaugeMetricFamily(_PREFIX + name, text, labels=labels)
-    for key, one in value.items():
-        family.add_metric(key, one)
-    return family
+    return _family("gauge", name, text, value, labels)
 
 
-def counter(name: str, text: str, value: float | Samples, labels: Labels = ()) -> Metric:
+def counter(name: str, text: str, value: float | Values, labels: tuple[str, ...] = ()) -> Family:
     """Build a counter, as gauge() does."""
-    if not isinstance(value, Mapping):
-        return CounterMetricFamily(_PREFIX + name, text, value=value)
-    family = CounterMetricFamily(_PREFIX + name, text, labels=labels)
-    for key, one in value.items():
-        family.add_metric(key, one)
-    return family
+    return _family("counter", name, text, value, labels)
 
 
-def histogram(name: str, text: str, recorded: Histogram | None) -> Iterator[Metric]:
-    """Build a histogram with QEMU's buckets; none where nothing records one."""
-    if recorded is not None:
-        yield HistogramMetricFamily(
-            _PREFIX + name, text, buckets=recorded.prometheus_buckets(), sum_value=recorded.sum_ns / 1e9
-        )
+def _family(kind: Kind, name: str, text: str, value: float | Values, labels: tuple[str, ...]) -> Family:
+    return Family(_PREFIX + name, kind, text, labels, value if isinstance(value, Mapping) else {(): value})
 
 
-def serve(address: TcpAddress, figures: Callable[[], Figures]) -> str:
-    """Serve `/metrics` from a thread of its own until the process ends; return where. UsageError: port taken."""
-    if not address.loopback:
-        log.warning("metrics: %s:%d is beyond this host: anybody who reaches it may read", address.host, address.port)
-    registry = CollectorRegistry()
-    registry.register(MigrationCollector(asyncio.get_running_loop(), figures))
-    ProcessCollector(registry=registry)
-    try:
-        server, thread = start_http_server(address.port, addr=address.host, registry=registry)
-    except OSError as error:
-        raise UsageError(f"cannot serve metrics on {address.host}:{address.port}: {error.strerror or error}") from error
-    # The threads that it starts for its clients inherit this.
-    os.setpriority(os.PRIO_PROCESS, thread.native_id or 0, SCRAPE_NICE)
-    return f"http://{address.host}:{server.server_port}/metrics"
+def histogram(name: str, text: str, recorded: Histogram) -> Family:
+    """Build a histogram with QEMU's buckets."""
+    buckets = {(le,): count for le, count in recorded.prometheus_buckets()}
+    return Family(_PREFIX + name, "histogram", text, ("le",), buckets, recorded.sum_ns / 1e9)

@@ -353,8 +353,12 @@ CANCEL_SECONDS = 5.0
 PART_FROM_DESTINATION_SECONDS = 1.0
 PART_FROM_SOURCE_SECONDS = 2.0
 
-# For a whole scrape of metrics, its request and its answer.
-SCRAPE_SECONDS = 5.0
+# Connections for metrics at one time (a Prometheus has one; where more come, the one that waits longest goes), and what
+# the kernel holds until then. Of one scrape its bytes, and the time for it: also that up to the next on its connection.
+SCRAPERS_MAX = 16
+SCRAPE_BACKLOG = 2048
+SCRAPE_BYTES_MAX = 16 << 10
+SCRAPE_SECONDS = 10.0
 
 # For a keeper: to start an interpreter, on a host under pressure; to answer, or to end, doing nothing else.
 KEEPER_START_SECONDS = 20.0
@@ -378,14 +382,8 @@ TRACE_NUMBER_MAX = 1 << 56
 
 # --- what C is built with: each as a macro of the same name -----------------------------------------------------------
 
-PUMP_IN_C: tuple[str, ...] = (
-    "FRAME_BYTES_MAX",
-    "REGIONS_MAX",
-    "QUIET_TICKS",
-    "PENDING_MAX",
-    "MESSAGES_MAX",
-    "PUMP_VIEWS_MAX",
-)
+PUMP_IN_C: tuple[str, ...] = ("FRAME_BYTES_MAX", "REGIONS_MAX", "QUIET_TICKS", "PENDING_MAX", "MESSAGES_MAX")
+PUMP_IN_C += ("PUMP_VIEWS_MAX",)
 PUMP_IN_C += ("READ_AHEAD", "RUN_BYTES_MAX", "GATE_BYTES_MAX", "CHANGES_NS_MAX", "CHANGES_SPIN_NS", "CHANGES_SLEEP_NS")
 PUMP_IN_C += ("OTHERS_NS_MAX", "ANSWERS_MAX", "ANSWERS_BYTES_MAX", "AGAIN_BYTES_MAX", "PUMP_RING_EXTENTS")
 PUMP_IN_C += ("WINDOW_BYTES_MIN", "WINDOW_BYTES_START", "WINDOW_BYTES_MAX", "TLS_RECORDS_MAX", "TLS_IDENTITY_BYTES_MAX")

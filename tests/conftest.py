@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import subprocess
 from pathlib import Path
 
@@ -38,6 +39,15 @@ def set_kernel():
     """Return a function that sets a kernel setting until the test ends."""
     with contextlib.ExitStack() as stack:
         yield lambda path, value: stack.enter_context(kernel_setting(path, value))
+
+
+@pytest.fixture
+def many_descriptors():
+    """Let this process have as many connections as a crowd is large."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 4096), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 REQUEST = b"GET /metrics HTTP/1.0\r\nHost: agent\r\n\r\n"
+REQUEST_AGAIN = b"GET /metrics HTTP/1.1\r\nHost: agent\r\n\r\n"
 ANSWER_SECONDS = 5.0
 
 HostPort = tuple[str, int]
@@ -25,13 +26,28 @@ def metrics_address(log: str) -> HostPort | None:
 
 async def read(address: HostPort) -> bytes:
     """Return what is answered, header and all."""
+    async with asyncio.timeout(ANSWER_SECONDS), connected(address) as (reader, writer):
+        writer.write(REQUEST)
+        return await reader.read()
+
+
+async def again(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Read once on a connection that is kept, as a Prometheus keeps its own."""
     async with asyncio.timeout(ANSWER_SECONDS):
-        reader, writer = await asyncio.open_connection(*address)
-        try:
-            writer.write(REQUEST)
-            return await reader.read()
-        finally:
-            writer.close()
+        writer.write(REQUEST_AGAIN)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: *(\d+)", head)
+        await reader.readexactly(int(length[1]) if length else 0)
+
+
+@asynccontextmanager
+async def connected(address: HostPort) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Have a connection while the block runs."""
+    reader, writer = await asyncio.open_connection(*address)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
 
 
 async def scrape(address: HostPort | None) -> dict[str, float]:
@@ -62,8 +78,11 @@ async def scraping(addresses: Sequence[HostPort | None], per_second: int) -> Asy
 
     async def repeat(address: HostPort) -> None:
         while True:
-            with contextlib.suppress(OSError, TimeoutError):
-                await read(address)
+            with contextlib.suppress(OSError, EOFError, TimeoutError):
+                async with connected(address) as (reader, writer):
+                    while True:
+                        await again(reader, writer)
+                        await asyncio.sleep(1 / per_second)
             await asyncio.sleep(1 / per_second)
 
     readers = [asyncio.create_task(repeat(one)) for one in addresses if one is not None]

@@ -356,7 +356,7 @@ def test_metrics_port_taken():
         for role in ("source", "destination"):
             done = run(role, "--metrics", f"127.0.0.1:{port}")
             assert done.status == 2
-            assert f"cannot serve metrics on 127.0.0.1:{port}: Address already in use" in done.one_line()
+            assert f"metrics: cannot listen on tcp:127.0.0.1:{port}: Address already in use" in done.one_line()
 
 
 def test_no_permission_for_userfaultfd():

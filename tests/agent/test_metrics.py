@@ -1,17 +1,12 @@
-"""Metrics as a scrape shows them, over HTTP, and what a scrape may not do."""
-
-import asyncio
-import os
-import threading
-import urllib.error
-import urllib.request
-from pathlib import Path
+"""Metrics as a scrape shows them: what is told, in the format that Prometheus reads."""
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent import metrics
-from postcopy.link.address import TcpAddress
+from agent.exposition import Family, text_of
 from postcopy.pump.histogram import BUCKETS, Histogram
 
 
@@ -24,23 +19,8 @@ def figures():
     return made
 
 
-def scraped(figures, scrape):
-    """Serve the metrics while `scrape(url)` runs in a thread; return what it returns."""
-
-    async def body():
-        url = metrics.serve(TcpAddress("127.0.0.1", 0), figures)
-        return await asyncio.to_thread(scrape, url)
-
-    return asyncio.run(body())
-
-
-def fetch(url):
-    with urllib.request.urlopen(url, timeout=20) as answer:
-        return answer.read().decode()
-
-
 def test_everything_is_told_with_its_labels(figures):
-    families = list(text_string_to_metric_families(scraped(lambda: figures, fetch)))
+    families = list(text_string_to_metric_families(metrics.Metrics(lambda: figures).text()))
     kinds = {family.name: family.type for family in families}
     assert kinds["postcopy_pages"] == "counter"
     assert kinds["postcopy_fault_latency_seconds"] == "histogram"
@@ -55,49 +35,55 @@ def test_everything_is_told_with_its_labels(figures):
     assert samples["process_resident_memory_bytes",] > 0
 
 
-def test_who_answers_a_scrape_gives_way_to_everybody_else(figures):
-    def threads():
-        return {int(one.name) for one in Path("/proc/self/task").iterdir()}
+def test_a_text_is_what_prometheus_client_writes_whatever_its_numbers():
+    """The first text is written whole, in later ones numbers are filled in."""
+    odd = 'of 100 %s, "a\\b"\n'
+    for number in (0, 7, 0.25, 3e-7, 1 << 60, 2.5e20):
+        registry = CollectorRegistry()
+        counter = CounterMetricFamily("p_odd", odd, labels=("b", "a"))
+        counter.add_metric(("x", odd), number)
+        counter.add_metric(("y", ""), number + 1)
+        buckets = [("0.5", number), ("+Inf", number + 2)]
+        written = [
+            counter,
+            GaugeMetricFamily("p_one", "One.", value=number),
+            HistogramMetricFamily("p_long", "Long.", buckets=buckets, sum_value=number / 3),
+        ]
+        registry.register(type("Known", (), {"collect": lambda _, written=written: written})())
+        ours = text_of(
+            [
+                Family("p_odd", "counter", odd, ("b", "a"), {("x", odd): number, ("y", ""): number + 1}),
+                Family("p_one", "gauge", "One.", (), {(): number}),
+                Family("p_long", "histogram", "Long.", ("le",), {(le,): n for le, n in buckets}, number / 3),
+            ]
+        )
+        assert [with_number(line) for line in ours.splitlines()] == [
+            with_number(line) for line in generate_latest(registry).decode().splitlines()
+        ]
 
-    def answering():
-        nice.update({thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in threads()})
-        return figures
 
-    def scrape(url):
-        before = threads()
-        fetch(url)
-        return before
-
-    nice = {}
-    before = scraped(answering, scrape)
-    assert [value for thread, value in nice.items() if thread not in before] == [metrics.SCRAPE_NICE]
-    assert nice[threading.get_native_id()] < metrics.SCRAPE_NICE
+def with_number(line):
+    start, _, number = line.rpartition(" ")
+    return line if line.startswith("#") else (start, float(number))
 
 
-def test_a_mistake_of_ours_is_an_answer_and_ends_nothing(figures, capfd):
-    def broken_once():
-        if not mistakes:
-            mistakes.append(True)
-            raise ZeroDivisionError
-        return figures
-
-    def twice(url):
-        with pytest.raises(urllib.error.HTTPError, match="500"):
-            fetch(url)
-        return fetch(url)
-
-    mistakes = []
-    assert "postcopy_build_info" in scraped(broken_once, twice)
+def test_what_comes_and_goes_is_told_while_it_is_there(figures):
+    told = metrics.Metrics(lambda: figures)
+    stalls = 'postcopy_stall_seconds_bucket{le="+Inf"}'
+    with_guest, recorded = told.text(), figures.stall
+    figures.stall = None
+    assert stalls in with_guest
+    assert stalls not in told.text()
+    figures.stall, figures.reconnects = recorded, 5
+    assert told.text().count("\n") == with_guest.count("\n")
+    assert "postcopy_reconnects_total 5\n" in told.text()
 
 
 def test_what_many_files_tell_is_read_once_a_second(figures, monkeypatch):
     reads = []
     monkeypatch.setattr(metrics, "host_families", lambda: reads.append(1) or [])
-
-    def thrice(url):
-        for now in (100.0, 100.9, 101.0):
-            monkeypatch.setattr(metrics.time, "monotonic", lambda now=now: now)
-            fetch(url)
-
-    scraped(lambda: figures, thrice)
+    told = metrics.Metrics(lambda: figures)
+    for now in (100.0, 100.9, 101.0):
+        monkeypatch.setattr(metrics.time, "monotonic", lambda now=now: now)
+        assert "process_open_fds" in told.text()
     assert len(reads) == 2

@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import signal
 import sys
 import time
@@ -134,15 +133,6 @@ def test_openssls_own_client(there, right, tmp_path):
 
 
 # --- connections that prove nothing, while a migration runs ---------------------------------------------------------
-
-
-@pytest.fixture
-def many_descriptors():
-    """Let this process have as many connections as the crowd is large."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 4096), before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def resident(pid):

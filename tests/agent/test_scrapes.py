@@ -1,0 +1,182 @@
+"""Whoever asks for metrics: how they are answered, and that those who ask for nothing are in nobody's way."""
+
+import asyncio
+import contextlib
+import http.client
+import resource
+import urllib.parse
+from pathlib import Path
+
+import pytest
+
+from agent import scrapes
+from agent.scrapes import Scrapes
+from postcopy.link.address import TcpAddress
+
+from .agents import destination, run, scrape, source
+from .outsiders import Crowd
+
+TEXT = "postcopy_up 1\n"
+
+
+def served(ask, text=lambda: TEXT):
+    """Serve a text while `ask(host, port)` runs in a thread; return what it returns."""
+
+    async def body():
+        server = Scrapes(text)
+        url = urllib.parse.urlsplit(server.open(TcpAddress("127.0.0.1", 0)))
+        try:
+            return await asyncio.to_thread(ask, url.hostname, url.port)
+        finally:
+            await server.close()
+
+    return asyncio.run(body())
+
+
+@contextlib.contextmanager
+def client(host, port):
+    with contextlib.closing(http.client.HTTPConnection(host, port, timeout=20)) as connection:
+        yield connection
+
+
+def asked(connection, method="GET", path="/metrics", **more):
+    connection.request(method, path, **more)
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_connection_is_answered_again_and_again_whatever_it_asks_for():
+    def ask(host, port):
+        with client(host, port) as connection:
+            found = [
+                asked(connection),
+                asked(connection, path="/metrics?name[]=postcopy_up"),
+                asked(connection, method="HEAD"),
+                asked(connection, path="/"),
+                asked(connection, method="POST", body=b"x" * 100),
+            ]
+            first = connection.sock
+            assert asked(connection) == (200, TEXT)
+            assert connection.sock is first
+            return found
+
+    assert served(ask) == [
+        (200, TEXT),
+        (200, TEXT),
+        (200, ""),
+        (404, "metrics are at /metrics\n"),
+        (405, "metrics are read by GET\n"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "pieces", [[b"GET /metrics HTTP/1.0\r\n\r\n"], [b"G", b"ET /met", b"rics HTTP/1.0\r\n", b"\r\n"]]
+)
+def test_a_client_of_old_is_answered_and_left(pieces):
+    def ask(host, port):
+        return say(host, port, pieces)
+
+    answer = served(ask)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(f"\r\n\r\n{TEXT}".encode())
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"\x16\x03\x01\x02\x00\x01",
+        b"GET /metrics HTTP/9\r\n\r\n",
+        b"GET /" + b"a" * 2 * scrapes.SCRAPE_BYTES_MAX,
+        b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * scrapes.SCRAPE_BYTES_MAX,
+        b"POST / HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n" + b"a" * 100000,
+    ],
+)
+def test_what_is_no_request_ends_its_connection_and_no_other(piece):
+    def ask(host, port):
+        with client(host, port) as connection:
+            assert asked(connection) == (200, TEXT)
+            said = say(host, port, [piece])
+            assert asked(connection) == (200, TEXT)
+            return said
+
+    assert served(ask)[:12] in {b"", b"HTTP/1.1 400"}
+
+
+def test_a_mistake_of_ours_is_an_answer_and_ends_nothing(caplog):
+    def broken_once():
+        if not mistakes:
+            mistakes.append(True)
+            raise ZeroDivisionError
+        return TEXT
+
+    def ask(host, port):
+        with client(host, port) as connection:
+            return asked(connection)[0], asked(connection)
+
+    mistakes = []
+    assert served(ask, broken_once) == (500, (200, TEXT))
+    assert "the metrics cannot be told" in caplog.text
+
+
+def say(host, port, pieces):
+    """Say something piece by piece; return all that is answered, up to the end."""
+    heard = b""
+    with client(host, port) as connection, contextlib.suppress(ConnectionError):
+        connection.connect()
+        for piece in pieces:
+            connection.sock.sendall(piece)
+        while data := connection.sock.recv(4096):
+            heard += data
+    return heard
+
+
+# --- strangers -------------------------------------------------------------------------------------------------------
+
+
+def test_who_says_a_little_at_a_time_is_closed_when_the_time_is_over(monkeypatch):
+    monkeypatch.setattr(scrapes, "SCRAPE_SECONDS", 0.2)
+
+    def ask(host, port):
+        with client(host, port) as connection, contextlib.suppress(ConnectionError):
+            connection.connect()
+            connection.sock.settimeout(0.02)  # the pace of a slow-loris, not an order
+            connection.sock.sendall(b"GET /metrics HTTP/1.1\r\n")
+            for _ in range(1000):
+                connection.sock.sendall(b"a: b\r\n")
+                with contextlib.suppress(TimeoutError):
+                    assert connection.sock.recv(4096) == b""
+                    return True
+            return False
+        return True
+
+    assert served(ask)
+
+
+def descriptors(daemon):
+    return len(list(Path(f"/proc/{daemon.process.pid}/fd").iterdir()))
+
+
+def test_thousands_who_ask_for_nothing_are_in_nobodys_way(tmp_path, many_descriptors):
+    """At an agent that may have few descriptors: metrics are told and a guest comes while they are there."""
+    with (
+        destination(tmp_path, "--metrics", "127.0.0.1:0") as there,
+        source(tmp_path, size="8MiB") as here,
+    ):
+        url = there.until_log(r"metrics: (http://\S+)")[1]
+        metrics = f"tcp:{urllib.parse.urlsplit(url).netloc}"
+        before = descriptors(there)
+        few = before + scrapes.SCRAPERS_MAX + 40
+        resource.prlimit(there.process.pid, resource.RLIMIT_NOFILE, (few, few))
+        with Crowd(metrics, 2000), Crowd(metrics, 100, b"GET /met") as slow:
+            slow.trickle(b"r")
+            assert scrape(url)['postcopy_migration_state{state="none"}'] == 1
+            assert descriptors(there) <= before + scrapes.SCRAPERS_MAX + 1
+            assert run("migrate", "--admin", here.admin, there.address).status == 0
+            slow.trickle(b"i")
+            assert scrape(url)['postcopy_migration_state{state="completed"}'] == 1
+        there.runs_on()
+        assert "Traceback" not in there.log
+        assert there.ask("check")["pages_mismatched"] == 0
