@@ -42,6 +42,12 @@ PIPE_COLUMNS = 200
 )
 @click.option("--reserve-huge-pages", is_flag=True, help="Reserve them meanwhile; then the pool is as it was.")
 @click.option("--pin", is_flag=True, help="A CPU for each end, of product and floor alike.")
+@click.option(
+    "--markdown",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write there what has a target, as a table of Markdown.",
+)
 @json_option
 def bench(scenarios: tuple[str, ...], quick: bool, list_only: bool, as_json: bool, **rest: Any) -> None:
     """Measure what a migration costs on this host.
@@ -77,6 +83,8 @@ def bench(scenarios: tuple[str, ...], quick: bool, list_only: bool, as_json: boo
         _print(render.whole(ordered))
         if earlier is not None:
             _print(render.comparison(changes, compare.same_machine(earlier, document)))
+    if rest["markdown"] is not None:
+        _write(rest["markdown"], f"{render.markdown(ordered)}\n")
     if running.interrupted:
         raise SystemExit(130)
     if results.wrong(ordered):
@@ -91,6 +99,15 @@ def _pins() -> tuple[int, int]:
     if len(cpus) < 2 or cpus[1] > 63:
         raise UsageError("--pin wants two CPUs below number 64")
     return 1 << cpus[0], 1 << cpus[1]
+
+
+def _write(file: Path, text: str) -> None:
+    from postcopy.errors import UsageError  # noqa: PLC0415
+
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror}") from error
 
 
 def _print(renderable: Any) -> None:

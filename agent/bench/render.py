@@ -23,6 +23,7 @@ COLUMNS = (
     ("CPU/GiB", "cpu", "cpu"),
     ("downtime", "downtime", None),
 )
+TIMES = "\N{MULTIPLICATION SIGN}"
 _STYLES = {True: "green", False: "bold red", None: "yellow"}
 _MARKS = {True: "reached", False: "MISSED", None: "not judged"}
 
@@ -88,6 +89,26 @@ def notes(results: Sequence[Result]) -> list[Text]:
 def whole(results: Sequence[Result]) -> RenderableType:
     """Return the table and its notes."""
     return Group(table(results), *notes(results))
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """Return a table of Markdown: what has a target, one row a scenario, what was reached and what was missed."""
+    rows: list[tuple[str, ...]] = [("scenario", "product", "of what it is held against", "target", ""), ("---",) * 5]
+    for result in results:
+        if result.verdicts:
+            name = f"`{result.name}`{' (disturbed)' if result.disturbed else ''}"
+            columns = zip(*(_columns(verdict) for verdict in result.verdicts), strict=True)
+            rows.append((name, *(", ".join(dict.fromkeys(filter(None, column))) for column in columns)))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _columns(verdict: Verdict) -> tuple[str, str, str, str]:
+    """Return what was measured, how many times the other that is, what it should be, and what came of it."""
+    target, mark = verdict.target, _MARKS[verdict.reached]
+    value = "" if verdict.value is None else format_figure(target.figure, verdict.value)
+    times = "" if verdict.ratio is None else f"{FIGURES[target.figure][0]} {verdict.ratio:.2f} {TIMES}"
+    bound = f"{FIGURES[target.figure][0]} {value}", times, str(target).replace(" x ", f" {TIMES} ")
+    return *bound, mark if verdict.reached else f"**{mark.lower()}**"
 
 
 def comparison(changes: Sequence[Change], differences: Sequence[str]) -> RenderableType:

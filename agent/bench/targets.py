@@ -36,7 +36,12 @@ class Target:
         words = [] if self.of is None else [f"{self.times:g} x {'the ' if self.of == FLOOR else ''}{self.of}"]
         if self.plus or self.of is None:
             words.append(format_figure(self.figure, self.plus))
-        return f"{FIGURES[self.figure][0]} {'≤' if self.relation == '<=' else '≥'} {' + '.join(words)}"
+        return f"{FIGURES[self.figure][0]} {self.sign} {' + '.join(words)}"
+
+    @property
+    def sign(self) -> str:
+        """The relation as people write it."""
+        return "≤" if self.relation == "<=" else "≥"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,13 @@ class Verdict:
         if self.value is None or self.bound is None:
             return None
         return self.value <= self.bound if self.target.relation == "<=" else self.value >= self.bound
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times the figure is what it is held against; None where it is held against a number."""
+        if self.value is None or self.bound is None or not self.target.times or self.bound <= self.target.plus:
+            return None
+        return self.value * self.target.times / (self.bound - self.target.plus)
 
     def as_map(self) -> dict[str, Any]:
         """Return it for JSON."""

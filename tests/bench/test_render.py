@@ -45,6 +45,17 @@ def test_what_was_not_run_what_was_wrong_and_what_was_disturbed_is_said():
     assert "2 not judged" in text
 
 
+def test_a_table_of_markdown_has_one_row_for_what_has_targets():
+    head, rule, row = render.markdown(results([measured()])).splitlines()
+    assert head.count("|") == rule.count("|") == row.count("|") == 6
+    assert row.replace(render.TIMES, "x") == (
+        "| `demand/shmem/auto` | fault p50 15 µs, fault p99 45 µs | fault p50 1.36 x, fault p99 1.36 x "
+        "| fault p50 ≤ 1.3 x the floor, fault p99 ≤ 2 x the floor | **missed**, reached |"
+    )
+    assert "`demand/shmem/auto` (disturbed)" in render.markdown(results([measured(load=LOUD)]))
+    assert "**not judged**" in render.markdown([left_out(scenario(), "no time")])
+
+
 def test_a_comparison_names_the_worse_and_the_other_machine():
     text = shown(render.comparison(compare(whole(), whole(product=(30e-6,))), ["kernel: a then, b now"]))
     assert "not the same machine: kernel: a then, b now" in text
