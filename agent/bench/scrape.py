@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from io import BufferedReader
 
 REQUEST = b"GET /metrics HTTP/1.0\r\nHost: agent\r\n\r\n"
 REQUEST_AGAIN = b"GET /metrics HTTP/1.1\r\nHost: agent\r\n\r\n"
@@ -26,28 +29,13 @@ def metrics_address(log: str) -> HostPort | None:
 
 async def read(address: HostPort) -> bytes:
     """Return what is answered, header and all."""
-    async with asyncio.timeout(ANSWER_SECONDS), connected(address) as (reader, writer):
-        writer.write(REQUEST)
-        return await reader.read()
-
-
-async def again(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Read once on a connection that is kept, as a Prometheus keeps its own."""
     async with asyncio.timeout(ANSWER_SECONDS):
-        writer.write(REQUEST_AGAIN)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = re.search(rb"(?i)content-length: *(\d+)", head)
-        await reader.readexactly(int(length[1]) if length else 0)
-
-
-@asynccontextmanager
-async def connected(address: HostPort) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Have a connection while the block runs."""
-    reader, writer = await asyncio.open_connection(*address)
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
+        reader, writer = await asyncio.open_connection(*address)
+        try:
+            writer.write(REQUEST)
+            return await reader.read()
+        finally:
+            writer.close()
 
 
 async def scrape(address: HostPort | None) -> dict[str, float]:
@@ -74,21 +62,41 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 @asynccontextmanager
 async def scraping(addresses: Sequence[HostPort | None], per_second: int) -> AsyncIterator[None]:
-    """Read the metrics of all addresses so often while the block runs."""
-
-    async def repeat(address: HostPort) -> None:
-        while True:
-            with contextlib.suppress(OSError, EOFError, TimeoutError):
-                async with connected(address) as (reader, writer):
-                    while True:
-                        await again(reader, writer)
-                        await asyncio.sleep(1 / per_second)
-            await asyncio.sleep(1 / per_second)
-
-    readers = [asyncio.create_task(repeat(one)) for one in addresses if one is not None]
+    """Read the metrics of all addresses so often while the block runs, in threads: what they take, nobody else has."""
+    ending = threading.Event()
+    known = [one for one in addresses if one is not None]
+    starts = [index / len(known) / per_second for index in range(len(known))]  # never all of them at one moment
+    readers = [
+        asyncio.create_task(asyncio.to_thread(_repeat, one, start, 1 / per_second, ending))
+        for one, start in zip(known, starts, strict=True)
+    ]
     try:
         yield
     finally:
-        for reader in readers:
-            reader.cancel()
+        ending.set()
         await asyncio.gather(*readers, return_exceptions=True)
+
+
+def _repeat(address: HostPort, start: float, period: float, ending: threading.Event) -> None:
+    """Read again and again, on a connection that is kept as a Prometheus keeps its own."""
+    ending.wait(start)
+    while not ending.is_set():
+        with contextlib.suppress(OSError), socket.create_connection(address, ANSWER_SECONDS) as connection:
+            _read_on(connection, period, ending)
+
+
+def _read_on(connection: socket.socket, period: float, ending: threading.Event) -> None:
+    with connection.makefile("rb") as answers:
+        while not ending.wait(period):
+            connection.sendall(REQUEST_AGAIN)
+            _pass_over(answers)
+
+
+def _pass_over(answers: BufferedReader) -> None:
+    """Read one answer; OSError at the end of the connection."""
+    length = 0
+    while (line := answers.readline()) not in {b"", b"\r\n"}:
+        name, _, value = line.partition(b":")
+        length = int(value) if name.lower() == b"content-length" else length
+    if len(answers.read(length)) < max(1, length):
+        raise ConnectionError("the agent closed the connection")
