@@ -21,6 +21,8 @@ from postcopy.pump.source import RING_EXTENTS, SourcePump
 
 # With a rate, as much as it allows in this time is ordered at once, and never more.
 BURST_SECONDS = 0.05
+# Without one, so many extents are taken from the plan at once: the pump's ring has room for some of these.
+AHEAD_EXTENTS = RING_EXTENTS // 4
 # How often is looked whether the pump has sent what it was given.
 LOOK_SECONDS = 0.002
 
@@ -122,9 +124,11 @@ class Push:
         if holes := self._plan.holes(RING_EXTENTS):  # no payload follows them: no rate holds them back
             await self._hand_over(holes)
             return
+        if (demand := self._pump.demanded()) is not None:
+            self._plan.demanded(*demand)
         if self._pace.rate is None:
             self._plan.cut(EXTENT_BYTES)
-            await self._hand_over(self._plan.next(RING_EXTENTS))
+            await self._hand_over(self._plan.next(AHEAD_EXTENTS))
             return
         self._plan.cut(min(EXTENT_BYTES, max(1, int(self._pace.rate * BURST_SECONDS))))
         allowed, pause = self._pace.allowance(time.monotonic(), self._pump.snapshot().bytes_sent_push)

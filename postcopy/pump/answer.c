@@ -24,6 +24,8 @@ static int answer(struct source *pump, const struct frame *request) {
     struct source_channel *counters = &pump->counters.urgent;
     uint64_t page = request->offset / memory->region.page_size;
     uint8_t before = atomic_exchange(&memory->sent[page], SENT_DEMAND);
+    uint64_t wanted = ((uint64_t)request->region << WANTED_PAGE_BITS | page) + 1;
+    atomic_store_explicit(&pump->wanted, wanted, memory_order_relaxed);
     if (before == SENT_DEMAND || (before == SENT_PUSH && request->length > AGAIN_BYTES_MAX)) {
         hist_add(&counters->ignored, 1);
         return 0;

@@ -257,6 +257,8 @@ int source_push(struct source *pump, const struct push_extent *extents, uint32_t
 void source_push_end(struct source *pump);
 /* Extents queued and not yet begun. */
 uint32_t source_queued(const struct source *pump);
+/* Where the latest page is that was asked for since the last call; false where none was. */
+bool source_wanted(struct source *pump, uint32_t *region, uint64_t *offset);
 /* Readable when the ring has run low since the last source_push. Reading it is the caller's. */
 int source_low_fd(const struct source *pump);
 

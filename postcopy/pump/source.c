@@ -120,5 +120,14 @@ uint32_t source_queued(const struct source *pump) {
     return atomic_load(&pump->tail) - atomic_load(&pump->head);
 }
 const struct source_counters *source_counters(const struct source *pump) { return &pump->counters; }
+bool source_wanted(struct source *pump, uint32_t *region, uint64_t *offset) {
+    uint64_t wanted = atomic_exchange_explicit(&pump->wanted, 0, memory_order_relaxed);
+    if (!wanted)
+        return false;
+    *region = (uint32_t)((wanted - 1) >> WANTED_PAGE_BITS);
+    *offset = ((wanted - 1) & (((uint64_t)1 << WANTED_PAGE_BITS) - 1)) * pump->half.bounds[*region].page_size;
+    return true;
+}
+
 int source_low_fd(const struct source *pump) { return pump->low_fd; }
 struct half *source_half(struct source *pump) { return &pump->half; }

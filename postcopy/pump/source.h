@@ -20,6 +20,9 @@
 #include "pump.h"
 #include "wait.h"
 
+/* Of a page in `wanted`: pages of 4 KiB in all that can be addressed are below 2^52 bytes. */
+#define WANTED_PAGE_BITS 48
+
 enum sent { UNSENT = 0, SENT_PUSH = 1, SENT_DEMAND = 2 };
 
 struct source_memory {
@@ -45,6 +48,8 @@ struct source {
     uint64_t urgent_received; /* bytes */
     struct beat urgent_beat;
     struct waiter waiter;
+    /* What the latest request was for, told to the owner once: the region above 48 bits of the page, and 1 more. */
+    _Atomic uint64_t wanted;
 
     /* Owned by the push thread: what was read last, and what came of a beat. */
     uint8_t *push_content;

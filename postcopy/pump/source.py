@@ -102,6 +102,11 @@ class SourcePump(Pump):
         """Say that nothing more will be queued; the last frame of the push is END."""
         lib.source_push_end(self._handle)
 
+    def demanded(self) -> tuple[int, int] | None:
+        """Return region and offset of the latest page that was asked for since the last call, None where none was."""
+        region, offset = ffi.new("uint32_t *"), ffi.new("uint64_t *")
+        return (region[0], offset[0]) if lib.source_wanted(self._handle, region, offset) else None
+
     @property
     def low_fd(self) -> int:
         """Readable (an eventfd) when the ring has run low since the last push()."""

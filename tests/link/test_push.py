@@ -22,6 +22,11 @@ class FakePump:
         self.low_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.orders = []
         self.ended = False
+        self.wanted = None
+
+    def demanded(self):
+        wanted, self.wanted = self.wanted, None
+        return wanted
 
     def push(self, extents):
         self.orders += extents
@@ -124,6 +129,16 @@ def test_a_rate_of_a_byte_a_second_holds_up_no_holes_and_ends_when_it_is_lifted(
         assert pump.ended
 
     play(story)
+
+
+@pytest.mark.parametrize("rate", [None, 200 * MIB])
+def test_the_push_goes_on_around_what_was_asked_for(rate):
+    pump, push = make(Pace(rate), FakeMapping(64 * MIB))
+    pump.wanted = (0, 33 * MIB)
+    play(push.run)
+    first, *_ = [order for order in pump.orders if not order.zero]
+    assert first.offset == 34 * MIB  # the next MiB that holds data
+    assert sum(order.length for order in pump.orders) == 64 * MIB
 
 
 def test_cancelling_waits_for_the_look_at_the_file_and_ends_it_there():

@@ -124,6 +124,18 @@ def test_a_page_asked_for_twice_is_sent_once(make: Any) -> None:
     assert source.pump.snapshot().requests_ignored == 1
 
 
+def test_the_owner_hears_once_where_the_latest_request_was(make: Any) -> None:
+    source = make(4, data={0, 1, 3})
+    assert source.pump.demanded() is None
+    source.ask(1, 0)
+    frame_from(source.urgent), frame_from(source.urgent)
+    assert source.pump.demanded() == (0, 0)
+    assert source.pump.demanded() is None
+    source.ask(3)
+    frame_from(source.urgent)
+    assert source.pump.demanded() == (0, 3 * PAGE)
+
+
 def test_requests_in_pieces(make: Any) -> None:
     source = make(4, data={2})
     request = pack(Header(FrameType.REQUEST, 0, 2 * PAGE, PAGE))
