@@ -12,8 +12,9 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NoReturn
 
-from agent import metrics, pausing
+from agent import pausing
 from agent.admin import Handler, Tell
+from agent.counts import Totals, mode_of
 from agent.daemon import Stop, first_of, tidy
 from agent.kept import Kept, start_keeper
 from agent.one_source import change
@@ -34,7 +35,7 @@ PROGRESS_SECONDS = 0.1
 
 
 class Departure:
-    """One guest's way out. `over` is set where its pages are lost; `migrations` are counted for the metrics.
+    """One guest's way out. `over` is set where its pages are lost; `totals` count its migrations.
 
     `tls_dir` is what a migration is encrypted with that says nothing of it. `keeper` is where another process has the
     memory, too, so that no page of a guest that has left is lost with this agent. `kept` is what a former agent left
@@ -46,7 +47,7 @@ class Departure:
         source: Source,
         use: Use,
         over: asyncio.Event,
-        migrations: dict[tuple[str, str, str], int],
+        totals: Totals,
         *,
         tls_dir: Path | None = None,
         keeper: UnixAddress | None = None,
@@ -55,7 +56,8 @@ class Departure:
         self.source = source
         self._use = use
         self._over = over
-        self._migrations = migrations
+        self._totals = totals
+        source.begun = totals.begin
         self._tls_dir = tls_dir
         self._keeper = keeper
         self._kept = kept
@@ -142,8 +144,7 @@ class Departure:
         if source.state in self._ends:
             self._over.set()
         if source.finish is not None:
-            key = ("source", metrics.mode_of(source.report), source.finish.state.value)
-            self._migrations[key] = self._migrations.get(key, 0) + 1
+            self._totals.note("source", mode_of(source.report), source.finish.state)
         tidy()
 
     async def pause(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:

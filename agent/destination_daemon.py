@@ -10,12 +10,13 @@ import contextlib
 import logging
 import os
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agent import metrics, notify, pausing
 from agent.admin import AdminServer, Tell
+from agent.counts import Totals
 from agent.daemon import DaemonOptions, Stop, end_without_cleaning, first_of, reachable, serve_metrics, tidy
 from agent.departure import Departure
 from agent.look import CELLS, look
@@ -61,7 +62,7 @@ async def serve_destination(options: DestinationOptions) -> int:
     if isinstance(options.listen, TcpAddress):
         await asyncio.to_thread(available_features)
     async with AsyncExitStack() as stack:
-        serve_metrics(options, daemon.figures)
+        serve_metrics(options, daemon.scraped)
         destination = await stack.enter_async_context(daemon.destination)
         address = str(destination.address)
         watching = asyncio.create_task(daemon.watch())
@@ -109,16 +110,15 @@ class DestinationDaemon:
         self.use = Use()
         self._departure: Departure | None = None
         self._latest: Finish | None = None
-        self._faults: dict[tuple[str, str], int] = {}
-        self._migrations: dict[tuple[str, str, str], int] = {}
+        self._totals = Totals()
+        self.destination.begun = self._totals.begin
 
     async def watch(self) -> None:
         """Take note of every migration's end."""
         while True:
             finish = await self.destination.migrated()
             self._latest = finish
-            key = ("destination", self.options.mode, finish.state.value)
-            self._migrations[key] = self._migrations.get(key, 0) + 1
+            self._totals.note("destination", self.options.mode, finish.state)
             self._write_trace()
             tidy()
             if finish.owner is Owner.LOST:
@@ -216,7 +216,7 @@ class DestinationDaemon:
         departure = self._departing()
         if departure is None:
             tls_dir = None if self.options.tls is None else self.options.tls.directory
-            known = (source, self.use, self.over, self._migrations)
+            known = (source, self.use, self.over, self._totals)
             self._departure = departure = Departure(*known, tls_dir=tls_dir, keeper=self.options.keeper)
         return departure
 
@@ -327,44 +327,30 @@ class DestinationDaemon:
 
     # --- metrics --------------------------------------------------------------------------------------------------
 
-    def figures(self) -> metrics.Figures:
-        """Return what a scrape shows."""
+    def _standing(self) -> metrics.Figures:
+        """Return how the latest migration stands, in or out."""
         destination, departure = self.destination, self._departing()
         if departure is not None and departure.begun:
-            figures, leaving = figures_of_source(departure.source), self._guest()
-            figures.stall = leaving.stall if leaving is not None else None
-            figures.migrations = dict(self._migrations)
-            return figures
-        figures = metrics.Figures("destination", destination.state, migrations=dict(self._migrations))
+            return figures_of_source(departure.source)
+        figures = metrics.Figures("destination", destination.state)
         figures.owns_guest = destination.owner is Owner.DESTINATION
-        figures.reconnects = destination.reconnects
-        guest, stats, layout = self._guest(), destination.snapshot(), destination.layout
-        figures.stall = guest.stall if guest is not None else Histogram()
         if destination.report is not None:
             figures.duration_seconds = destination.report["total_seconds"]
             figures.downtime_seconds = destination.report["downtime_seconds"]
-        if stats is None:
-            return figures
-        by_kind = {"missing": stats.faults_missing, "minor": stats.faults_minor, "wp": stats.faults_wp}
-        self._faults = figures.faults = metrics.faults_by_result(by_kind, stats.requests, self._faults)
-        figures.placements = stats.outcomes
-        figures.retries = stats.outcomes["retry"]
-        figures.fault_latency = stats.fault_latency
-        figures.queue_depth = stats.pending
-        figures.pages = {
-            "demand": stats.pages_demand,
-            "push": stats.pages_push,
-            "zero": stats.pages_zero,
-            "handed_over": stats.pages_handed_over,
-            "duplicate": stats.pages_duplicate,
-        }
-        figures.transferred = {
-            ("received", "urgent"): stats.bytes_received_urgent,
-            ("received", "push"): stats.bytes_received_push,
-            ("sent", "urgent"): stats.bytes_sent_urgent,
-            **metrics.control_bytes(destination.control_bytes),
-        }
-        if layout is not None:
+        stats, layout = destination.snapshot(), destination.layout
+        if stats is not None and layout is not None:
+            figures.queue_depth = stats.pending
             left = stats.pages_total - stats.pages_resident
             figures.remaining_bytes = layout.size * left // stats.pages_total
         return figures
+
+    def figures(self) -> metrics.Figures:
+        """Return how the latest migration stands, and what it has counted."""
+        figures = self._standing()
+        return replace(figures, counts=self._totals.latest(figures.role))
+
+    def scraped(self) -> metrics.Figures:
+        """Return what a scrape shows: whatever its guest does, this agent is a destination."""
+        counts = self._totals.counts()
+        counts.stall = counts.stall or Histogram()
+        return replace(self._standing(), role="destination", counts=counts)

@@ -26,13 +26,13 @@ def look(now: Figures, size: int, guest: WorkloadGuest | None, residency: list[f
         "owns_guest": now.owns_guest,
         "memory_bytes": size,
         "remaining_bytes": now.remaining_bytes,
-        "pages": dict(now.pages),
+        "pages": {path: count for (_, path), count in now.counts.pages.items()},
         "transferred_bytes": {
-            way: sum(count for (direction, _), count in now.transferred.items() if direction == way)
+            way: sum(count for (direction, _), count in now.counts.transferred.items() if direction == way)
             for way in ("sent", "received")
         },
         "waiting_faults": now.queue_depth,
-        "fault_latency": (now.fault_latency or Histogram()).sparse(),
+        "fault_latency": (now.counts.fault_latency or Histogram()).sparse(),
         "stall_per_vcpu": [stall.sparse() for stall in guest.stall_per_vcpu] if guest is not None else [],
         "residency": [round(part, 3) for part in residency],
     }

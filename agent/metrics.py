@@ -1,6 +1,6 @@
 """Prometheus metrics of a daemon: read when they are asked for, never on the way of a page.
 
-Figures of the pump, the guest and the session enter through `Figures`, text leaves. They are read in the event loop's
+How a daemon stands and what it has counted enter through `Figures`, text leaves. They are read in the event loop's
 thread, which is the one that makes and frees what they are read from.
 """
 
@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from agent.counts import NO_MODE, Counts
 from agent.exposition import Family, Kind, Values, text_of
 from postcopy import __version__
 from postcopy.errors import HostError
@@ -22,13 +22,10 @@ from postcopy.kernel import MEMORY_TYPES
 from postcopy.kernel.hugetlb import Hugetlb
 from postcopy.link.placement import MODES
 from postcopy.pump.histogram import Histogram
-from postcopy.pump.source import SourceStats
 from postcopy.session.states import ENDED, State
 
 # What many files tell is told again for so long.
 SLOW_SECONDS = 1.0
-# The source learns the mode with the last page: a migration that ended before has none.
-NO_MODE = "none"
 _PREFIX = "postcopy_"
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -37,81 +34,31 @@ PATHS = ("demand", "push", "zero", "handed_over", "duplicate")
 KINDS = ("missing", "minor", "wp")
 RESULTS = ("requested", "joined")
 OUTCOMES = ("placed", "present", "retry", "gone", "busy")
+# A destination's guest may go on, and then it sends, too.
 CHANNELS = {
     "source": (("sent", "urgent"), ("sent", "push"), ("received", "urgent")),
-    "destination": (("received", "urgent"), ("received", "push"), ("sent", "urgent")),
+    "destination": (("received", "urgent"), ("received", "push"), ("sent", "urgent"), ("sent", "push")),
 }
-PAGES_TEXT = {
-    "source": "Pages sent, by what sent them; path duplicate: sent before; path handed_over: "
-    "not sent, but given away with their file.",
-    "destination": "Pages that arrived, by the way they came first; path duplicate: dropped, for they were here.",
-}
+CONTROL = (("sent", "control"), ("received", "control"))
+DIRECTIONS = {"source": ("sent",), "destination": ("received", "sent")}
 
 
 @dataclass
 class Figures:
-    """What a daemon has to tell, at one moment. Counts are of the latest migration but for `migrations`.
+    """What a daemon has to tell, at one moment: how its latest migration stands, and `counts`.
 
-    Keys of the mappings are label values: faults by (kind, result), placements by outcome, pages by path, bytes by
-    (direction, channel), migrations by (role, mode, outcome). `role` is "source" or "destination". `owns_guest`: a
-    guest runs here, or would be gone with this agent.
+    The counts that are scraped are of all migrations since the daemon began, those of a look of the latest one.
+    `role` is "source" or "destination". `owns_guest`: a guest runs here, or would be gone with this agent.
     """
 
     role: str
     state: State = State.NONE
     owns_guest: bool = False
-    migrations: dict[tuple[str, str, str], int] = field(default_factory=dict)
     duration_seconds: float = 0.0
     downtime_seconds: float = 0.0
-    faults: dict[tuple[str, str], int] = field(default_factory=dict)
-    placements: dict[str, int] = field(default_factory=dict)
-    fault_latency: Histogram | None = None
-    stall: Histogram | None = None
-    pages: dict[str, int] = field(default_factory=dict)
-    transferred: dict[tuple[str, str], int] = field(default_factory=dict)
     remaining_bytes: int = 0
     queue_depth: int = 0
-    retries: int = 0
-    reconnects: int = 0
-
-
-def mode_of(report: Any) -> str:
-    """Return the mode that a report names, NO_MODE where there is none or it names nothing that is known here."""
-    mode = report.get("mode") if isinstance(report, dict) else None
-    return mode if isinstance(mode, str) and mode in MODES else NO_MODE
-
-
-def control_bytes(sent_received: tuple[int, int]) -> dict[tuple[str, str], int]:
-    """Return what a control connection carried, as `transferred` has it."""
-    sent, received = sent_received
-    return {("sent", "control"): sent, ("received", "control"): received}
-
-
-def pages_sent(stats: SourceStats, total: int) -> dict[str, int]:
-    """Return the pages sent by path. What came twice is known of a request; of a hole that was pushed, too, at the end.
-
-    Nothing is sent in vain but duplicates: once every page has left, all beyond `total` are such.
-    """
-    sent = {"demand": stats.pages_demand, "push": stats.pages_push, "zero": stats.pages_zero}
-    return {**sent, "duplicate": max(stats.pages_again, sum(sent.values()) - total)}
-
-
-def faults_by_result(
-    kinds: dict[str, int], requests: int, before: dict[tuple[str, str], int]
-) -> dict[tuple[str, str], int]:
-    """Return faults by (kind, result): a page was `requested`, or is `joined` on its way here, or was here already.
-
-    The pump counts faults by kind and requests apart; what is requested is a missing page wherever there are as many.
-    It counts on while it is read, and counters may never go back: none is less than `before`, which was told last.
-    """
-    told, left = {}, requests
-    for kind, count in kinds.items():
-        requested = min(count, left)
-        left -= requested
-        told[kind, "requested"], told[kind, "joined"] = requested, count - requested
-    if sum(told.values()) < sum(before.values()):
-        return told  # of another migration
-    return {key: max(count, before.get(key, 0)) for key, count in told.items()}
+    counts: Counts = field(default_factory=Counts)
 
 
 class Metrics:
@@ -128,9 +75,9 @@ class Metrics:
         families = [*session_families(now), *page_families(now)]
         if now.role == "destination":
             families += fault_families(now)
-        if now.stall is not None:
-            text = "The guest's accesses here that took 1 microsecond or more."
-            families.append(histogram("stall_seconds", text, now.stall))
+        if now.counts.stall is not None:
+            text = "The guests' accesses here that took 1 microsecond or more."
+            families.append(histogram("stall_seconds", text, now.counts.stall))
         return text_of([*families, *self._slowly()])
 
     def _slowly(self) -> list[Family]:
@@ -148,40 +95,40 @@ def session_families(now: Figures) -> Iterator[Family]:
     yield gauge("guest_owned", "1 while this agent owns a guest, which would be gone with it.", int(now.owns_guest))
     text = f"Migrations that ended; mode {NO_MODE}: before this side was told it."
     every = [(now.role, mode, end.value) for mode in (*MODES, NO_MODE) for end in sorted(ENDED)]
-    ended = {**dict.fromkeys(every, 0), **now.migrations}
+    ended = {**dict.fromkeys(every, 0), **now.counts.migrations}
     yield counter("migrations", text, ended, ("role", "mode", "outcome"))
-    begin = "start of the latest migration" if now.role == "source" else "guest's start here in the latest migration"
-    yield gauge("migration_duration_seconds", f"From the {begin} to its last page.", now.duration_seconds)
-    limit = "at most, where the hosts share no clock" if now.role == "source" else "0 where the hosts share no clock"
-    yield gauge(
-        "migration_downtime_seconds",
-        f"How long the guest stood still in the latest migration; {limit}.",
-        now.downtime_seconds,
-    )
-    yield counter("reconnects", "Times that the latest migration was resumed after a pause.", now.reconnects)
+    text = "From the start of the latest migration to its last page; of one to here, from the guest's start here."
+    yield gauge("migration_duration_seconds", text, now.duration_seconds)
+    text = "How long the guest stood still in the latest migration; where the hosts share no clock, its source tells "
+    text += "how long at most, and its destination 0."
+    yield gauge("migration_downtime_seconds", text, now.downtime_seconds)
+    yield counter("reconnects", "Times that a migration was resumed after a pause.", now.counts.reconnects)
 
 
 def page_families(now: Figures) -> Iterator[Family]:
     """Tell what moved, and what is still to move."""
-    yield counter("pages", PAGES_TEXT[now.role], {(path,): now.pages.get(path, 0) for path in PATHS}, ("path",))
-    text = "Bytes that this agent sent and received in the latest migration, by connection."
-    control = (("sent", "control"), ("received", "control"))
-    moved = {key: now.transferred.get(key, 0) for key in (*CHANNELS[now.role], *control)}
+    text = "Pages by direction and by the way they went first; path duplicate: they went again, in vain; path "
+    text += "handed_over: not sent, but given away with their file."
+    every = ((direction, path) for direction in DIRECTIONS[now.role] for path in PATHS)
+    yield counter("pages", text, {key: now.counts.pages.get(key, 0) for key in every}, ("direction", "path"))
+    moved = {key: now.counts.transferred.get(key, 0) for key in (*CHANNELS[now.role], *CONTROL)}
+    text = "Bytes that this agent sent and received, by connection."
     yield counter("transferred_bytes", text, moved, ("direction", "channel"))
     yield gauge("remaining_bytes", "Bytes of guest memory that are not at the destination yet.", now.remaining_bytes)
 
 
 def fault_families(now: Figures) -> Iterator[Family]:
     """Tell what the guest's touch set off, which only a destination sees."""
+    counts = now.counts
     text = "Page faults read from userfaultfd: the page was requested, or joined: on its way or here already."
     every = ((kind, result) for kind in KINDS for result in RESULTS)
-    yield counter("faults", text, {key: now.faults.get(key, 0) for key in every}, ("kind", "result"))
+    yield counter("faults", text, {key: counts.faults.get(key, 0) for key in every}, ("kind", "result"))
     text = "Pages handed to the kernel, by what it said."
-    yield counter("placements", text, {(one,): now.placements.get(one, 0) for one in OUTCOMES}, ("result",))
+    yield counter("placements", text, {(one,): counts.placements.get(one, 0) for one in OUTCOMES}, ("result",))
     yield gauge("request_queue_depth", "Faults that wait for their page.", now.queue_depth)
-    yield counter("uffd_retries", "Placements that the kernel asked to repeat.", now.retries)
+    yield counter("uffd_retries", "Placements that the kernel asked to repeat.", counts.retries)
     text = "Fault read by the agent to page placed by it."
-    yield histogram("fault_latency_seconds", text, now.fault_latency or Histogram())
+    yield histogram("fault_latency_seconds", text, counts.fault_latency or Histogram())
 
 
 def host_families() -> Iterator[Family]:

@@ -49,7 +49,7 @@ async def serve_source(options: SourceOptions) -> int:
     stop = Stop(options.parent)
     daemon = SourceDaemon(options)
     async with AsyncExitStack() as stack:
-        serve_metrics(options, daemon.figures)
+        serve_metrics(options, daemon.scraped)
         home = Home(options)
         stack.callback(home.close)
         guest = await asyncio.to_thread(home.make_guest)

@@ -1,6 +1,6 @@
 """A guest's source as people and programs see it, the same whether its guest was started here, came, or was taken up.
 
-A source enters; what `status` and a scrape show of it leaves.
+A source enters; what `status` shows of it leaves, and how it stands.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from agent.running_guest import describe_end, describe_memory
 from postcopy import __version__
 from postcopy.link.source import Source
 from postcopy.session.states import Owner, State
-from postcopy.wire.frame import HEADER_BYTES
 
 
 def describe_source(source: Source, guest: dict[str, Any] | None = None, in_use: str = "") -> dict[str, Any]:
@@ -46,21 +45,9 @@ async def change(source: Source, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def figures_of_source(source: Source) -> metrics.Figures:
-    """Return what a scrape shows of it."""
+    """Return how it stands."""
     figures = metrics.Figures("source", source.state, owns_guest=source.owner is Owner.SOURCE)
-    figures.reconnects = source.reconnects
     figures.downtime_seconds, figures.duration_seconds = source.downtime, source.duration
     total, left = source.layout.pages, source.layout.pages - source.placed_pages
     figures.remaining_bytes = source.layout.size * left // total if source.state is not State.LOST else 0
-    stats = source.snapshot()
-    if stats is None and source.report is not None:
-        figures.pages = {"handed_over": source.report["pages"].get("handed_over", 0)}
-    if stats is not None:
-        figures.pages = metrics.pages_sent(stats, source.layout.pages)
-        figures.transferred = {
-            ("sent", "urgent"): stats.bytes_sent_urgent,
-            ("sent", "push"): stats.bytes_sent_push,
-            ("received", "urgent"): stats.requests * HEADER_BYTES,
-            **metrics.control_bytes(source.control_bytes),
-        }
     return figures

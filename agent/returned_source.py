@@ -44,7 +44,7 @@ async def serve_return(options: ReturnOptions) -> int:
     source = Source(mappings, guest, poll_max_ns=options.poll_max_ns, give_up_after=options.give_up_after)
     daemon = SourceDaemon(options)
     departure = daemon.depart_by(source, guest, kept)
-    serve_metrics(options, daemon.figures)
+    serve_metrics(options, daemon.scraped)
 
     async def go_on() -> None:
         await departure.take_up(record, tls)

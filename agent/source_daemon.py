@@ -7,12 +7,13 @@ and figures leave, and the exit status.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from agent import metrics
 from agent.admin import Tell
+from agent.counts import Totals
 from agent.daemon import DaemonOptions, Stop, end_without_cleaning
 from agent.departure import Departure
 from agent.kept import Kept
@@ -43,7 +44,7 @@ class SourceDaemon:
         self.use = Use()
         self._home: WorkloadGuest | KeptGuest | None = None
         self.departure: Departure | None = None
-        self._migrations: dict[tuple[str, str, str], int] = {}
+        self._totals = Totals()
 
     def depart_by(self, source: Source, guest: WorkloadGuest | KeptGuest, kept: Kept | None = None) -> Departure:
         """Have the guest leave by this way; with one that was `kept` this agent is over, too."""
@@ -53,7 +54,7 @@ class SourceDaemon:
             source,
             self.use,
             self.over,
-            self._migrations,
+            self._totals,
             tls_dir=options.tls_dir,
             keeper=options.keeper,
             kept=kept,
@@ -96,8 +97,11 @@ class SourceDaemon:
 
     def _guest(self) -> WorkloadGuest | None:
         """Return the guest while it is here."""
-        guest = self._home.guest if isinstance(self._home, KeptGuest) else self._home
-        return cast("WorkloadGuest | None", guest) if self._departing().guest_here else None
+        return self._home_guest() if self._departing().guest_here else None
+
+    def _home_guest(self) -> WorkloadGuest | None:
+        """Return the guest, also once it has left; None where it never ran in this process."""
+        return cast("WorkloadGuest | None", self._home.guest if isinstance(self._home, KeptGuest) else self._home)
 
     async def check(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Compare every byte of the guest's memory while it stands still, and let it go on."""
@@ -110,12 +114,15 @@ class SourceDaemon:
 
     # --- metrics --------------------------------------------------------------------------------------------------
 
+    def _standing(self) -> metrics.Figures:
+        return metrics.Figures("source") if self.departure is None else figures_of_source(self.departure.source)
+
     def figures(self) -> metrics.Figures:
+        """Return how it stands, and what its latest migration has counted."""
+        return replace(self._standing(), counts=self._totals.latest("source"))
+
+    def scraped(self) -> metrics.Figures:
         """Return what a scrape shows."""
-        figures = metrics.Figures("source")
-        if self.departure is not None:
-            figures = figures_of_source(self.departure.source)
-            guest = self._guest()
-            figures.stall = guest.stall if guest is not None else None
-        figures.migrations = dict(self._migrations)
+        figures, guest = replace(self._standing(), counts=self._totals.counts()), self._home_guest()
+        figures.counts.stall = guest.stall if guest is not None else None
         return figures

@@ -13,9 +13,9 @@ from typing import Any
 
 from agent import metrics, notify, pausing
 from agent.admin import Tell
+from agent.counts import Totals, busiest
 from agent.daemon import DaemonOptions, Stop, reachable, serve_metrics
 from agent.outside.store import Store, close, left_behind
-from agent.outside.sums import add, busiest, no_less, of_destination
 from agent.running_guest import describe_end, describe_memory
 from postcopy import __version__
 from postcopy.errors import UsageError
@@ -73,7 +73,7 @@ class OutsideDaemon:
             push=options.push,
             poll_max_ns=options.poll_max_ns,
             ended=self._note,
-            left=self._add_past,
+            left=self._end,
             tls=options.tls,
             give_up_after=options.give_up_after,
             store=store,
@@ -81,21 +81,17 @@ class OutsideDaemon:
         )
         self._latest: Finish | None = None
         self._report: dict[str, Any] | None = None
-        self._past = metrics.Figures("destination")
-        self._told: dict[Any, int] = {}
-        self._migrations: dict[tuple[str, str, str], int] = {}
+        self._totals = Totals()
 
     def _note(self, one: OutsideInterpreter, finish: Finish) -> None:
         """Take note of how a migration ended."""
         self._latest = finish
         self._report = one.report or self._report
-        key = ("destination", one.mode, finish.state.value)
-        self._migrations[key] = self._migrations.get(key, 0) + 1
+        self._totals.note("destination", one.mode, finish.state)
 
-    def _add_past(self, one: OutsideInterpreter) -> None:
+    def _end(self, one: OutsideInterpreter) -> None:
         """Keep the counters of a process that is served no more."""
-        add(self._past, of_destination(one.stats, one.control_bytes, one.machine.reconnects))
-        self._past.queue_depth = 0
+        self._totals.end(one)
 
     @staticmethod
     def verdict(lacking: int) -> int:
@@ -178,15 +174,15 @@ class OutsideDaemon:
     def figures(self) -> metrics.Figures:
         """Return what a scrape shows: all processes together."""
         current = self.destination.current
-        figures = metrics.Figures("destination", self._state, migrations=dict(self._migrations))
-        add(figures, self._past)
+        figures = metrics.Figures("destination", self._state)
+        figures.counts = self._totals.counts(current)
+        figures.counts.stall = None  # which only a guest's own clock tells
         for one in current:
             stats = one.snapshot()
-            add(figures, of_destination(stats, one.control_bytes, one.machine.reconnects))
             if stats is not None and one.memory is not None:
+                figures.queue_depth += stats.pending
                 left = stats.pages_total - stats.pages_resident
                 figures.remaining_bytes += one.memory.layout.size * left // stats.pages_total
-        figures.faults = self._told = no_less(figures.faults, self._told)
         return figures
 
 

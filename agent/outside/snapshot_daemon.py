@@ -13,8 +13,8 @@ from typing import Any
 
 from agent import metrics, notify
 from agent.admin import Tell
+from agent.counts import Totals, busiest, mode_of
 from agent.daemon import DaemonOptions, Stop, reachable, serve_metrics
-from agent.outside.sums import add, busiest, of_source
 from agent.running_guest import describe_end
 from postcopy import __version__
 from postcopy.errors import UsageError
@@ -70,16 +70,14 @@ class SnapshotDaemon:
             tls=options.tls,
         )
         self._latest: Finish | None = None
-        self._past = metrics.Figures("source")
-        self._migrations: dict[tuple[str, str, str], int] = {}
+        self._totals = Totals()
 
     def _note(self, one: FetchedInterpreter) -> None:
         """Take note of a destination's end."""
         self._latest = one.finish
-        add(self._past, of_source(one.stats, one.machine.pages, one.control_bytes))
+        self._totals.end(one)
         if one.finish is not None:
-            key = ("source", metrics.mode_of(one.machine.report), one.finish.state.value)
-            self._migrations[key] = self._migrations.get(key, 0) + 1
+            self._totals.note("source", mode_of(one.machine.report), one.finish.state)
 
     def verdict(self) -> int:
         """Say who still needed this daemon, and return the exit status that says the same."""
@@ -133,7 +131,7 @@ class SnapshotDaemon:
                 for one in current
             ],
             "ended": describe_end(self._latest),
-            "ended_count": sum(self._migrations.values()),
+            "ended_count": self._totals.ended,
             "report": None,
         }
 
@@ -150,12 +148,9 @@ class SnapshotDaemon:
     def figures(self) -> metrics.Figures:
         """Return what a scrape shows: all destinations together."""
         current = list(self.snapshot.current)
-        figures = metrics.Figures(
-            "source", busiest(one.machine.state for one in current), migrations=dict(self._migrations)
-        )
-        add(figures, self._past)
+        figures = metrics.Figures("source", busiest(one.machine.state for one in current))
+        figures.counts = self._totals.counts(current)
         for one in current:
-            add(figures, of_source(one.snapshot(), one.machine.pages, one.control_bytes))
             if one.machine.state is State.POSTCOPY_ACTIVE and one.layout is not None:
                 left = one.machine.pages - one.machine.placed_pages
                 figures.remaining_bytes += one.layout.size * left // one.machine.pages

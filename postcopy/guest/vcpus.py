@@ -52,7 +52,8 @@ class WorkloadGuest(ABC):
     """A guest of some threads on mappings of memory, parked until `start()`.
 
     A guest is used by one thread at a time, but for the readings (steps, accesses, stall, first_step_at, last_step_at)
-    and close(), which waits for what another thread is doing with it. Close it before the mappings are.
+    and close(), which waits for what another thread is doing with it. Close it before the mappings are; of what is read
+    its stall alone is told after that, too.
     """
 
     kind: str
@@ -79,6 +80,7 @@ class WorkloadGuest(ABC):
         self._using = threading.Lock()  # held by whoever does more than a reading
         self._reading = threading.Lock()  # held for the microseconds of a reading
         self._closed = False
+        self._stall_at_end: list[Histogram] = []
         # A program that ends without close() must not tear memory away under running threads.
         self._finalizer = weakref.finalize(self, _end, self._guest)
         try:
@@ -196,9 +198,11 @@ class WorkloadGuest(ABC):
 
     @property
     def stall_per_vcpu(self) -> list[Histogram]:
-        """Accesses of each vCPU that took STALL_MIN_NS or longer; live."""
-        with self._in_reading() as guest:
-            return [_stall(guest, v) for v in range(self.vcpus)]
+        """Accesses of each vCPU that took STALL_MIN_NS or longer; live, and as they were when it was closed."""
+        with self._reading:
+            if self._closed:
+                return self._stall_at_end
+            return [_stall(self._guest, v) for v in range(self.vcpus)]
 
     @property
     def stall(self) -> Histogram:
@@ -241,6 +245,7 @@ class WorkloadGuest(ABC):
             if not self._finalizer.alive:
                 return
             with self._reading:
+                self._stall_at_end = [_stall(self._guest, v) for v in range(self.vcpus)]
                 self._closed = True
             number = lib.guest_destroy(self._guest, deadline_ns(deadline))
             if number != errno.ETIMEDOUT:

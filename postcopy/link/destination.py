@@ -11,8 +11,8 @@ import asyncio
 import hmac
 import secrets
 import socket
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as ReadOnly
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,8 +68,7 @@ class Destination:
     `memory_dirs` are mounts of tmpfs or hugetlbfs that memory of their type is put into; without one such memory is a
     memfd of the same page size. With `tls` no connection without it is taken, without it none with it. `give_up_after`
     is how many seconds a migration may be paused before the pages that it lacks are given up, None: for ever.
-    `trace` records
-    the faults of the latest migration. `finished` holds how each migration ended, the latest last.
+    `trace` records the faults of the latest migration. `begun` is called with each that takes the place for a guest.
     """
 
     def __init__(
@@ -92,6 +91,7 @@ class Destination:
         self.mode = known_mode(mode)
         self.removal = known_removal(removal)
         self.finish: Finish | None = None
+        self.begun: Callable[[DestinationInterpreter], object] = lambda _: None
         self._listener = Listener(address, self._on_control, self._on_data, tls)
         self._kinds = kinds
         self._types = memory_types_in(memory_dirs)
@@ -153,6 +153,8 @@ class Destination:
         busy = self._busy()
         if busy is not None:
             raise BusyError(busy)
+        if not interpreter.machine.probed:
+            self.begun(interpreter)
         self._before = (self._current, self._onward)
         self._current, self._onward = interpreter, None
         self._running = self._greeted.pop(interpreter)
@@ -197,9 +199,7 @@ class Destination:
         if self._greeted.pop(interpreter, None) is not None:
             return  # it never came so far as to be anybody's migration
         if interpreter.machine.probed:
-            self._current, self._onward = (
-                self._before
-            )  # nobody came: what the latest one left behind is shown as before
+            self._current, self._onward = self._before  # nobody came: what the latest one left is shown as before
             return
         self.finish = finish
         self._ended.put_nowait(finish)
@@ -345,11 +345,6 @@ class Destination:
     def lost(self) -> list[Extent] | None:
         """What of the memory is lost, where the guest goes on without it; None: nothing, or it cannot go on so."""
         return None if self._current is None else self._current.lost
-
-    @property
-    def control_bytes(self) -> tuple[int, int]:
-        """Bytes of messages sent and received on the latest migration's control connection."""
-        return (0, 0) if self._current is None else self._current.control_bytes
 
     def snapshot(self) -> DestinationStats | None:
         """Return the counters of the latest migration's pump, None where there was none."""

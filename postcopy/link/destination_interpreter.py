@@ -23,7 +23,8 @@ from postcopy.link.report import Report, arrived
 from postcopy.link.residence import Extent
 from postcopy.link.takeover import take_files, take_over
 from postcopy.link.way_back import WayBack
-from postcopy.pump.destination import DestinationStats
+from postcopy.pump.destination import DestinationPump, DestinationStats
+from postcopy.pump.histogram import Histogram
 from postcopy.pump.status import PumpStatus
 from postcopy.pump.tls import TlsSession
 from postcopy.pump.trace import FaultTrace
@@ -98,6 +99,7 @@ class DestinationInterpreter(WayBack):
         self.memory: Memory | None = None
         self.guest: MigratingGuest | None = None
         self.report: Report | None = None
+        self._left: MigratingGuest | None = None  # which was the guest here
         self.lost: list[Extent] | None = None  # once they were given up and the guest goes on without them
         self.held = False
         self.stopped_at = 0.0
@@ -358,6 +360,12 @@ class DestinationInterpreter(WayBack):
             stats = DestinationStats.of_handed_over(self.memory.layout)
         return stats
 
+    @property
+    def stall(self) -> Histogram | None:
+        """What the guest's own clock told here, also once it has left; None before there was one."""
+        guest = self.guest or self._left
+        return None if guest is None else guest.stall
+
     def residency(self, cells: int) -> list[float]:
         """Return which part of each of `cells` pieces of memory is resident; [] before there is any."""
         if self._pump is not None:
@@ -368,14 +376,18 @@ class DestinationInterpreter(WayBack):
     async def end_guest(self) -> None:
         """End the whole guest and give its memory back, after the migration."""
         self._unwatch()
-        await asyncio.to_thread(self._end_guest)
+        if self.report is not None:
+            self.stats = self.snapshot()  # with what was counted since the last page came
+        pump, self._pump = self._pump, None
+        await asyncio.to_thread(self._end_guest, pump)
 
-    def _end_guest(self) -> None:
+    def _end_guest(self, pump: DestinationPump | None) -> None:
         guest, self.guest = self.guest, None
+        self._left = guest or self._left
         memory, self.memory = self.memory, None
         if guest is not None:
             guest.close()
-        if self._pump is not None:
-            self._pump.close()
+        if pump is not None:
+            pump.close()
         if memory is not None:
             memory.close()

@@ -7,7 +7,7 @@ Leaving the block cancels a migration that has not reached its switchover and wa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from postcopy import __version__
@@ -48,6 +48,7 @@ class Source:
 
     `give_up_after` is how many seconds a migration may be paused before its guest is given up, None: for ever.
     `keeping` keeps what another agent needs that takes the place of this one; it may be set between two migrations.
+    `begun` is called with each migration that begins, before anything of it can be read here.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Source:
         self.layout = Layout(tuple(mapping.region for mapping in mappings))
         self.report: Report | None = None
         self.finish: Finish | None = None
+        self.begun: Callable[[SourceInterpreter], object] = lambda _: None
         self.mappings = mappings
         self.keeping = keeping
         self._guest = guest
@@ -129,7 +131,9 @@ class Source:
         self, machine: SourceMachine, where: Address, rate: int | None, tls: Credentials | None
     ) -> SourceInterpreter:
         known = (machine, where, self.layout, self.mappings, self._guest)
-        return SourceInterpreter(*known, poll_max_ns=self._poll_max_ns, rate=rate, tls=tls, keeping=self.keeping)
+        made = SourceInterpreter(*known, poll_max_ns=self._poll_max_ns, rate=rate, tls=tls, keeping=self.keeping)
+        self.begun(made)
+        return made
 
     async def _drive(self, current: SourceInterpreter) -> Report:
         self._running = asyncio.create_task(current.run())
@@ -233,11 +237,6 @@ class Source:
     def placed_pages(self) -> int:
         """Pages that the destination has told of."""
         return 0 if self._current is None else self._current.machine.placed_pages
-
-    @property
-    def control_bytes(self) -> tuple[int, int]:
-        """Bytes of messages sent and received on the latest migration's control connection."""
-        return (0, 0) if self._current is None else self._current.control_bytes
 
     def snapshot(self) -> SourceStats | None:
         """Return the counters of the latest migration's pump, None where there was none."""

@@ -58,7 +58,7 @@ def check_metrics(here, there, report):
     assert here['postcopy_migrations_total{mode="auto",outcome="completed",role="source"}'] == 1
     assert there['postcopy_migrations_total{mode="auto",outcome="completed",role="destination"}'] == 1
     for path in ("demand", "push", "zero", "duplicate"):
-        assert there[f'postcopy_pages_total{{path="{path}"}}'] == report["pages"][path]
+        assert there[f'postcopy_pages_total{{direction="received",path="{path}"}}'] == report["pages"][path]
     assert there["postcopy_remaining_bytes"] == here["postcopy_remaining_bytes"] == 0
     assert there["postcopy_fault_latency_seconds_count"] == report["fault_latency_seconds"]["count"]
     assert here["postcopy_migration_downtime_seconds"] == report["downtime_seconds"]
@@ -67,7 +67,8 @@ def check_metrics(here, there, report):
         there[f'postcopy_transferred_bytes_total{{channel="{c}",direction="received"}}'] for c in ("urgent", "push")
     ]
     assert sum(received) == report["bytes"]["wire"]
-    sent = {path: here[f'postcopy_pages_total{{path="{path}"}}'] for path in ("demand", "push", "zero", "duplicate")}
+    pages = 'postcopy_pages_total{{direction="sent",path="{}"}}'
+    sent = {path: here[pages.format(path)] for path in ("demand", "push", "zero", "duplicate")}
     assert sent.pop("duplicate") == sum(sent.values()) - report["pages"]["total"]
     faults = [there[name] for name in there if name.startswith("postcopy_faults_total")]
     assert len(faults) == 6  # each kind, requested or joined

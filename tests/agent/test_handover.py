@@ -91,7 +91,7 @@ def test_trapped_memory_stays_trapped_and_is_told_of(tmp_path):
         there.until(lambda now: now["fault_latency_seconds"]["count"] >= active)
         assert run("check", "--admin", there.admin).status == 0
         figures = scrape(there.until_log(r"http://\S+/metrics")[0].rstrip('"},'))
-        assert figures['postcopy_pages_total{path="handed_over"}'] == 4096
+        assert figures['postcopy_pages_total{direction="received",path="handed_over"}'] == 4096
         assert figures["postcopy_remaining_bytes"] == 0
         assert figures['postcopy_faults_total{kind="minor",result="requested"}'] == 0
         assert figures['postcopy_faults_total{kind="minor",result="joined"}'] >= active

@@ -13,8 +13,9 @@ from postcopy.pump.histogram import BUCKETS, Histogram
 @pytest.fixture
 def figures():
     recorded = Histogram(tuple(range(BUCKETS)), 10**9, 10**7)
-    made = metrics.Figures("destination", fault_latency=recorded, stall=recorded, remaining_bytes=1 << 40)
-    made.migrations["destination", "minor", "failed"] = 3
+    made = metrics.Figures("destination", remaining_bytes=1 << 40)
+    made.counts.fault_latency = made.counts.stall = recorded
+    made.counts.migrations["destination", "minor", "failed"] = 3
     made.downtime_seconds = 1.5e-7
     return made
 
@@ -29,7 +30,7 @@ def test_everything_is_told_with_its_labels(figures):
     assert samples["postcopy_migrations_total", "destination", "failed", "minor"] == 3
     assert samples["postcopy_migrations_total", "completed", "destination", "minor"] == 0  # there before it rises
     assert samples["postcopy_migration_downtime_seconds",] == 1.5e-7
-    for le, count in figures.fault_latency.prometheus_buckets():
+    for le, count in figures.counts.fault_latency.prometheus_buckets():
         assert samples["postcopy_fault_latency_seconds_bucket", str(float(le)) if le != "+Inf" else le] == count
     assert samples["postcopy_stall_seconds_count",] == sum(range(BUCKETS))
     assert samples["process_resident_memory_bytes",] > 0
@@ -70,11 +71,11 @@ def with_number(line):
 def test_what_comes_and_goes_is_told_while_it_is_there(figures):
     told = metrics.Metrics(lambda: figures)
     stalls = 'postcopy_stall_seconds_bucket{le="+Inf"}'
-    with_guest, recorded = told.text(), figures.stall
-    figures.stall = None
+    with_guest, recorded = told.text(), figures.counts.stall
+    figures.counts.stall = None
     assert stalls in with_guest
     assert stalls not in told.text()
-    figures.stall, figures.reconnects = recorded, 5
+    figures.counts.stall, figures.counts.reconnects = recorded, 5
     assert told.text().count("\n") == with_guest.count("\n")
     assert "postcopy_reconnects_total 5\n" in told.text()
 

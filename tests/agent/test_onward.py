@@ -35,6 +35,13 @@ def moved(here, there, *how):
     return done.json
 
 
+def counters_gone_back(before, now):
+    """Which samples are less than they were, or not there any more, and not gauges."""
+    counters = [one for one in before if one.partition("{")[0].endswith(("_total", "_bucket", "_count", "_sum"))]
+    assert len(counters) > 100
+    return [(one, before[one], now.get(one)) for one in counters if now.get(one, -1) < before[one]]
+
+
 def right(agent):
     found = run("check", "--admin", agent.admin, "--json").json
     assert (found["pages_mismatched"], found["pages_checked"]) == (0, 2048)
@@ -64,7 +71,9 @@ def test_a_guest_goes_on_and_comes_back(three):
 
 def test_what_is_told_of_it_on_the_way(three):
     home, one, two = three
-    moved(home, one)
+    came = moved(home, one)
+    url = one.until_log(r"metrics: (\S+)")[1]
+    counted = scrape(url)
     before = one.status()
     assert (before["role"], before["owner"]) == ("destination", "destination")
     refused = run("migrate", "--admin", one.admin, "tcp:192.0.2.1:7000")
@@ -80,10 +89,10 @@ def test_what_is_told_of_it_on_the_way(three):
         assert (now["owner"], now["guest"]) == ("destination", None)
         looked = json.loads(run("top", "--admin", one.admin, "--count", "1", "--json").out)
         assert (looked["role"], looked["state"], looked["owns_guest"]) == ("source", "postcopy-active", False)
-        url = one.until_log(r"metrics: (\S+)")[1]
         samples = scrape(url)
+        assert counters_gone_back(counted, samples) == []
         assert samples['postcopy_migration_state{state="postcopy-active"}'] == 1
-        assert samples['postcopy_pages_total{path="demand"}'] >= 20
+        assert samples['postcopy_pages_total{direction="sent",path="demand"}'] >= 20
         late = run("migrate", "--admin", home.admin, one.address)
         assert (late.status, "the guest is not here any more" in late.one_line()) == (2, True)
         assert run("pause", "--admin", one.admin).status == 0
@@ -93,11 +102,18 @@ def test_what_is_told_of_it_on_the_way(three):
     arrived(two)
     right(two)
     one.until(lambda now: now["state"] == "completed")
-    ended = {key: value for key, value in scrape(url).items() if "migrations_total" in key and value}
+    now = scrape(url)
+    ended = {key: value for key, value in now.items() if "migrations_total" in key and value}
     assert ended == {
         'postcopy_migrations_total{mode="auto",outcome="completed",role="destination"}': 1,
         'postcopy_migrations_total{mode="auto",outcome="completed",role="source"}': 1,
     }
+    assert counters_gone_back(samples, now) == []
+    for path in ("demand", "push", "zero"):
+        assert now[f'postcopy_pages_total{{direction="received",path="{path}"}}'] == came["pages"][path]
+    moved(two, one)
+    moved(one, two)
+    assert counters_gone_back(now, scrape(url)) == []
 
 
 def test_a_migration_that_fails_leaves_it_where_it_is(three):

@@ -6,9 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from agent import metrics
 from agent.daemon import Parent
-from agent.metrics import pages_sent
 from agent.new_source import SourceOptions
 from agent.source_daemon import SourceDaemon
 from postcopy.errors import MigrationFailed, UsageError
@@ -222,42 +220,6 @@ def test_a_report_of_nonsense_is_no_label(played, report):
         source.end.set()
         await daemon.departure.migrate(TO, tell)
         assert daemon.use.over.is_set()
-        assert daemon._migrations == {("source", "none", "completed"): 1}
+        assert daemon._totals.counts().migrations == {("source", "none", "completed"): 1}
 
     played(scene)
-
-
-def test_known_modes_are_labels():
-    assert [metrics.mode_of({"mode": mode}) for mode in ("auto", "minor", "missing", "move")] == [
-        "auto", "minor", "missing", "move",
-    ]  # fmt: skip
-
-
-def sent(demand, push, zero, again):
-    stats = SimpleNamespace(pages_demand=demand, pages_push=push, pages_zero=zero, pages_again=again)
-    return pages_sent(stats, 100)
-
-
-def test_pages_of_the_source_add_up():
-    assert sent(10, 20, 5, 3) == {"demand": 10, "push": 20, "zero": 5, "duplicate": 3}
-    whole = sent(30, 60, 17, 4)  # three of them were holes that were asked for
-    assert whole["demand"] + whole["push"] + whole["zero"] - whole["duplicate"] == 100
-
-
-def test_faults_by_result_never_go_back():
-    first = metrics.faults_by_result({"missing": 10, "minor": 2, "wp": 0}, 9, {})
-    assert first == {
-        ("missing", "requested"): 9, ("missing", "joined"): 1,
-        ("minor", "requested"): 0, ("minor", "joined"): 2,
-        ("wp", "requested"): 0, ("wp", "joined"): 0,
-    }  # fmt: skip
-    second = metrics.faults_by_result({"missing": 11, "minor": 2, "wp": 0}, 11, first)
-    assert all(second[key] >= first[key] for key in first)
-    # a migration anew begins at nothing
-    assert sum(metrics.faults_by_result({"missing": 1, "minor": 0, "wp": 0}, 1, first).values()) == 1
-
-
-def test_help_is_true_on_each_side():
-    for role, words in (("source", "Pages sent"), ("destination", "Pages that arrived")):
-        pages = next(metrics.page_families(metrics.Figures(role)))
-        assert pages.documentation.startswith(words)

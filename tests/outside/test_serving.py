@@ -167,8 +167,10 @@ def test_many_processes_at_once_and_one_after_the_other(tmp_path, file, uffd_soc
             told = scrape(url)
             ended = [value for name, value in told.items() if name.startswith("postcopy_migrations_total")]
             assert sum(ended) == 8
-            pages = sum(told[f'postcopy_pages_total{{path="{path}"}}'] for path in ("demand", "push", "zero"))
-            assert pages - told['postcopy_pages_total{path="duplicate"}'] * (role == "source") == 8 * 2048
+            way = "sent" if role == "source" else "received"
+            paths = ("demand", "push", "zero", "duplicate")
+            *moved, again = (told[f'postcopy_pages_total{{direction="{way}",path="{path}"}}'] for path in paths)
+            assert sum(moved) - again * (role == "source") == 8 * 2048
             assert told["postcopy_remaining_bytes"] == 0
         assert told["postcopy_fault_latency_seconds_count"] > 0
 

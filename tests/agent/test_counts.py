@@ -1,0 +1,95 @@
+"""What a daemon counts never goes back, whatever its migrations do."""
+
+from types import SimpleNamespace
+
+from agent.counts import Counts, Totals, faults_by_result, mode_of, no_less, pages_sent
+from postcopy.link.destination_interpreter import DestinationInterpreter
+from postcopy.pages.regions import Layout, Region
+from postcopy.pump.destination import DestinationStats
+from postcopy.pump.histogram import BUCKETS, Histogram
+from postcopy.session.states import State
+
+
+def recorded(bucket, count=1):
+    return Histogram(tuple(count * (index == bucket) for index in range(BUCKETS)), 100 * count, 100)
+
+
+class Came(DestinationInterpreter):
+    """A migration to here whose counters are in our hand."""
+
+    def __init__(self, **counters):  # nothing of it runs
+        self.role = "destination"
+        self.machine = SimpleNamespace(reconnects=1, state=State.POSTCOPY_ACTIVE)
+        self.channel, self._former_bytes = None, (5, 7)
+        self.guest = SimpleNamespace(stall=recorded(9))
+        self.count(**counters)
+
+    def count(self, **counters):
+        nothing = DestinationStats.of_handed_over(Layout((Region(0, "shmem", 4096, 65536),)))
+        whole = {name: getattr(nothing, name) for name in nothing.__slots__} | {"pages_handed_over": 0} | counters
+        self._stats = DestinationStats(**whole)
+
+    def snapshot(self):
+        return self._stats
+
+
+def test_migrations_add_up_and_the_latest_is_told_apart():
+    totals = Totals()
+    assert totals.counts() == Counts()
+    first = Came(pages_demand=3, fault_latency=recorded(7), faults_missing=3, requests=3)
+    totals.begin(first)
+    assert totals.counts().pages["received", "demand"] == 3
+    first.count(pages_demand=10, fault_latency=recorded(7, 10), faults_missing=10, requests=10)  # unseen until the next
+    second = Came(pages_demand=1, fault_latency=recorded(8), faults_missing=1, requests=1)
+    totals.begin(second)
+    totals.note("destination", "auto", State.COMPLETED)
+    whole = totals.counts()
+    assert whole.pages["received", "demand"] == 11
+    assert whole.fault_latency == recorded(7, 10).merge(recorded(8))
+    assert whole.stall == recorded(9, 2)
+    assert whole.transferred["received", "control"] == 14
+    assert whole.reconnects == 2
+    assert whole.faults["missing", "requested"] == 11
+    assert whole.migrations == {("destination", "auto", "completed"): 1}
+    assert totals.ended == 1
+    assert totals.latest("destination").pages["received", "demand"] == 1
+    assert totals.latest("source") == Counts()
+
+
+def test_memory_that_was_handed_over_to_nobody_is_not_counted():
+    totals, one = Totals(), Came(pages_handed_over=16)
+    totals.begin(one)
+    one.machine.state = State.SETUP
+    assert ("received", "handed_over") not in totals.counts().pages
+    one.machine.state = State.COMPLETED
+    assert totals.counts().pages["received", "handed_over"] == 16
+
+
+def test_faults_by_result_never_go_back():
+    first = faults_by_result({"missing": 10, "minor": 2, "wp": 0}, 9)
+    assert first == {
+        ("missing", "requested"): 9, ("missing", "joined"): 1,
+        ("minor", "requested"): 0, ("minor", "joined"): 2,
+        ("wp", "requested"): 0, ("wp", "joined"): 0,
+    }  # fmt: skip
+    second = no_less(faults_by_result({"missing": 11, "minor": 2, "wp": 0}, 11), first)
+    assert second["missing", "requested"] == 11
+    assert second["missing", "joined"] == 1
+
+
+def sent(demand, push, zero, again):
+    stats = SimpleNamespace(pages_demand=demand, pages_push=push, pages_zero=zero, pages_again=again)
+    return pages_sent(stats, 100)
+
+
+def test_pages_of_the_source_add_up():
+    assert sent(10, 20, 5, 3) == {"demand": 10, "push": 20, "zero": 5, "duplicate": 3}
+    whole = sent(30, 60, 17, 4)  # three of them were holes that were asked for
+    assert whole["demand"] + whole["push"] + whole["zero"] - whole["duplicate"] == 100
+
+
+def test_known_modes_are_labels():
+    assert [mode_of({"mode": mode}) for mode in ("auto", "minor", "missing", "move", "else")] == [
+        "auto", "minor", "missing", "move", "none",
+    ]  # fmt: skip
+    assert mode_of(None) == "none"
