@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from agent import logs, manual
+from agent.parameters import typed
 from postcopy import __version__
 from postcopy.errors import PostcopyError, UsageError
 
@@ -44,12 +45,13 @@ An option that is not typed is looked for in
 
 def load(context: click.Context, _option: click.Parameter, files: tuple[Path, ...]) -> None:
     """Have click look up in the files what is neither typed nor in the environment. What is wrong in them waits."""
-    from agent.config import keys, read  # noqa: PLC0415 - not for --help
+    from agent.config import keys, origin, read  # noqa: PLC0415 - not for --help
 
     chosen = list(files) or read.installed()
     if not chosen or not isinstance(context.command, click.Group):
         return
     known = keys.sections(context.command)
+    context.meta[origin.FILES] = chosen
     try:
         context.default_map = read.defaults(read.read(chosen, known), known)
     except UsageError as error:
@@ -175,7 +177,7 @@ def words_of(error: BaseException) -> tuple[str, int]:
         case PostcopyError():
             return str(error), error.exit_status
         case click.ClickException():
-            return error.format_message(), 2
+            return words_of_usage(error), 2
         case click.Abort() | KeyboardInterrupt():
             return "interrupted", 130
         case OSError(strerror=reason, filename=file):
@@ -185,6 +187,16 @@ def words_of(error: BaseException) -> tuple[str, int]:
             return "this host has not got enough memory", 3
         case _:
             return f"internal error: {type(error).__name__}: {error} (--debug shows where)", 1
+
+
+def words_of_usage(error: click.ClickException) -> str:
+    """Return what to say of a wrong value, and where it came from if nobody typed it."""
+    context, option = getattr(error, "ctx", None), getattr(error, "param", None)
+    if not isinstance(error, click.BadParameter) or context is None or option is None or typed(context, option):
+        return error.format_message()
+    from agent.config.origin import origin  # noqa: PLC0415 - not for --help
+
+    return f"{origin(context, option.name)}: {error.message}"
 
 
 def abandon_output() -> None:

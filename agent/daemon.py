@@ -18,6 +18,7 @@ import uvloop
 
 from agent import logs, metrics, notify
 from agent.admin import AdminServer, Handler, admin_address
+from agent.config.origin import named
 from agent.scrapes import Scrapes
 from agent.security import privileges
 from postcopy.errors import UsageError
@@ -92,7 +93,8 @@ class Stop:
 def serve_metrics(options: DaemonOptions, figures: Callable[[], metrics.Figures]) -> None:
     """Let whoever asks see the figures from now on, where that is wanted."""
     if options.metrics is not None:
-        log.info("metrics: %s", Scrapes(metrics.Metrics(figures).text).open(options.metrics))
+        with named("metrics"):
+            log.info("metrics: %s", Scrapes(metrics.Metrics(figures).text).open(options.metrics))
 
 
 @asynccontextmanager
@@ -107,7 +109,8 @@ async def reachable(
     async with AsyncExitStack() as stack:
         admin = AdminServer(options.admin, commands) if options.admin is not None else None
         if admin is not None:
-            await admin.open()
+            with named("admin"):
+                await admin.open()
             stack.push_async_callback(admin.close)
         log.info("%s", words)
         tell_ready(options.ready_fd, address)

@@ -16,6 +16,7 @@ from typing import Any
 
 from agent import metrics, notify, pausing
 from agent.admin import AdminServer, Tell
+from agent.config.origin import named
 from agent.counts import Totals
 from agent.daemon import DaemonOptions, Stop, end_without_cleaning, first_of, reachable, serve_metrics, tidy
 from agent.departure import Departure
@@ -63,7 +64,11 @@ async def serve_destination(options: DestinationOptions) -> int:
         await asyncio.to_thread(available_features)
     async with AsyncExitStack() as stack:
         serve_metrics(options, daemon.scraped)
-        destination = await stack.enter_async_context(daemon.destination)
+        if options.tls is not None:
+            with named("tls_dir"):
+                options.tls.for_listening()  # what is wrong with them is said now
+        with named("listen"):
+            destination = await stack.enter_async_context(daemon.destination)
         address = str(destination.address)
         watching = asyncio.create_task(daemon.watch())
         stack.callback(watching.cancel)
@@ -84,7 +89,7 @@ def open_trace(file: Path) -> FaultTrace:
     try:
         file.touch()
     except OSError as error:
-        raise UsageError(f"--trace {file}: {error.strerror}") from error
+        raise UsageError(f"{file}: {error.strerror}") from error
     return FaultTrace()
 
 
@@ -95,18 +100,20 @@ class DestinationDaemon:
         self.options = options
         self.lost = asyncio.Event()
         self.over = asyncio.Event()
-        self._trace = open_trace(options.trace) if options.trace is not None else None
-        self.destination = Destination(
-            options.listen,
-            kinds(options.cpus),
-            mode=options.mode,
-            removal=options.removal,
-            memory_dirs=options.memory_dirs,
-            tls=options.tls,
-            poll_max_ns=options.poll_max_ns,
-            trace=self._trace,
-            give_up_after=options.give_up_after,
-        )
+        with named("trace"):
+            self._trace = open_trace(options.trace) if options.trace is not None else None
+        with named("memory_dirs"):
+            self.destination = Destination(
+                options.listen,
+                kinds(options.cpus),
+                mode=options.mode,
+                removal=options.removal,
+                memory_dirs=options.memory_dirs,
+                tls=options.tls,
+                poll_max_ns=options.poll_max_ns,
+                trace=self._trace,
+                give_up_after=options.give_up_after,
+            )
         self.use = Use()
         self._departure: Departure | None = None
         self._latest: Finish | None = None

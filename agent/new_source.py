@@ -6,16 +6,19 @@ Options enter; the admin socket is the way to everything else. Ends with the sta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from agent import notify
+from agent.config.origin import named
 from agent.daemon import Stop, first_of, reachable, serve_metrics
 from agent.parameters import Memory
 from agent.source_daemon import LeavingOptions, SourceDaemon
+from postcopy.errors import UsageError
 from postcopy.guest import WorkloadGuest
-from postcopy.guest.kinds import kind_named
+from postcopy.guest.kinds import WorkloadKind, kind_named
 from postcopy.kernel import Mapping, memory_type_at
 from postcopy.link.source import Source
 from postcopy.link.tls import Credentials
@@ -45,18 +48,20 @@ class SourceOptions(LeavingOptions):
 async def serve_source(options: SourceOptions) -> int:
     """Run the daemon; return its exit status."""
     if options.tls_dir is not None:
-        Credentials(options.tls_dir).for_dialling()  # what is wrong with them is said now
+        with named("tls_dir"):
+            Credentials(options.tls_dir).for_dialling()  # what is wrong with them is said now
     stop = Stop(options.parent)
     daemon = SourceDaemon(options)
     async with AsyncExitStack() as stack:
         serve_metrics(options, daemon.scraped)
         home = Home(options)
         stack.callback(home.close)
-        guest = await asyncio.to_thread(home.make_guest)
+        guest = await home.make_guest()
         waits = (options.poll_max_ns, options.give_up_after)
         source = Source(home.mappings, guest, poll_max_ns=waits[0], give_up_after=waits[1])
         await stack.enter_async_context(source)
-        await daemon.depart_by(source, guest).keep()
+        with named("keeper"):
+            await daemon.depart_by(source, guest).keep()
         guest.start()
         memory = ", ".join(one.describe() for one in options.memory)
         words = f"source: a guest of {options.vcpus} vCPUs runs {options.workload} on {memory}"
@@ -76,13 +81,23 @@ class Home:
         self.mappings: list[Mapping] = []
         self._guest: WorkloadGuest | None = None
 
-    def make_guest(self) -> WorkloadGuest:
-        """Allocate and fill the guest's memory; return it, parked."""
+    async def make_guest(self) -> WorkloadGuest:
+        """Allocate and fill the guest's memory, in threads; return it, parked."""
         options = self._options
         kind = kind_named(options.guest, options.cpus)
-        kind.check_host()
-        for index, memory in enumerate(options.memory):
+        with named("guest"):
+            kind.check_host()
+        with named("memory"):
+            await asyncio.to_thread(self._allocate_all)
+        with named("pin", UsageError) if options.cpus else contextlib.nullcontext():
+            return await asyncio.to_thread(self._fill, kind)
+
+    def _allocate_all(self) -> None:
+        for index, memory in enumerate(self._options.memory):
             self.mappings.append(self._allocate(index, memory))
+
+    def _fill(self, kind: WorkloadKind) -> WorkloadGuest:
+        options = self._options
         self._guest = kind.create(
             self.mappings,
             workload=options.workload,

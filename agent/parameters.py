@@ -5,17 +5,19 @@ And the options that the commands of several files have alike.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from postcopy.errors import UsageError
+from postcopy.errors import PostcopyError, UsageError
 from postcopy.limits import CPU_MAX, RATE_MAX
 from postcopy.link.address import parse_address, parse_host_port
 from postcopy.pages.units import format_size, parse_rate, parse_size
@@ -28,6 +30,23 @@ PLACED = ("tmpfs", "hugetlbfs")
 SNAPSHOT = "file"
 
 
+def typed(context: click.Context, option: click.Parameter) -> bool:
+    """Whether an option's value was typed: whoever did that knows which one an error is about."""
+    source = context.get_parameter_source(option.name or "")
+    return source not in {ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP}
+
+
+@contextlib.contextmanager
+def of_option(context: click.Context | None, option: click.Parameter | None) -> Iterator[None]:
+    """Have what is wrong with a value that nobody typed say where it came from."""
+    try:
+        yield
+    except PostcopyError as error:
+        if context is None or option is None or typed(context, option):
+            raise
+        raise click.BadParameter(str(error), context, option) from error
+
+
 class Parsed(click.ParamType[Any]):
     """A type made of a function from text to value; what it raises goes to whoever typed it."""
 
@@ -35,9 +54,10 @@ class Parsed(click.ParamType[Any]):
         self.name = name
         self._parse = parse
 
-    def convert(self, value: Any, _param: click.Parameter | None, _context: click.Context | None) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
         """Return the value that the text means."""
-        return self._parse(value) if isinstance(value, str) else value
+        with of_option(context, param):
+            return self._parse(value) if isinstance(value, str) else value
 
 
 class Judged(click.ParamType[Any]):
@@ -51,7 +71,8 @@ class Judged(click.ParamType[Any]):
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
         """Return the value of the other type."""
         converted = self._other.convert(value, param, context)
-        self._judge(converted)
+        with of_option(context, param):
+            self._judge(converted)
         return converted
 
 

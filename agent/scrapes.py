@@ -17,7 +17,6 @@ from http import HTTPStatus
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
-from postcopy.errors import UsageError
 from postcopy.limits import SCRAPE_BACKLOG, SCRAPE_BYTES_MAX, SCRAPE_SECONDS, SCRAPERS_MAX
 from postcopy.link.address import TcpAddress
 from postcopy.link.listen import bind, connections
@@ -85,10 +84,7 @@ class Scrapes:
             log.warning(
                 "metrics: %s:%d is beyond this host: anybody who reaches it may read", address.host, address.port
             )
-        try:
-            listening = bind(address)
-        except UsageError as error:
-            raise UsageError(f"metrics: {error}") from error
+        listening = bind(address)
         listening.listen(SCRAPE_BACKLOG)
         self._accepting = asyncio.get_running_loop().create_task(self._accept(listening))
         bound = TcpAddress(address.host, listening.getsockname()[1])

@@ -1,12 +1,13 @@
 """Configuration files: what they may say, what is wrong in them and where, and what wins over what."""
 
 import json
+import socket
 
 import click
 import pytest
 
 from agent import commands
-from agent.cli import cli
+from agent.cli import cli, status_of, words_of
 from agent.config import keys, read
 
 from .agents import destination, run, source
@@ -143,6 +144,38 @@ def test_flag_over_environment_over_file_over_default(tmp_path, monkeypatch):
     seen = resolve(["--seed", "30"], environment, file, monkeypatch)
     assert (seen["seed"], seen["vcpus"], seen["poll_max_ns"], seen["size"]) == (30, 20, 10, 256 << 20)
     assert [str(one) for one in seen["memory"]] == ["shmem:1048576", "tmpfs:/x"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("seed", "x", "POSTCOPY_SOURCE_SEED: 'x' is not a valid integer."),
+        ("size", "0", "POSTCOPY_SOURCE_SIZE: size '0': there is no memory of no size: write it like 256MiB"),
+        ("vcpus", "0", "POSTCOPY_SOURCE_VCPUS: guest: 0 vCPUs are not in 1 to"),
+    ],
+)
+def test_a_wrong_value_of_the_environment_names_its_variable(key, value, words, tmp_path, monkeypatch):
+    file = tmp_path / "x.toml"
+    file.touch()
+    with pytest.raises(click.BadParameter) as caught:
+        resolve([], {f"POSTCOPY_SOURCE_{key.upper()}": value}, file, monkeypatch)
+    assert status_of(caught.value, debug=False) == 2
+    assert words_of(caught.value)[0].startswith(words)
+
+
+def test_what_only_the_daemon_finds_names_the_line_the_variable_or_the_flag(tmp_path, monkeypatch):
+    first, second = tmp_path / "1.toml", tmp_path / "2.toml"
+    first.write_text('[destination]\ntls-dir = "/not/this"\n')
+    second.write_text('[destination]\n\ntls-dir = "/nor/this"\n')
+    done = run("--config", first, "--config", second, "--log-format", "text", "destination")
+    assert (done.status, done.err.splitlines()[-1].startswith("postcopy: ")) == (2, True)
+    assert f"{second}:3: tls-dir: /nor/this/ca-cert.pem: No such file or directory" in done.err
+    monkeypatch.setitem(run.__globals__["ENVIRONMENT"], "POSTCOPY_SOURCE_MEMORY", "tmpfs:/not/here")
+    done = run("source")
+    assert (done.status, "POSTCOPY_SOURCE_MEMORY: /not/here: " in done.err) == (2, True)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("source", "--memory", "shmem", "--metrics", f"127.0.0.1:{taken.getsockname()[1]}")
+    assert (done.status, "--metrics: cannot listen on tcp:127.0.0.1:" in done.err) == (2, True)
 
 
 def test_hidden_options_are_no_variables():

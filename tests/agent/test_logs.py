@@ -77,5 +77,5 @@ def test_the_last_words_of_a_daemon_are_an_object_and_those_of_a_command_are_not
     done = run("destination", "--listen", "tcp:192.0.2.1:1", "--insecure")
     said = json.loads(done.err)
     assert (done.status, said["level"], said["role"]) == (2, "error", "destination")
-    assert said["message"].startswith("cannot listen on tcp:192.0.2.1:1")
+    assert said["message"].startswith("--listen: cannot listen on tcp:192.0.2.1:1")
     assert run("status", "--admin", "unix:/nowhere").one_line().startswith("postcopy: no agent answers")

@@ -230,7 +230,7 @@ def test_guest_memfd_where_the_kernel_cannot_trap_it():
         return
     done = run("source", "--memory", "guest_memfd", "--size", "16MiB")
     assert done.status == 3
-    assert done.err.strip().splitlines()[-1].startswith("postcopy: guest_memfd: ")
+    assert done.err.strip().splitlines()[-1].startswith("postcopy: --memory: guest_memfd: ")
 
 
 @pytest.mark.parametrize(
