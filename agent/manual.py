@@ -123,6 +123,10 @@ EXAMPLES: dict[str, list[tuple[str | None, str]]] = {
     ],
     "report": [
         ("one run", "postcopy report run.json --output run.html"),
+        (
+            "with the verdict of `postcopy check --json`, which `migrate` leaves to you",
+            "postcopy report run.json --check check.json",
+        ),
         ("two side by side, and where the first one's faults were", "postcopy report a.json b.json --trace a.trace"),
     ],
     "certs": [

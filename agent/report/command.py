@@ -21,15 +21,24 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     metavar="FILE",
     help="The first run's faults, as --trace of `destination` or `demo` recorded them.",
 )
-def report(files: tuple[Path, ...], output: Path, trace: Path | None) -> None:
+@click.option(
+    "--check",
+    "checks",
+    type=FILE,
+    multiple=True,
+    metavar="FILE",
+    help="What `check --json` said after the first run; said again, after the next one.",
+)
+def report(files: tuple[Path, ...], output: Path, trace: Path | None, checks: tuple[Path, ...]) -> None:
     """Draw reports as one page of HTML, several side by side.
 
-    A report is what `demo --json` and `migrate --json` print. Needs matplotlib: pip install 'postcopy[report]'.
+    A report is what `demo --json` and `migrate --json` print; of the two only the demo checks its guest by itself.
+    Needs matplotlib: pip install 'postcopy[report]'.
     """
-    from agent.report.runs import read_runs  # noqa: PLC0415 - not for --help, here and below
+    from agent.report.runs import read_checks, read_runs  # noqa: PLC0415 - not for --help, here and below
     from postcopy.errors import HostError, UsageError  # noqa: PLC0415
 
-    runs = read_runs(files)
+    runs = read_checks(read_runs(files), checks)
     try:
         from agent.report.plots import plots, traced  # noqa: PLC0415
     except ImportError as error:

@@ -48,6 +48,8 @@ def check_details(details: dict[str, Any]) -> None:
     """Raise UnfitError as above. What the details lack is not drawn; what they have is whole."""
     for name, part in map_of("details.downtime_parts_seconds", details.get("downtime_parts_seconds") or {}).items():
         number_of(f"details.downtime_parts_seconds.{name}", part)
+    for name, part in map_of("details.fault_parts_seconds", details.get("fault_parts_seconds") or {}).items():
+        count_of(f"details.fault_parts_seconds.{name}", part)
     course = map_of("details.course", details.get("course") or {})
     if course.get("seconds"):
         check_columns("details.course", course, "seconds", COURSE)

@@ -240,8 +240,9 @@ def fault_parts(runs: Sequence[Run]) -> tuple[str, Figure] | None:
     figure, axes = bars("A fault's mean time", parts, runs, {})
     in_seconds(axes.xaxis)
     text = (
-        "Two parts are measured: the agent's, from the fault read to its page placed, and what the guest's own clock "
-        "felt beyond it, on average over all stalls of a microsecond or more. Reading, request, wire and placing are "
-        "not told apart: each would cost the way of a fault a look at the clock, at either end."
+        "Of faults whose page came as the answer to their own request. request: from the fault read to its request "
+        "sent. source: from the request read there to the answer sent. wire: all else until the answer is here, "
+        "sockets and scheduling at both ends as well. place: until the page is placed. wake: what the guest's own "
+        "clock felt beyond that, raising the fault and getting back from it, on average over all of them."
     )
     return text, figure

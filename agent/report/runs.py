@@ -9,12 +9,13 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from agent.report.fields import UnfitError, check_fields
+from agent.report.fields import UnfitError, at, check_fields, count_of
 from postcopy.errors import PostcopyError, UsageError
-from postcopy.link.report import SCHEMA_VERSION, checked
+from postcopy.link.report import SCHEMA_VERSION, checked, with_check
 from postcopy.pages.units import format_rate, format_seconds, format_size
 
 PATHS = ("demand", "push", "zero", "handed_over")
+PARTS = ("request", "answer", "source", "wire", "place")
 PERCENTILES = (("p50", "p50"), ("p90", "p90"), ("p99", "p99"), ("p999", "p99.9"), ("max", "max"))
 
 
@@ -49,12 +50,17 @@ class Run:
         ]
 
     def fault_parts(self) -> dict[str, float]:
-        """Return of what a fault's mean time is made, as far as it was measured, in seconds."""
+        """Return of what the mean time of a fault that fetched its page is made, in seconds: {} where nobody knows.
+
+        `wake` is what the guest's clock felt of all faults beyond the agent's: it includes their raising.
+        """
+        told = self.report.get("details", {}).get("fault_parts_seconds") or {}
+        parts = {name: told[name] for name in PARTS if name in told}
         fault, stall = self.report["fault_latency_seconds"], self.report["stall_seconds"]
-        if not fault["count"] or not stall["count"]:
-            return {}
-        rest = max(0.0, stall["mean"] - fault["mean"])
-        return {"agent: read, request, wire, place": fault["mean"], "kernel: raise, wake, and back in the guest": rest}
+        if parts and stall["count"]:
+            beyond = stall["mean"] * stall["count"] - fault["mean"] * fault["count"]
+            parts["wake"] = max(0.0, beyond / stall["count"])
+        return parts
 
 
 def read_runs(files: Sequence[Path]) -> list[Run]:
@@ -63,19 +69,46 @@ def read_runs(files: Sequence[Path]) -> list[Run]:
     return [Run(name, read_report(file)) for name, file in zip(names, files, strict=True)]
 
 
-def read_report(file: Path) -> dict[str, Any]:
-    """Read one report."""
+def read_checks(runs: Sequence[Run], files: Sequence[Path]) -> list[Run]:
+    """Return the runs with the verdicts of checks, the first run's first, each as `check --json` printed it."""
+    if len(files) > len(runs):
+        raise UsageError(f"--check {files[len(runs)]}: there are {len(runs)} runs, and a check for each at most")
+    checked_ones = [
+        Run(run.name, with_check(run.report, *read_check(file))) for run, file in zip(runs, files, strict=False)
+    ]
+    return [*checked_ones, *runs[len(files) :]]
+
+
+def read_check(file: Path) -> tuple[int, int]:
+    """Read one verdict: pages checked and pages that differ."""
+    found = read_json(file, "a check")
+    if not isinstance(found, dict) or found.get("schema_version") != SCHEMA_VERSION or "pages_checked" not in found:
+        raise UsageError(f"{file} is no verdict of a check: postcopy check --json prints one")
     try:
-        found = json.loads(file.read_text(encoding="utf-8"), parse_constant=no_number)
+        checked_pages, wrong = (int(count_of(name, at(found, name))) for name in ("pages_checked", "pages_mismatched"))
+    except UnfitError as error:
+        raise UsageError(f"{file}: {error}") from error
+    return checked_pages, wrong
+
+
+def read_json(file: Path, what: str) -> Any:
+    """Read a file of JSON; UsageError for anything else."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"), parse_constant=no_number)
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not the JSON of a report: it is not text in UTF-8") from error
+        raise UsageError(f"{file} is not the JSON of {what}: it is not text in UTF-8") from error
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise UsageError(f"{file} is not the JSON of a report: it breaks off or goes wrong at {where}") from error
+        raise UsageError(f"{file} is not the JSON of {what}: it breaks off or goes wrong at {where}") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{file} is not the JSON of a report: {error}") from error
+        raise UsageError(f"{file} is not the JSON of {what}: {error}") from error
+
+
+def read_report(file: Path) -> dict[str, Any]:
+    """Read one report."""
+    found = read_json(file, "a report")
     if not isinstance(found, dict) or found.get("schema_version") != SCHEMA_VERSION or "outcome" not in found:
         raise UsageError(f"{file} is no report of a migration: postcopy demo --json or migrate --json prints one")
     if found["outcome"] != "completed":
@@ -114,6 +147,10 @@ def rows(runs: Sequence[Run]) -> Iterator[Row]:
         yield figures(f"{what}s", [report[key]["count"] for report in reports], lambda count: f"{count:.0f}")
         for percentile, label in PERCENTILES:
             yield figures(f"{what} {label}", [report[key][percentile] for report in reports], format_seconds)
+    parts = [run.fault_parts() for run in runs]
+    for name in (*PARTS, "wake"):
+        if any(name in one for one in parts):
+            yield figures(f"fault's mean {name}", [one.get(name, 0.0) for one in parts], format_seconds)
     for side in ("source", "destination"):
         yield figures(f"CPU, {side}", [report["cpu_seconds"][side] for report in reports], format_seconds)
     yield Row("check", [verdict(report) for report in reports], [])

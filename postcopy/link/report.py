@@ -3,6 +3,11 @@
 Counters of both pumps and the source's timeline enter; the one object that `demo`, `migrate` and `status` print leaves.
 All values are in SI base units.
 
+`details.fault_parts_seconds` has the parts of a fault's mean time, of those `faults` whose page came as the answer to
+their own request: `request` (the fault read, its request sent), `source` (as it says itself: a request read, its answer
+sent), `wire` (all else until the answer is here: sockets and scheduling at both ends as well), `place`. What only a
+destination tells has `answer` in place of `source` and `wire`.
+
 `details.course` has columns over time (see course.py), `details.fault_latency` and `details.stall` whole distributions.
 
 `details.downtime_parts_seconds` has the downtime's parts, which add up to it: `stop` (the guest's last step to STATE
@@ -80,9 +85,31 @@ def arrived(
             "course": course,
             "fault_latency": distribution(stats.fault_latency),
             "stall": distribution(guest.stall),
+            "fault_parts_seconds": fault_parts(stats),
         },
     }
     return checked(report)
+
+
+def fault_parts(stats: DestinationStats) -> dict[str, float]:
+    """Return the mean parts of a fault as the destination's clock has them; {} where no fault fetched its page."""
+    count = stats.faults_fetched
+    if not count:
+        return {}
+    sums = {"request": stats.request_seconds, "answer": stats.answer_seconds, "place": stats.place_seconds}
+    return {"faults": count, **{name: whole / count for name, whole in sums.items()}}
+
+
+def with_source(parts: Any, stats: SourceStats | None) -> Any:
+    """Return the parts with the answer's time split in the source's own and all else."""
+    if stats is None or not stats.requests_answered or not isinstance(parts, dict):
+        return parts
+    answer = parts.get("answer")
+    if not isinstance(answer, float):
+        return parts
+    own = min(answer, stats.answer_seconds / stats.requests_answered)
+    others = {name: part for name, part in parts.items() if name not in {"answer", "place"}}
+    return {**others, "source": own, "wire": answer - own, "place": parts.get("place", 0.0)}
 
 
 def _pages(stats: DestinationStats, left: int) -> dict[str, int]:
@@ -129,8 +156,10 @@ def completed(report: Report, timeline: Timeline, stats: SourceStats | None, rec
     cpu = dict(report.get("cpu_seconds", {}))
     cpu["source"] = stats.cpu_seconds if stats is not None else 0.0
     whole["cpu_seconds"] = cpu
+    details = report.get("details", {})
     whole["details"] = {
-        **report.get("details", {}),
+        **details,
+        "fault_parts_seconds": with_source(details.get("fault_parts_seconds", {}), stats),
         "downtime_parts_seconds": timeline.parts(),
         "downtime_is_exact": timeline.exact,
         "reconnects": reconnects,

@@ -64,6 +64,7 @@ static int read_requests(struct source *pump) {
         return 0;
     if (got <= 0)
         return half_fail_socket(&pump->half, ROLE_URGENT, got ? errno : 0);
+    pump->asked_at = now_ns();
     pump->requests_end += (uint64_t)got;
     pump->urgent_received += (uint64_t)got;
     uint64_t begin = 0;
@@ -96,6 +97,10 @@ static int send_answers(struct source *pump) {
         return errno == EAGAIN || errno == EINTR ? 0 : half_fail_socket(&pump->half, ROLE_URGENT, errno);
     hist_add(&pump->counters.urgent.bytes_sent, (uint64_t)sent);
     pump->answers_begin = parts_advance(pump->answers, pump->answers_begin, (uint64_t)sent);
+    if (pump->answers_begin == pump->answers_end && pump->asked_at) {
+        hist_add(&pump->counters.urgent.answered, pump->headers_used);
+        hist_add(&pump->counters.urgent.answer_ns, pump->headers_used * (now_ns() - pump->asked_at));
+    }
     return 1;
 }
 
@@ -108,7 +113,7 @@ static int beat(struct source *pump) {
         return 0;
     pump->headers[0] = (struct frame){.magic = FRAME_MAGIC, .type = FRAME_BEAT};
     pump->answers[0] = (struct iovec){.iov_base = &pump->headers[0], .iov_len = sizeof pump->headers[0]};
-    pump->answers_begin = 0;
+    pump->answers_begin = pump->asked_at = 0;
     pump->answers_end = pump->headers_used = 1;
     return 0;
 }

@@ -26,6 +26,18 @@ static bool given_back(const struct destination *pump, const struct fault *pendi
     return !pump->backlog_count || !same_fault(&pump->backlog[pump->backlog_begin], pending);
 }
 
+/* A fault's page is placed: where that was the answer to its request, each part of the way is known. */
+static void record_parts(struct destination *pump, const struct fault *fault, uint64_t now) {
+    struct destination_demand *demand = &pump->counters.demand;
+    const struct landed *landed = &pump->landed;
+    if (!fault->sent_at || fault->region != landed->region || fault->page - landed->page >= landed->count)
+        return;
+    hist_add(&demand->fetched, 1);
+    hist_add(&demand->request_ns, fault->sent_at - fault->read_at);
+    hist_add(&demand->answer_ns, pump->urgent.arrived_at - fault->sent_at);
+    hist_add(&demand->place_ns, now - pump->urgent.arrived_at);
+}
+
 void faults_settle(struct destination *pump) {
     uint64_t now = 0;
     for (uint32_t i = 0; i < pump->pending_count;) {
@@ -40,6 +52,7 @@ void faults_settle(struct destination *pump) {
         now = now ? now : now_ns();
         if (state != PAGE_POISONED)
             hist_record(&pump->counters.demand.latency, now - pending->read_at);
+        record_parts(pump, pending, now);
         if (state != PAGE_POISONED && pump->trace)
             trace_record(pump->trace, trace_where(pending->page, pending->region, pending->found, pending->thread),
                          pending->read_at, now - pending->read_at);
@@ -267,6 +280,18 @@ static int take_faults(struct destination *pump) {
     return progress;
 }
 
+/* All requests have left. */
+static void note_sent(struct destination *pump) {
+    uint64_t now = 0;
+    for (uint32_t i = 0; i < pump->pending_count; i++) {
+        struct fault *pending = &pump->pending[i];
+        if (pending->sent_at || pending->found != FOUND_ABSENT)
+            continue;
+        now = now ? now : now_ns();
+        pending->sent_at = now;
+    }
+}
+
 static int send_requests(struct destination *pump) {
     uint64_t rest = pump->requests_end - pump->requests_begin;
     if (!rest)
@@ -277,6 +302,8 @@ static int send_requests(struct destination *pump) {
         return errno == EAGAIN || errno == EINTR ? STEP_IDLE : fail_number(pump, FAILURE_SOCKET, errno, 0);
     pump->requests_begin += (uint64_t)sent;
     hist_add(&pump->counters.demand.bytes_sent, (uint64_t)sent);
+    if (pump->requests_begin == pump->requests_end)
+        note_sent(pump);
     return STEP_PROGRESS;
 }
 

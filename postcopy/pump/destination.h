@@ -46,6 +46,7 @@ struct receiver {
     uint64_t changed_at;     /* ns, when something was last read that stood against it */
     struct beat beat;
     uint64_t beat_sent; /* bytes of beats; push only, where nothing else is sent */
+    uint64_t arrived_at; /* ns, when the latest answer was whole; urgent only */
 };
 
 /* Another process's mapping of the guest's files, with a userfaultfd of its own: view.c. */
@@ -63,6 +64,13 @@ struct fault {
     uint32_t found; /* enum trace_found, once it is accounted for */
     uint64_t page;
     uint64_t read_at; /* ns */
+    uint64_t sent_at; /* ns, when the request that it made had left; 0: it made none, or that has not */
+};
+
+/* Pages that came as answers and were just placed. */
+struct landed {
+    uint32_t region;
+    uint64_t page, count;
 };
 
 struct destination {
@@ -77,6 +85,7 @@ struct destination {
     /* Owned by the demand thread. */
     struct fault pending[PENDING_MAX]; /* accounted for, until their pages are there */
     uint32_t pending_count;
+    struct landed landed;
     struct frame requests[PENDING_MAX]; /* bytes [requests_begin, requests_end) are to be sent */
     uint64_t requests_begin, requests_end;
     /* A ring of faults that were read; each stays in it until it is served, which a stop may come between. */

@@ -30,6 +30,8 @@ VIEWS_MAX: int = lib.PUMP_VIEWS_MAX
 class DestinationStats:
     """A snapshot of the counters. Pages are counted in each region's own page size; times are seconds.
 
+    The page of `faults_fetched` came as the answer to their own request. Their times are made of three parts, here as
+    sums: until the request had left, until its answer was whole, until the page was placed.
     `pages_kept` were here before this pump was: a former one that was killed had placed them.
     """
 
@@ -58,6 +60,10 @@ class DestinationStats:
     push_ended: bool
     cpu_seconds: float
     fault_latency: Histogram
+    faults_fetched: int
+    request_seconds: float
+    answer_seconds: float
+    place_seconds: float
 
     OUTCOMES: ClassVar = ("placed", "present", "retry", "gone", "busy")
 
@@ -212,6 +218,10 @@ class DestinationPump(Pump):
             push_ended=bool(push.ended),
             cpu_seconds=self._cpu_seconds,
             fault_latency=read_histogram(ffi, demand.latency),
+            faults_fetched=demand.fetched,
+            request_seconds=demand.request_ns / 1e9,
+            answer_seconds=demand.answer_ns / 1e9,
+            place_seconds=demand.place_ns / 1e9,
         )
 
     def glance(self) -> tuple[int, int, bytes]:

@@ -105,6 +105,11 @@ struct destination_demand {
     _Atomic uint64_t pending; /* faults not yet resolved */
     _Atomic uint64_t bytes_sent;
     struct hist latency; /* fault read to page placed */
+    /* Of faults whose page came as the answer to their own request: how many, and the sums of their parts in ns. */
+    _Atomic uint64_t fetched;
+    _Atomic uint64_t request_ns; /* fault read to request sent */
+    _Atomic uint64_t answer_ns;  /* request sent to the page's last byte read */
+    _Atomic uint64_t place_ns;   /* to the page placed */
 };
 
 struct destination_channel {
@@ -141,6 +146,8 @@ struct source_channel {
     _Atomic uint64_t requests; /* urgent only: requests read */
     _Atomic uint64_t ignored;  /* urgent only: requests for a page that is on its way already */
     _Atomic uint64_t again;    /* urgent only: pages sent once more because the push had them in flight */
+    _Atomic uint64_t answered; /* urgent only: requests whose answer has left, */
+    _Atomic uint64_t answer_ns; /* and the sum of the ns from their reading to the answer's last byte sent */
 };
 
 struct source_counters {

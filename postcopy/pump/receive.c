@@ -43,7 +43,9 @@ static void account(struct destination *pump, struct receiver *receiver, struct 
                     uint64_t count) {
     bool watched = pages_placed(&memory->map[page], count);
     if (watched && receiver == &pump->urgent) {
+        pump->landed = (struct landed){.region = receiver->frame.region, .page = page, .count = count};
         faults_settle(pump);
+        pump->landed.count = 0;
     } else if (watched) {
         atomic_store(&pump->news, true);
         signal_fd(pump->news_fd);
@@ -114,11 +116,18 @@ static void settle_claimed(struct destination *pump, struct receiver *receiver, 
     receiver->changing_since = 0;
 }
 
+/* An answer is whole. */
+static void note_arrival(struct receiver *receiver) {
+    if (receiver->role == ROLE_URGENT)
+        receiver->arrived_at = now_ns();
+}
+
 static int take_zero(struct destination *pump, struct receiver *receiver) {
     const struct frame *frame = &receiver->frame;
     struct memory *memory = &pump->memory[frame->region];
     uint64_t page = frame->offset / memory->region.page_size;
     uint64_t stop = page + frame->length / memory->region.page_size;
+    note_arrival(receiver);
     while (page < stop) {
         /* An absent page only becomes known: it is placed when it is touched, so a hole costs nothing. */
         uint64_t known = pages_zero(memory->map, page, stop) - page;
@@ -218,6 +227,7 @@ static int take_staged(struct destination *pump, struct receiver *receiver) {
     uint8_t *content = receiver->staging + receiver->begin;
     uint64_t count = frame->length / size;
     bool move = placement(pump, receiver) == PLACE_MOVE;
+    note_arrival(receiver);
     for (uint64_t i = 0; i < count;) {
         uint64_t run = 0;
         while (i + run < count && (run + 1) * size <= RUN_BYTES_MAX && page_claim(&memory->map[page + i + run]))
@@ -268,6 +278,7 @@ static void begin_run(struct destination *pump, struct receiver *receiver) {
 static int end_run(struct destination *pump, struct receiver *receiver) {
     const struct frame *frame = &receiver->frame;
     struct memory *memory = &pump->memory[frame->region];
+    note_arrival(receiver);
     if (!owns_pages(receiver))
         hist_add(&receiver->placer.counters->duplicate, 1);
     else if (place_claimed(pump, receiver, alias_of(memory, frame->offset + receiver->run_begin)))

@@ -42,6 +42,7 @@ struct source {
     struct frame headers[ANSWERS_MAX];
     struct iovec answers[2 * ANSWERS_MAX];
     uint32_t answers_begin, answers_end, headers_used;
+    uint64_t asked_at;        /* ns, when the requests were read that are being answered; 0: it is a beat */
     uint32_t answers_max;     /* how many answers are made at a time */
     uint64_t page_size_max;   /* of the regions that are read */
     uint8_t *answers_content; /* answers_max pages of that size, NULL where no region is read */

@@ -23,7 +23,10 @@ PUSH_FRAME_BYTES = 2 << 20
 
 @dataclass(frozen=True, slots=True)
 class SourceStats:
-    """A snapshot of the counters. Pages are counted in each region's own page size."""
+    """A snapshot of the counters. Pages are counted in each region's own page size; times are seconds.
+
+    `answer_seconds` is the sum over the requests whose answers have left, from the reading of each to its last byte.
+    """
 
     pages_demand: int
     pages_push: int
@@ -31,6 +34,8 @@ class SourceStats:
     pages_again: int
     requests: int
     requests_ignored: int
+    requests_answered: int
+    answer_seconds: float
     bytes_sent_urgent: int
     bytes_sent_push: int
     queued: int
@@ -123,6 +128,8 @@ class SourcePump(Pump):
             pages_again=urgent.again,
             requests=urgent.requests,
             requests_ignored=urgent.ignored,
+            requests_answered=urgent.answered,
+            answer_seconds=urgent.answer_ns / 1e9,
             bytes_sent_urgent=urgent.bytes_sent,
             bytes_sent_push=push.bytes_sent,
             queued=lib.source_queued(self._handle),

@@ -40,6 +40,7 @@ def test_a_migration_by_hand(tmp_path):
         verdict = run("check", "--admin", there.admin)
         assert verdict.status == 0
         assert "every byte of 16384 pages (4 KiB each) is right" in verdict.out
+        check_parts(done.json)
         check_metrics(scrape(metrics_url(here)), scrape(metrics_url(there)), done.json)
         again = run("migrate", "--admin", here.admin, there.address)
         assert (again.status, again.one_line()) == (2, "postcopy: the guest is not here any more")
@@ -50,6 +51,16 @@ def test_a_migration_by_hand(tmp_path):
         there.signal(signal.SIGTERM)
         assert there.wait() == 0
         assert "this agent owns the guest, which ends with it" in there.log
+
+
+def check_parts(report):
+    """Each part of a fault's time was measured; together they are no more than all faults took."""
+    parts = report["details"]["fault_parts_seconds"]
+    assert list(parts) == ["faults", "request", "source", "wire", "place"]
+    assert min(parts.values()) > 0
+    faults, latency = parts.pop("faults"), report["fault_latency_seconds"]
+    assert 0 < faults <= report["pages"]["demand"]
+    assert faults * sum(parts.values()) <= latency["count"] * latency["mean"] * 1.001
 
 
 def check_metrics(here, there, report):

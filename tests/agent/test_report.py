@@ -38,6 +38,7 @@ def report(**changes):
             },
             "fault_latency": {"upper_seconds": [2e-5, 1e-3, 3e-3], "counts": [60, 30, 10]},
             "stall": {"upper_seconds": [3e-5, 4e-3], "counts": [60, 40]},
+            "fault_parts_seconds": {"faults": 90, "request": 1e-6, "source": 2e-6, "wire": 20e-6, "place": 5e-6},
         },
         **changes,
     }  # fmt: skip
@@ -50,8 +51,9 @@ def one(name="a run", **changes):
 def test_figures_of_a_run():
     assert one().tail("fault_latency") == [(2e-5, 0.4), (1e-3, pytest.approx(0.1)), (3e-3, 0.0)]
     assert [round(rate) for _, rate in one().throughput()] == [3_000_000, 6_000_000, 3_000_000]
-    agent, rest = one().fault_parts().values()
-    assert (agent, rest) == (30e-6, pytest.approx(10e-6))
+    parts = one().fault_parts()
+    assert list(parts) == ["request", "source", "wire", "place", "wake"]
+    assert (parts["wire"], parts["wake"]) == (20e-6, pytest.approx(10e-6))
 
 
 def test_runs_side_by_side_have_ratios():
@@ -64,6 +66,40 @@ def test_runs_side_by_side_have_ratios():
     assert "<second>" not in text
 
 
+UNCHECKED = {"page_size": 4096, "pages_checked": 0, "pages_mismatched": 0}
+
+
+def checks(folder, *verdicts):
+    files = [folder / f"check{number}.json" for number in range(len(verdicts))]
+    for file, verdict in zip(files, verdicts, strict=True):
+        file.write_text(json.dumps({"schema_version": 1, "role": "destination", **verdict}))
+    return files
+
+
+def test_the_verdict_of_a_check_joins_its_run(tmp_path):
+    several = [one("first", integrity=UNCHECKED), one("second", integrity=UNCHECKED), one("third", integrity=UNCHECKED)]
+    right, wrong = {"pages_checked": 400, "pages_mismatched": 0}, {"pages_checked": 400, "pages_mismatched": 2}
+    told = runs.read_checks(several, checks(tmp_path, right, wrong))
+    row = next(row for row in runs.rows(told) if row.name == "check")
+    assert row.words == ["every byte of 400 pages is right", "WRONG: 2 pages differ", "not checked"]
+    with pytest.raises(UsageError, match=re.escape("there are 1 runs, and a check for each at most")):
+        runs.read_checks([one()], checks(tmp_path, right, wrong))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        ({}, "is no verdict of a check: postcopy check --json prints one"),
+        ({"pages_checked": 4}, "there is no pages_mismatched"),
+        ({"pages_checked": -1, "pages_mismatched": 0}, "pages_checked is -1: there is nothing below 0 of it"),
+        ({"pages_checked": [], "pages_mismatched": 0}, "pages_checked is [], not a number"),
+    ],
+)
+def test_what_is_no_check(verdict, words, tmp_path):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        runs.read_checks([one()], checks(tmp_path, verdict))
+
+
 def test_every_plot_is_drawn_of_a_whole_report_and_what_lacks_is_left_out():
     whole = plots.plots([one(), one("another")])
     assert len(whole) == 7
@@ -71,10 +107,9 @@ def test_every_plot_is_drawn_of_a_whole_report_and_what_lacks_is_left_out():
     for text in ("switchover", "Fault latency by percentile", "90 %", "another: p99", "push", "load"):
         assert f">{text}" in words or text in words
     bare = one(details={})
-    assert len(plots.plots([bare])) == 2
+    assert len(plots.plots([bare])) == 1
     assert "There is nothing over time" in page.page([bare], plots.plots([bare]))
-    still = report(fault_latency_seconds={**TIMES, "count": 0})
-    assert runs.Run("still", still).fault_parts() == {}
+    assert bare.fault_parts() == {}
 
 
 def test_the_same_runs_make_the_same_page():
@@ -248,7 +283,7 @@ def test_what_is_no_trace(content, words, tmp_path):
 
 def test_a_trace_that_cannot_be_written_is_told_at_once(tmp_path):
     done = run("destination", "--trace", tmp_path / "none" / "trace")
-    assert (done.status, done.one_line()) == (2, f"postcopy: --trace {tmp_path}/none/trace: No such file or directory")
+    assert (done.status, done.one_line()) == (2, f"postcopy: --trace: {tmp_path}/none/trace: No such file or directory")
 
 
 def colours_of(png):
@@ -285,12 +320,11 @@ def test_a_browser_shows_a_real_migration(tmp_path):
     assert asked == []
     browser = ["--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--window-size=1000,2600"]
     shot = tmp_path / "shot.png"
-    dump = say("chromium-headless-shell", *browser, "--dump-dom", made.as_uri())
+    dump = say("chromium-headless-shell", *browser, "--dump-dom", f"--screenshot={shot}", made.as_uri())
     assert dump.returncode == 0, dump.stderr
     assert dump.stdout.count("<svg") == 8
     assert f"{json.loads(files[0].read_text())['fault_latency_seconds']['count']} faults of 2 threads" in dump.stdout
     assert "2 migrations side by side" in dump.stdout
-    say("chromium-headless-shell", *browser, f"--screenshot={shot}", made.as_uri())
     width, height, colours = colours_of(shot.read_bytes())
     assert (width, height) == (1000, 2600)
     assert colours > 50

@@ -122,6 +122,8 @@ def test_a_page_asked_for_twice_is_sent_once(make: Any) -> None:
     assert frame_from(source.urgent)[0].offset == PAGE
     assert frame_from(source.urgent)[0].offset == 0
     assert source.pump.snapshot().requests_ignored == 1
+    until(lambda: source.pump.snapshot().requests_answered == 2, "the account of both answers")
+    assert source.pump.snapshot().answer_seconds > 0
 
 
 def test_the_owner_hears_once_where_the_latest_request_was(make: Any) -> None:
