@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from postcopy.errors import PostcopyError, UsageError
-from postcopy.limits import CPU_MAX, RATE_MAX
+from postcopy.limits import CPU_MAX, GUEST_VCPUS_MAX, RATE_MAX, STEPS_MAX, STEPS_PER_SECOND_MAX
 from postcopy.link.address import parse_address, parse_host_port
 from postcopy.pages.units import format_size, parse_rate, parse_size
 
@@ -74,6 +74,20 @@ class Judged(click.ParamType[Any]):
         with of_option(context, param):
             self._judge(converted)
         return converted
+
+
+class Part(click.FloatRange):
+    """Part of a whole: from 0 to below 1."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1, max_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        """Return the number, if it is one."""
+        part = super().convert(value, param, context)
+        if math.isnan(part):
+            self.fail(f"{value!r} is no number", param, context)
+        return part
 
 
 def of_guest(field: str) -> Callable[[Any], object]:
@@ -244,11 +258,11 @@ GUEST_KIND = Judged(click.STRING, judge_kind)
 MODE = Judged(click.STRING, judge_mode)
 REMOVAL = Judged(click.STRING, judge_removal)
 WORKLOAD = Judged(click.STRING, of_guest("workload"))
-VCPUS = Judged(click.INT, of_guest("vcpus"))
-SEED = Judged(click.INT, of_guest("seed"))
-STEPS = Judged(click.INT, of_guest("steps_max"))
-STEPS_PER_SECOND = Judged(click.INT, of_guest("steps_per_second"))
-BLANK = Judged(click.FLOAT, of_guest("blank"))
+VCPUS = click.IntRange(1, GUEST_VCPUS_MAX)
+SEED = click.IntRange(0, (1 << 64) - 1)
+STEPS = click.IntRange(0, STEPS_MAX)
+STEPS_PER_SECOND = click.IntRange(0, STEPS_PER_SECOND_MAX)
+BLANK = Part()
 
 RATE_HELP = "Limit the push, like 100MiB/s; 0: no limit."
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one object of JSON on stdout.")

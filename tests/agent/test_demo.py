@@ -102,7 +102,7 @@ def test_people_get_a_summary_and_no_bars_in_a_pipe():
         (["--mode", "magic"], 2, "unknown mode 'magic': known are auto, minor, missing"),
         (["--workload", "sleep"], 2, "unknown workload 'sleep'"),
         (["--guest", "poltergeist"], 2, "unknown kind of guest 'poltergeist': known are emulated"),
-        (["--vcpus", "0"], 2, "0 vCPUs are not in 1 to"),
+        (["--vcpus", "0"], 2, "'--vcpus': 0 is not in the range 1<=x<=512"),
         (["--memory", "hugetlb-2M", "--size", "512G"], 3, "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"),
         (["--size", "1000T"], 3, "of shmem asked for"),
         (["--colour"], 2, "No such option '--colour'"),

@@ -37,6 +37,18 @@ def test_every_command_is_in_one_section():
     assert set(manual.EXAMPLES) == {"postcopy", *COMMANDS}
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_default_and_every_range_is_shown(name):
+    command = COMMANDS[name]
+    for option in options_of(command):
+        said = option.get_help_record(click.Context(command))[1]
+        value = option.get_default(click.Context(command))
+        assert option.is_flag or value == () or option.value_is_missing(value) or "default: " in said, option.name
+    # Of whole numbers there are no others but descriptors, which are looked at themselves.
+    numbers = [one for one in options_of(command) if one.type.name in {"integer", "float"}]
+    assert [one.name for one in numbers] == []
+
+
 def test_the_list_of_commands_cuts_no_sentence_off():
     said = help_of("")
     assert [title for title in manual.SECTIONS if f"\n{title}:\n" not in said] == []
