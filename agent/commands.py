@@ -266,7 +266,7 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
     metavar="DIR",
     help="Where memory of type tmpfs or hugetlbfs is put, as DIR is mounted; without one it is a memfd.",
 )
-@click.option("--once", is_flag=True, help="End after one migration, whatever came of it.")
+@click.option("--once", is_flag=True, help="End after one migration, whatever came of it, once its source knows.")
 @keeper_option
 @trace_option
 @tls_option

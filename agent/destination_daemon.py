@@ -132,8 +132,24 @@ class DestinationDaemon:
                 self.lost.set()
                 if self.destination.lost is not None:
                     log.error("destination: the guest goes on without %d pages", self._lost_pages())
+            if self.options.once and finish.state is State.COMPLETED:
+                await self._until_heard()
             if self.options.once or (self.lost.is_set() and self.destination.lost is None):
                 self.over.set()
+
+    async def _until_heard(self) -> None:
+        """Stay for a source that does not know yet that it may let go of its memory: no one else could tell it."""
+        hearing = asyncio.create_task(self.destination.known.heard())
+        await asyncio.sleep(0)
+        if not hearing.done():
+            log.warning("destination: the source has not heard that every page is here: this agent ends once it has")
+        try:
+            async with asyncio.timeout(self.options.give_up_after):
+                await hearing
+        except TimeoutError:
+            log.error("destination: the source was away for too long: it keeps its memory until it is told to end")  # noqa: TRY400
+        finally:
+            hearing.cancel()
 
     def _write_trace(self) -> None:
         """Write the trace of a migration whose guest came here."""

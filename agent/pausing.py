@@ -107,7 +107,9 @@ def pause(admin: str, as_json: bool) -> None:
 
 @click.command()
 @admin_option
-@click.option("--to", type=ADDRESS, metavar="tcp:HOST:PORT", help="Where the destination is to be found now.")
+@click.option(
+    "--to", type=ADDRESS, metavar="tcp:HOST:PORT", help="Where the destination, or the source of --from, is now."
+)
 @insecure_option
 @json_option
 def resume(admin: str, to: Address | None, insecure: bool, as_json: bool) -> None:

@@ -99,7 +99,7 @@ class Destination:
         self._trace = trace
         self._versions = versions_over(tls, versions)
         self._give_up_after = give_up_after
-        self._known = Known()
+        self.known = Known()  # whose sources may come back
         self._current: DestinationInterpreter | None = None
         self._onward: Onward | None = None  # of the guest that the current one brought
         self._before: tuple[DestinationInterpreter | None, Onward | None] = (None, None)
@@ -132,7 +132,7 @@ class Destination:
         """
         first = await first_message(channel)
         if isinstance(first, Resume):
-            await self._known.take(channel, first)
+            await self.known.take(channel, first)
             return
         busy = self._busy()
         if busy is None and len(self._greeted) >= GREETED_MAX:
@@ -158,7 +158,7 @@ class Destination:
         self._before = (self._current, self._onward)
         self._current, self._onward = interpreter, None
         self._running = self._greeted.pop(interpreter)
-        self._known.add(interpreter)
+        self.known.add(interpreter)
 
     def _probing(self) -> bool:
         running = self._running is not None and not self._running.done()

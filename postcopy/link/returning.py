@@ -15,7 +15,7 @@ from postcopy.errors import PostcopyError
 from postcopy.limits import KNOWN_MAX, RELEASE_SECONDS, TOKEN_BYTES
 from postcopy.link.control import ControlChannel
 from postcopy.link.destination_interpreter import DestinationInterpreter
-from postcopy.wire.control import AllPlaced, Refuse, Resume, Welcome
+from postcopy.wire.control import AllPlaced, Refuse, Released, Resume, Welcome
 from postcopy.wire.messages import UNKNOWN
 
 log = logging.getLogger("postcopy.destination")
@@ -27,6 +27,7 @@ class Known:
     def __init__(self, most: int = KNOWN_MAX) -> None:
         self._most = most
         self._interpreters: dict[bytes, DestinationInterpreter] = {}
+        self._answered = asyncio.Event()
 
     def add(self, interpreter: DestinationInterpreter) -> None:
         """Remember a migration that was let in, at the cost of the oldest that are over and of no other."""
@@ -34,6 +35,12 @@ class Known:
         over = [name for name, one in self._interpreters.items() if one.finish is not None]
         for name in over[: max(0, len(self._interpreters) - self._most)]:
             del self._interpreters[name]
+
+    async def heard(self) -> None:
+        """Return when each source whose migration came through knows that it did, however late it asks."""
+        while any(one.finish is not None and one.machine.unheard for one in self._interpreters.values()):
+            self._answered.clear()
+            await self._answered.wait()
 
     async def take(self, channel: ControlChannel, resume: Resume) -> None:
         """Give the connection to its migration, or answer it and close it."""
@@ -51,6 +58,7 @@ class Known:
             interpreter.rejoin(channel, secrets.token_bytes(TOKEN_BYTES))
         else:
             await answer_late(channel, interpreter)
+            self._answered.set()
 
 
 async def answer_late(channel: ControlChannel, interpreter: DestinationInterpreter) -> None:
@@ -63,7 +71,7 @@ async def answer_late(channel: ControlChannel, interpreter: DestinationInterpret
         channel.send(Welcome(machine.version, machine.migration_id, token, machine.software))
         channel.send(AllPlaced(interpreter.report or {}))
         async with asyncio.timeout(RELEASE_SECONDS):
-            await channel.receive()
+            machine.acknowledged = isinstance(await channel.receive(), Released)
     except (PostcopyError, TimeoutError) as error:
         log.warning("closed %s: %s", channel.name, str(error) or "it did not say that it let go of its memory")
     await channel.close()

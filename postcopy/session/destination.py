@@ -78,6 +78,7 @@ class DestinationMachine(Machine[Step]):
         self.offer: LayoutOffer | None = None  # of memory that is handed over
         self.give_up_seconds = give_up_seconds
         self.recovers = recovers
+        self.acknowledged = False  # the source has said that it let go of its memory
         self.report: dict[str, object] | None = None
         self.first_instruction_at: float | None = None
         self.heard_at = 0.0
@@ -139,6 +140,11 @@ class DestinationMachine(Machine[Step]):
     def recoverable(self) -> bool:
         """Whether it outlives its connections: both sides know how, and pages travel at all."""
         return self.recovers and self.version >= RECOVERY_SINCE and self.offer is None
+
+    @property
+    def unheard(self) -> bool:
+        """Whether all is here and the source, which may not know, keeps its pages and comes back to ask."""
+        return self.state is State.COMPLETED and self.recoverable and not self.acknowledged
 
     @property
     def give_up_at(self) -> float | None:
@@ -231,7 +237,7 @@ DestinationMachine.table = {
     (Step.SETTLING, "AllResident"): (Step.RELEASING, actions.all_placed),
     (Step.SETTLING, "WorkFailed"): (Step.RELEASING, actions.all_placed),
     (Step.RELEASING, "GuestRunning"): (Step.RELEASING, actions.running),
-    (Step.RELEASING, "Released"): (Step.COMPLETED, actions.complete),
+    (Step.RELEASING, "Released"): (Step.COMPLETED, actions.released),
     **{(step, key): (Step.FAILED, actions.fail) for step in (Step.IDLE, *_EARLY) for key in _FAILURES},
     **{(step, key): (Step.CANCELLED, actions.cancel) for step in (Step.IDLE, *_EARLY) for key in _CANCELS},
     **{(step, "Resident"): (Step.FAILED, actions.fail) for step in (Step.ATTACHED, Step.LOADING)},

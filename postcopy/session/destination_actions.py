@@ -188,6 +188,12 @@ def complete(machine: DestinationMachine, _event: Event) -> list[Command]:
     return [*settle, StopPump(), CloseLinks(), Finish(State.COMPLETED, Owner.DESTINATION, text, 0)]
 
 
+def released(machine: DestinationMachine, event: Event) -> list[Command]:
+    """End well, with a source that knows it."""
+    machine.acknowledged = True
+    return complete(machine, event)
+
+
 def stay(_machine: DestinationMachine, _event: Event) -> list[Command]:
     """Do nothing."""
     return []

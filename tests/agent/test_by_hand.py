@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.proxy import Proxy, upstream_of
+
 from .agents import AGENT, AS_NOBODY, ENVIRONMENT, ROOT, Command, destination, run, scrape, source
 
 
@@ -157,6 +159,25 @@ def test_an_idle_destination_and_an_unmoved_guest_end_cleanly(tmp_path):
 def test_once_ends_with_the_migration(tmp_path):
     with destination(tmp_path, "--once") as there, source(tmp_path, size="8MiB") as here:
         assert run("migrate", "--admin", here.admin, there.address).status == 0
+        assert there.wait() == 0
+
+
+def test_once_stays_for_a_source_that_has_not_heard_of_the_end(tmp_path):
+    with (
+        destination(tmp_path, "--once") as there,
+        source(tmp_path, size="8MiB") as here,
+        Proxy(upstream_of(there.address), watches=True) as proxy,
+    ):
+        proxy.hold("all_placed")
+        with Command("migrate", "--admin", here.admin, proxy.address, "--json") as moving:
+            proxy.wait_held()
+            proxy.refuses = True
+            proxy.cut()
+            proxy.release()
+            there.until_log("the source has not heard that every page is here: this agent ends once it has")
+            here.until(lambda now: now["state"] == "postcopy-paused")
+            proxy.admit()
+            assert moving.result(30).json["outcome"] == "completed"
         assert there.wait() == 0
 
 
