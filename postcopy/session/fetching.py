@@ -29,6 +29,9 @@ from postcopy.session.events import Connected, DataAttached, Elapsed, Event, Pro
 from postcopy.wire.messages import Hello, LayoutOffer, Loaded, Message, Ready, Welcome
 from postcopy.wire.messages import State as StateMessage
 
+# Of an attempt; in this order, for whoever dials may be attaching what he has at this very moment.
+_NOTHING_LEFT = (DropControl(), DetachData())
+
 # STATE of a source that names nothing: an empty map, in msgpack.
 NAMELESS = b"\x80"
 
@@ -97,7 +100,7 @@ def _redial(_machine: FetchingMachine, _event: Event) -> list[Command]:
 def _redial_now(machine: FetchingMachine, _event: Event) -> list[Command]:
     """Try at once, whatever attempt is under way, and go on trying."""
     machine.held, machine.attempts = False, 0
-    return [DetachData(), DropControl(), Connect()]
+    return [*_NOTHING_LEFT, Connect()]
 
 
 def _connected(machine: FetchingMachine, event: Connected) -> list[Command]:
@@ -152,13 +155,13 @@ def _try_later(machine: FetchingMachine, subject: Event | Message) -> list[Comma
         [] if machine.told and why == machine.trouble else [Note(f"paused still: {why}; it is tried again and again")]
     )
     machine.trouble, machine.told = why, True
-    return [DetachData(), DropControl(), *said]
+    return [*_NOTHING_LEFT, *said]
 
 
 def _hold(machine: FetchingMachine, _event: Event) -> list[Command]:
     """Try no more until somebody asks for it."""
     machine.held = True
-    return [DetachData(), DropControl(), Note("paused until it is asked to resume")]
+    return [*_NOTHING_LEFT, Note("paused until it is asked to resume")]
 
 
 def _whole(_machine: FetchingMachine, _event: Event) -> list[Command]:
@@ -169,7 +172,8 @@ def _whole(_machine: FetchingMachine, _event: Event) -> list[Command]:
 # What ends an attempt.
 _FAILS = ("DialFailed", "ControlLost", "Broken", "PumpBroken", "Refuse", "Cancel", "NotSent", "Elapsed")
 # What may still be heard of an attempt that is over, and of the pump, which nothing reaches.
-_LATE = ("DialFailed", "DataAttached", "LastDataAttached", "DataAttachedBefore")
+_DATA = ("DataAttached", "LastDataAttached", "DataAttachedBefore")
+_LATE = ("DialFailed", *_DATA)
 _PUMP = ("Progressed", "Starved")
 
 FetchingMachine.table = {
@@ -184,8 +188,9 @@ FetchingMachine.table = {
     **{(Step.REDIALLING, key): (Step.PAUSED, _try_later) for key in ("DialFailed", "Elapsed")},
     **{
         (Step.REDIALLING, key): (Step.REDIALLING, recovery.stay)
-        for key in ("ControlLost", "Broken", "PumpBroken", "NotSent")
+        for key in ("ControlLost", "Broken", "PumpBroken", "NotSent", *_DATA)
     },
+    **{(step, "DataAttachedBefore"): (step, recovery.stay) for step in RETURNS},
     (Step.REJOINING, "Hello"): (Step.REJOINING, _ask_again),
     (Step.REJOINING, "LayoutOffer"): (Step.RECOVERING, _dial_data),
     (Step.RECOVERING, "LastDataAttached"): (Step.RELOADING, _tell_residence),

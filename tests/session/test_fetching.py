@@ -32,8 +32,8 @@ OTHER = LayoutOffer((RegionOffer("file", 4096, 2 << 20),), GuestOffer("outside",
 NAME = b"\x81\xa6memory\xa1x"
 HELLO = Hello((3, 3), "x")
 LOSES = ["HoldMemory", "DetachData", "Poison", "CloseLinks", "Finish(lost, lost, 6)"]
-FAILS = ["DetachData", "DropControl", "Note"]
-QUIETLY = ["DetachData", "DropControl"]
+FAILS = ["DropControl", "DetachData", "Note"]
+QUIETLY = ["DropControl", "DetachData"]
 
 
 def state(name=NAME):
@@ -121,13 +121,13 @@ def test_whatever_attempt_is_under_way_people_have_their_say(step):
         return play(fetching(**options), upto(BACK, step))
 
     held = away()
-    assert names(held.handle(events.PauseAsked(9.0, "user"))) == ["DetachData", "DropControl", "Note"]
+    assert names(held.handle(events.PauseAsked(9.0, "user"))) == ["DropControl", "DetachData", "Note"]
     assert (held.step, held.deadline) == ("paused", None)
     assert held.handle(events.Elapsed(99.0)) == []
-    assert names(held.handle(events.ResumeAsked(99.0))) == ["DetachData", "DropControl", "Connect"]
+    assert names(held.handle(events.ResumeAsked(99.0))) == ["DropControl", "DetachData", "Connect"]
     assert held.step == "redialling"
     again = away()
-    assert names(again.handle(events.ResumeAsked(9.0))) == ["DetachData", "DropControl", "Connect"]
+    assert names(again.handle(events.ResumeAsked(9.0))) == ["DropControl", "DetachData", "Connect"]
     given_up = away()
     commands = names(given_up.handle(events.LoseAsked(9.0, "user")))
     assert [one for one in commands if one != "Send(Refuse)"] == LOSES
@@ -140,6 +140,19 @@ def test_whatever_attempt_is_under_way_people_have_their_say(step):
     play(whole, [(events.AllResident(9.2, REPORT), "releasing", ["Settle", "Send(AllPlaced)"])])
     no_source = events.NotSent(9.3, AllPlaced(REPORT), "there is no control connection")
     assert names(whole.handle(no_source))[-1] == "Finish(completed, destination, 0)"
+
+
+@pytest.mark.parametrize("role", ["urgent", "push"])
+def test_connections_that_stood_as_somebody_asked_to_resume_are_those_of_an_attempt_that_is_over(role):
+    machine = play(fetching(), upto(BACK, "recovering"))
+    machine.attached = {"urgent", "push"} - {role}
+    late = events.DataAttached(9.1, role, b"n" * 32)
+    play(machine, [(events.ResumeAsked(9.0), "redialling", ["DropControl", "DetachData", "Connect"])])
+    play(machine, [(late, "redialling", []), (events.Connected(9.2, b"m" * 32), "rejoining", [])])
+    play(
+        machine, [(late, "rejoining", []), (HELLO, "rejoining", ["Send(Welcome)"]), (OFFER, "recovering", ["DialData"])]
+    )
+    play(machine, [(late, "recovering", []), (events.DataAttached(9.4, role, b"m" * 32), "recovering", [])])
 
 
 def test_attempts_come_ever_more_seldom_and_a_step_of_one_takes_its_time_only():
