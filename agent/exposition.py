@@ -1,8 +1,7 @@
-"""The text of a scrape, in the format of Prometheus 0.0.4. Families of samples enter, text leaves.
+"""The text of a scrape. Families of samples enter, text leaves, as prometheus_client writes it.
 
-Which samples there are hardly ever changes, their values do with every scrape: so what is written around the values is
-kept, for each set of samples that was asked for, and a scrape only fills in numbers. That is a tenth of the time that
-prometheus_client takes, whose import alone is a tenth of an agent's own memory; the tests hold this text against its.
+Which samples there are hardly ever changes, their values do with every scrape. So prometheus_client writes each set of
+samples that is asked for once, and a scrape fills numbers into what it wrote: a tenth of the time of writing all anew.
 """
 
 from __future__ import annotations
@@ -10,22 +9,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
-Kind = Literal["counter", "gauge", "histogram"]
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
 Values = Mapping[Any, float]
 """By the values of their labels: tuples, as long as there are labels."""
 
+FAMILIES = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
 # Before, while and after a guest is here, with and without huge pages: that many sets of samples there are.
 SETS_KEPT = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Samples of one name: `values` by the values of their `labels`, of a histogram by its bounds, and its `total`."""
+    """Samples of one name: `values` by the values of their `labels`, of a histogram by its bounds, and its `total`.
+
+    `kind` is "counter", "gauge" or "histogram".
+    """
 
     name: str
-    kind: Kind
+    kind: str
     text: str
     labels: tuple[str, ...]
     values: Values
@@ -33,7 +39,7 @@ class Family:
 
 
 # A family without its numbers.
-_Shape = tuple[str, Kind, str, tuple[str, ...], tuple[tuple[str, ...], ...]]
+_Shape = tuple[str, str, str, tuple[str, ...], tuple[tuple[str, ...], ...]]
 
 
 def text_of(families: Sequence[Family]) -> str:
@@ -50,26 +56,32 @@ def _numbers(family: Family) -> Iterator[float]:
         yield family.total
 
 
+class _Shapes(Collector):
+    """Families whose numbers are all 0."""
+
+    def __init__(self, shapes: Sequence[_Shape]) -> None:
+        self._shapes = shapes
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield them in their order."""
+        for name, kind, text, labels, keys in self._shapes:
+            if kind == "histogram":
+                yield HistogramMetricFamily(name, text, buckets=[(le, 0) for (le,) in keys], sum_value=0)
+                continue
+            family = FAMILIES[kind](name, text, labels=labels)
+            for key in keys:
+                family.add_metric(key, 0)
+            yield family
+
+
 @lru_cache(SETS_KEPT)
 def _around(shapes: tuple[_Shape, ...]) -> str:
-    """Write samples, with a place where each of the numbers goes."""
-    return "".join(line for shape in shapes for line in _lines(*shape))
+    """Have samples written, with a place where each of the numbers goes."""
+    registry = CollectorRegistry()
+    registry.register(_Shapes(shapes))
+    return "".join(map(_with_place, generate_latest(registry).decode().splitlines(keepends=True)))
 
 
-def _lines(
-    name: str, kind: Kind, text: str, labels: tuple[str, ...], keys: tuple[tuple[str, ...], ...]
-) -> Iterator[str]:
-    full = f"{name}_total" if kind == "counter" else name
-    yield f"# HELP {full} {_escaped(text)}\n# TYPE {full} {kind}\n"
-    for key in keys:
-        sides = sorted(zip(labels, key, strict=True))
-        pairs = ",".join(f'{label}="{_escaped(value, quoted=True)}"' for label, value in sides)
-        yield f"{full}{'_bucket' if kind == 'histogram' else ''}{f'{{{pairs}}}' if pairs else ''} %s\n"
-    if kind == "histogram":
-        yield f"{full}_count %s\n{full}_sum %s\n"
-
-
-def _escaped(text: str, *, quoted: bool = False) -> str:
-    """Escape what would end a line, or a label's value; and what would be taken for a number's place."""
-    text = text.replace("\\", r"\\").replace("\n", r"\n").replace("%", "%%")
-    return text.replace('"', r"\"") if quoted else text
+def _with_place(line: str) -> str:
+    line = line.replace("%", "%%")
+    return line if line.startswith("#") else f"{line.rpartition(' ')[0]} %s\n"

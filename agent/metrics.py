@@ -7,15 +7,14 @@ thread, which is the one that makes and frees what they are read from.
 from __future__ import annotations
 
 import contextlib
-import os
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from prometheus_client import ProcessCollector
 
 from agent.counts import NO_MODE, Counts
-from agent.exposition import Family, Kind, Values, text_of
+from agent.exposition import Family, Values, text_of
 from postcopy import __version__
 from postcopy.errors import HostError
 from postcopy.kernel import MEMORY_TYPES
@@ -27,7 +26,6 @@ from postcopy.session.states import ENDED, State
 # What many files tell is told again for so long.
 SLOW_SECONDS = 1.0
 _PREFIX = "postcopy_"
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 # What is counted from the start: a counter that appears with its first value has never risen, to Prometheus.
 PATHS = ("demand", "push", "zero", "handed_over", "duplicate")
@@ -146,23 +144,10 @@ def host_families() -> Iterator[Family]:
 
 
 def process_families() -> Iterator[Family]:
-    """Tell what any process tells, under the names that every Prometheus knows; nothing that cannot be read."""
-    cpu = time.process_time()
-    yield Family("process_cpu_seconds", "counter", "CPU time of this process.", (), {(): cpu})
-    with contextlib.suppress(OSError):
-        size, resident = (int(pages) * _PAGE for pages in Path("/proc/self/statm").read_text().split()[:2])
-        yield _of_process("virtual_memory_bytes", "Address space of this process, the guest's memory in it.", size)
-        yield _of_process("resident_memory_bytes", "Memory of this process that is there, the guest's too.", resident)
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-        yield _of_process("start_time_seconds", "When this process started, in seconds since 1970.", time.time() - age)
-        yield _of_process("open_fds", "Descriptors that are open.", sum(1 for _ in Path("/proc/self/fd").iterdir()))
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    yield _of_process("max_fds", "Descriptors that may be open.", most)
-
-
-def _of_process(name: str, text: str, value: float) -> Family:
-    return Family(f"process_{name}", "gauge", text, (), {(): value})
+    """Tell what any process tells, under the names that every Prometheus knows."""
+    for family in ProcessCollector(registry=None).collect():
+        values = {tuple(one.labels.values()): one.value for one in family.samples}
+        yield Family(family.name, family.type, family.documentation, (), values)
 
 
 def gauge(name: str, text: str, value: float | Values, labels: tuple[str, ...] = ()) -> Family:
@@ -175,7 +160,7 @@ def counter(name: str, text: str, value: float | Values, labels: tuple[str, ...]
     return _family("counter", name, text, value, labels)
 
 
-def _family(kind: Kind, name: str, text: str, value: float | Values, labels: tuple[str, ...]) -> Family:
+def _family(kind: str, name: str, text: str, value: float | Values, labels: tuple[str, ...]) -> Family:
     return Family(_PREFIX + name, kind, text, labels, value if isinstance(value, Mapping) else {(): value})
 
 
