@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.frames import read_map, write_map
+from agent.requests import judge
 from postcopy.errors import MigrationLost, Owner, PostcopyError, ProtocolError, UsageError
 from postcopy.limits import (
     ADMIN_ALIVE_SECONDS,
@@ -101,8 +102,8 @@ class AdminServer:
 
         living = asyncio.create_task(live(writer))
         try:
-            command = self._commands.get(str(request.get("command")), unknown)
-            answer = {"result": await command(request.get("arguments") or {}, tell)}
+            command, arguments = judge(request)
+            answer = {"result": await self._commands.get(command, unknown)(arguments, tell)}
         except PostcopyError as error:
             answer = error_map(str(error), error.exit_status, error.owner)
         except Exception as error:

@@ -17,6 +17,7 @@ import click
 
 from agent.config.keys import TOP, Keys
 from postcopy.errors import PostcopyError, UsageError
+from postcopy.limits import TEXT_CHARS_MAX
 
 FOLDER = Path("/etc/postcopy")
 
@@ -72,6 +73,8 @@ def read_file(file: Path, known: Mapping[str, Keys]) -> tuple[Settings, list[Pro
         where = _AT.search(str(error))
         line = int(where[1]) if where and where[1] else len(text.splitlines())
         return {}, [Problem(file, line, f"this is not TOML: {_AT.sub('', str(error))}")]
+    except (ValueError, RecursionError):  # numbers of thousands of digits, lists within lists
+        return {}, [Problem(file, 0, "this is not TOML that anybody can read: a number too long, or lists too deep")]
     lines = lines_of(text)
     settings: Settings = {}
     problems = []
@@ -81,8 +84,14 @@ def read_file(file: Path, known: Mapping[str, Keys]) -> tuple[Settings, list[Pro
             option = option_of(section, key, known)
             settings.setdefault(section, {})[key] = judged(option, key, value)
         except PostcopyError as error:
-            problems.append(Problem(file, line, str(error)))
+            problems.append(Problem(file, line, in_one_line(str(error))))
     return settings, sorted(problems, key=lambda one: one.line)
+
+
+def in_one_line(text: str) -> str:
+    """Return a text that quotes a file in such a way that it can be shown: no control characters, no pages of it."""
+    shown = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+    return shown if len(shown) <= TEXT_CHARS_MAX else shown[: TEXT_CHARS_MAX - 1] + "…"
 
 
 def lines_of(text: str) -> dict[tuple[str, str], int]:

@@ -6,16 +6,19 @@ keeps them, in a process of his own. In an agent that takes the place of a kille
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import msgpack
 
-from postcopy.errors import UsageError
+from postcopy.errors import ProtocolError, UsageError
 from postcopy.kernel import Mapping
+from postcopy.limits import MIGRATION_ID_BYTES, REGIONS_MAX, TOKEN_BYTES
 from postcopy.link.guest import MigratingGuest
 from postcopy.pump.histogram import Histogram
+from postcopy.wire.unpack import unpack
 
 
 class Keeping(Protocol):
@@ -59,28 +62,53 @@ class Record:
     def unpack(cls, data: bytes) -> Record:
         """Return what pack() gave; UsageError where it did not."""
         try:
-            values = msgpack.unpackb(data)
-            values["regions"] = tuple((str(kind), int(page), int(size)) for kind, page, size in values["regions"])
-            kind, vcpus = values["guest"]
-            values["guest"] = (str(kind), int(vcpus))
-            record = cls(**values)
-        except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:
-            raise UsageError(f"what was kept cannot be read: {error!r}") from error
-        wrong = [name for name, kinds in _KINDS.items() if not isinstance(getattr(record, name), kinds)]
-        if wrong:
-            raise UsageError(f"what was kept cannot be read: {', '.join(wrong)}")
-        return record
+            values = unpack(data, "the record")
+            if not isinstance(values, dict) or values.keys() != _SHAPES.keys():
+                raise UsageError("what was kept cannot be read: it is no record of a migration")
+            wrong = [name for name, fits in _SHAPES.items() if not fits(values[name])]
+            if wrong:
+                raise UsageError(f"what was kept cannot be read: {', '.join(wrong)}")
+        except ProtocolError as error:
+            raise UsageError(f"what was kept cannot be read: {error}") from None
+        values["regions"] = tuple(tuple(region) for region in values["regions"])
+        values["guest"] = tuple(values["guest"])
+        return cls(**values)
 
 
-_NUMBER = (int, float)
-_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("migration_id", "token", "state"), (bytes,)),
-    **dict.fromkeys(("started", "stopped", "stopped_at", "run_sent"), _NUMBER),
-    **dict.fromkeys(("tls", "push"), (bool,)),
-    "version": (int,),
-    "address": (str,),
-    "rate": (int, type(None)),
+def _is(*wanted: type) -> Callable[[object], bool]:
+    return lambda value: type(value) in wanted
+
+
+def _list_of(*wanted: type) -> Callable[[object], bool]:
+    return lambda value: type(value) is list and tuple(map(type, value)) == wanted
+
+
+def _regions(value: object) -> bool:
+    is_region = _list_of(str, int, int)
+    return isinstance(value, list) and 0 < len(value) <= REGIONS_MAX and all(map(is_region, value))
+
+
+def _time(value: object) -> bool:
+    return type(value) in {float, int} and math.isfinite(value)  # type: ignore[arg-type]
+
+
+_SHAPES: dict[str, Callable[[object], bool]] = {
+    "version": _is(int),
+    "migration_id": lambda value: type(value) is bytes and len(value) == MIGRATION_ID_BYTES,
+    "token": lambda value: type(value) is bytes and len(value) == TOKEN_BYTES,
+    "address": _is(str),
+    "regions": _regions,
+    "guest": _list_of(str, int),
+    "tls": _is(bool),
+    "state": _is(bytes),
+    "push": _is(bool),
+    "rate": _is(int, type(None)),
+    "started": _time,
+    "stopped": _time,
+    "stopped_at": _time,
+    "run_sent": _time,
 }
+"""What each field of a Record has to be: it may come from an agent of another version, or from anybody."""
 
 
 Restore = Callable[[Sequence[Mapping], object], MigratingGuest]

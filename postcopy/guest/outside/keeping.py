@@ -21,11 +21,14 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import msgpack
 
-from postcopy.errors import HostError, UsageError
-from postcopy.guest.outside.message import USERFAULTFD, Given, Message
+from postcopy.errors import HostError, ProtocolError, UsageError
+from postcopy.guest.outside.message import USERFAULTFD, Given, Message, mappings_of
 from postcopy.guest.outside.poison import poison_what_is_there
 from postcopy.kernel import Userfaultfd, calls
+from postcopy.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
 from postcopy.pages.ledger import PageState
+from postcopy.wire.records import quote
+from postcopy.wire.unpack import unpack
 
 log = logging.getLogger("postcopy.destination")
 
@@ -33,6 +36,7 @@ VERSION = 1
 # Of 64 mappings and a migration's names the record takes some KiB; it is written by one call, and so is whole.
 RECORD_BYTES = 64 << 10
 _LENGTH = struct.Struct("<I")
+_FIELDS = ("base_host_virt_addr", "size", "offset", "page_size")
 _ALIGNED = 4096
 # What was given back while it was on its way is zeros to the next pump.
 _HERE = (PageState.PLACED, PageState.ZERO, PageState.DROPPED)
@@ -119,17 +123,11 @@ class Kept:
         """Read what a former agent left; UsageError where it is not whole."""
         try:
             descriptors = Descriptors.sort(came)
-            said = _record(descriptors.file)
-            if said["version"] != VERSION:
-                raise UsageError(f"what was kept of a process is of version {said['version']}, not {VERSION}")  # noqa: TRY301
-            kept = cls(store, name, Message(_mappings(said), (USERFAULTFD,)), descriptors)
-            if said["migration"] is not None:
-                version, migration_id, token, types, *memory = said["migration"]  # memory: not of an older agent
-                kept.migration = Migration(version, migration_id, token, tuple(types), *memory)
-        except UsageError:
-            raise
-        except Exception as error:  # whatever there is in it: the agent has others to serve
-            raise UsageError(f"what was kept of a process cannot be read: {error!r}") from error
+            mappings, migration = read_record(descriptors.file)
+            kept = cls(store, name, Message(mappings, (USERFAULTFD,)), descriptors)
+            kept.migration = migration
+        except OSError as error:
+            raise UsageError(f"what was kept of a process cannot be read: {error}") from error
         if os.fstat(kept._file).st_size != RECORD_BYTES + kept._length:
             raise UsageError("what was kept of a process is not all there")
         return kept
@@ -140,14 +138,7 @@ class Kept:
         self._write()
 
     def _write(self) -> None:
-        one = self.migration
-        said = {
-            "version": VERSION,
-            "mappings": [(one.address, one.size, one.offset, one.page_size) for one in self.message.mappings],
-            "migration": one and (one.version, one.migration_id, one.token, one.types, one.memory),
-        }
-        record = msgpack.packb(said)
-        os.pwrite(self._file, _LENGTH.pack(len(record)) + record, 0)
+        os.pwrite(self._file, pack_record(self.message.mappings, self.migration), 0)
 
     @property
     def maps(self) -> list[int]:
@@ -202,14 +193,58 @@ class Kept:
         return os.dup(self._uffd)
 
 
-def _record(file: int) -> dict[str, Any]:
-    (length,) = _LENGTH.unpack(os.pread(file, _LENGTH.size, 0))
-    said: dict[str, Any] = msgpack.unpackb(os.pread(file, length, _LENGTH.size))
+def pack_record(mappings: Sequence[Given], one: Migration | None) -> bytes:
+    """Return what is known of a process, as it stands at the beginning of its file."""
+    said = {
+        "version": VERSION,
+        "mappings": [(one.address, one.size, one.offset, one.page_size) for one in mappings],
+        "migration": one and (one.version, one.migration_id, one.token, one.types, one.memory),
+    }
+    record = msgpack.packb(said)
+    return _LENGTH.pack(len(record)) + bytes(record)
+
+
+def read_record(file: int) -> tuple[tuple[Given, ...], Migration | None]:
+    """Return what a file begins with; UsageError where that is nothing that pack_record() wrote."""
+    said = _unpack(file)
+    if said.get("version") != VERSION:
+        raise UsageError(f"what was kept of a process is of version {quote(said.get('version'))}, not {VERSION}")
+    mappings = _mappings(said)
+    match said.get("migration"):
+        case None:
+            return mappings, None
+        case [int(version), bytes(migration_id), bytes(token), [*types], *rest] if (
+            (len(migration_id), len(token), len(types)) == (MIGRATION_ID_BYTES, TOKEN_BYTES, len(mappings))
+            and not isinstance(version, bool)
+            and all(isinstance(one, str) for one in types)
+            and all(isinstance(one, bytes) for one in rest)
+            and len(rest) <= 1  # not of an older agent
+        ):
+            return mappings, Migration(version, migration_id, token, tuple(types), *rest)
+    raise UsageError("what was kept of a process says nothing known of its migration")
+
+
+def _unpack(file: int) -> dict[Any, Any]:
+    """Return what the record says, which is there as a whole or not at all, and no longer than it may be."""
+    head = os.pread(file, RECORD_BYTES, 0)
+    length = int.from_bytes(head[: _LENGTH.size], "little")
+    try:
+        said = unpack(head[_LENGTH.size : _LENGTH.size + length], "what was kept of a process")
+    except ProtocolError as error:
+        raise UsageError(str(error)) from None
+    if not isinstance(said, dict):
+        raise UsageError("what was kept of a process is no record")
     return said
 
 
-def _mappings(said: dict[str, Any]) -> tuple[Given, ...]:
-    return tuple(Given(*one) for one in said["mappings"])
+def _mappings(said: dict[Any, Any]) -> tuple[Given, ...]:
+    listed = said.get("mappings")
+    if not isinstance(listed, list) or not all(isinstance(one, list) and len(one) == len(_FIELDS) for one in listed):
+        raise UsageError("what was kept of a process names no mappings")
+    try:
+        return mappings_of([dict(zip(_FIELDS, one, strict=True)) for one in listed])
+    except ProtocolError as error:
+        raise UsageError(f"what was kept of a process: {error}") from None
 
 
 def _poison_all(uffd: Userfaultfd, mappings: Sequence[Given]) -> None:
@@ -223,7 +258,7 @@ def _poison(came: Sequence[int]) -> bool:
     try:
         descriptors = Descriptors.sort(came)
         with Userfaultfd.from_fd(os.dup(descriptors.uffd)) as uffd:
-            _poison_all(uffd, _mappings(_record(descriptors.file)))
+            _poison_all(uffd, _mappings(_unpack(descriptors.file)))
     except Exception:  # whatever there is in it
         return False
     return True

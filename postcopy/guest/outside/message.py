@@ -17,6 +17,7 @@ from postcopy.errors import ProtocolError
 from postcopy.limits import HAND_OVER_BYTES_MAX, HAND_OVER_SIZE_MAX, PAGE_SIZE_MAX, PAGE_SIZE_MIN, REGIONS_MAX
 from postcopy.pages.units import format_size
 from postcopy.wire.messages import Piece
+from postcopy.wire.records import quote
 
 USERFAULTFD = "userfaultfd"
 MEMORY = "memory"
@@ -62,19 +63,25 @@ def complete(data: bytes) -> bool:
     if not data.rstrip().endswith((b"]", b"}")):
         return False  # without a look at all that came before
     try:
-        json.loads(data)
+        _json(data)
     except ValueError:
         return False
+    return True
+
+
+def _json(data: bytes) -> Any:
+    """Return what the bytes say; ValueError where they are no JSON yet, ProtocolError where they never will be."""
+    try:
+        return json.loads(data)
     except RecursionError:
         raise ProtocolError("the message is nested too deep") from None
-    return True
 
 
 def parse(data: bytes) -> Message:
     """Return what the message says; ProtocolError names the mapping and what is wrong with it."""
     said: Any
     try:
-        said = json.loads(data)
+        said = _json(data)
     except ValueError:
         raise ProtocolError(f"the message ended in the middle, after {len(data)} bytes") from None
     descriptors: Any = [USERFAULTFD]
@@ -83,13 +90,18 @@ def parse(data: bytes) -> Message:
         if unknown:
             raise ProtocolError(f"unknown field {unknown[0][:40]!r} in the message")
         descriptors, said = said.get("descriptors"), said.get("mappings")
+    return Message(mappings_of(said), _names(descriptors))
+
+
+def mappings_of(said: Any) -> tuple[Given, ...]:
+    """Return the mappings that a list says; ProtocolError names the one that makes no sense."""
     if not isinstance(said, list) or not 0 < len(said) <= REGIONS_MAX:
         raise ProtocolError(f"wanted 1 to {REGIONS_MAX} mappings")
     mappings = tuple(_mapping(number, one) for number, one in enumerate(said))
     _check_apart(mappings)
     if sum(one.size for one in mappings) > HAND_OVER_SIZE_MAX:
         raise ProtocolError(f"more than {format_size(HAND_OVER_SIZE_MAX)} of memory")
-    return Message(mappings, _names(descriptors))
+    return mappings
 
 
 def _names(said: Any) -> tuple[str, ...]:
@@ -131,9 +143,9 @@ def _page_size(number: int, said: dict[str, Any]) -> int:
         page_size <<= 10
     if not PAGE_SIZE_MIN <= page_size <= PAGE_SIZE_MAX or page_size & (page_size - 1):
         raise ProtocolError(f"mapping {number}: no memory has pages of {page_size} bytes")
-    if any(other not in {page_size, page_size >> 10} for other in named):
+    if any(other not in (page_size, page_size >> 10) for other in named):
         raise ProtocolError(
-            f"mapping {number}: page_size {named[0]} and page_size_kib {named[1]!r} contradict each other"
+            f"mapping {number}: page_size {named[0]} and page_size_kib {quote(named[1])} contradict each other"
         )
     return page_size
 
