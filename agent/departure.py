@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,6 +61,7 @@ class Departure:
         self._tls_dir = tls_dir
         self._keeper = keeper
         self._kept = kept
+        self._beginning = asyncio.Lock()  # what is said meanwhile waits until there is a migration that can hear it
         self._ends = {State.LOST} if kept is None else {State.LOST, State.COMPLETED}
         source.keeping = kept
 
@@ -102,28 +103,29 @@ class Departure:
         where = parse_address(str(arguments["to"]))
         tls = credentials_of_migration(where, self._tls_dir, arguments)
         with self._use.take(MIGRATION):
-            source.check_free()
-            await self.keep()  # while the guest runs: nobody is waited for once it stands still
-            return await self._follow(
-                source.migrate(
-                    where,
-                    timeout=arguments.get("timeout"),
-                    push=bool(arguments.get("push", True)),
-                    rate=arguments.get("rate"),
-                    tls=tls,
-                ),
-                tell,
-            )
+            async with self._beginning:
+                source.check_free()
+                await self.keep()  # while the guest runs: nobody is waited for once it stands still
+                running = asyncio.create_task(
+                    source.migrate(
+                        where,
+                        timeout=arguments.get("timeout"),
+                        push=bool(arguments.get("push", True)),
+                        rate=arguments.get("rate"),
+                        tls=tls,
+                    )
+                )
+                await asyncio.sleep(0)  # from here on there is somebody who can be told of changes
+            return await self._follow(running, tell)
 
     async def take_up(self, record: Record, tls: Credentials | None) -> None:
         """Go on with a migration whose agent is gone, to its end, whatever that is."""
         with self._use.take(MIGRATION), contextlib.suppress(PostcopyError):
-            await self._follow(self.source.take_up(record, tls=tls), lambda _progress: None)
+            await self._follow(asyncio.create_task(self.source.take_up(record, tls=tls)), lambda _progress: None)
 
-    async def _follow(self, migration: Coroutine[Any, Any, Report], tell: Tell) -> Report:
+    async def _follow(self, running: asyncio.Task[Report], tell: Tell) -> Report:
         """Bring a migration to its end, telling the progress; return the report."""
         source = self.source
-        running = asyncio.create_task(migration)
         while not running.done():
             await asyncio.wait({running}, timeout=PROGRESS_SECONDS)
             held = (source.pause_state or {}).get("held", False)
@@ -162,14 +164,17 @@ class Departure:
         if arguments.get("lost"):
             self.source.lose()
             return await pausing.lost(self.source)
-        if not self.source.cancel():
+        async with self._beginning:
+            cancelled = self.source.cancel()
+        if not cancelled:
             text = "there is none" if self.guest_here else "the guest runs at the destination"
             raise UsageError(f"no migration can be cancelled: {text}")
         return {"schema_version": 1, "cancelled": True}
 
     async def set(self, arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Change the running migration: limit its push, begin a push that was left out."""
-        return await change(self.source, arguments)
+        async with self._beginning:
+            return await change(self.source, arguments)
 
     # --- the agent's end ------------------------------------------------------------------------------------------
 

@@ -223,3 +223,20 @@ def test_a_report_of_nonsense_is_no_label(played, report):
         assert daemon._totals.counts().migrations == {("source", "none", "completed"): 1}
 
     played(scene)
+
+
+def test_what_is_said_while_a_keeper_starts_is_heard_by_the_migration(played):
+    async def scene(daemon, guest, source):
+        kept = asyncio.Event()
+        daemon.departure.keep = kept.wait
+        migration = asyncio.create_task(daemon.departure.migrate(TO, tell))
+        change = asyncio.create_task(daemon.departure.set({"push": True}, tell))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert (source.busy, source.pushed) == (False, False)
+        kept.set()
+        await change
+        assert source.pushed
+        await migration
+
+    played(scene)
