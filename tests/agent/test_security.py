@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from agent.top.rates import Watch
 from postcopy.wire.control import Hello, Refuse
-from postcopy.wire.preamble import Role
+from postcopy.wire.preamble import Role, unpack
 from tests.certificates import EXPIRED, directory
+from tests.chaos.proxy import Proxy, upstream_of
 
 from .agents import Command, destination, run, source
 from .fakes import FakeDestination, FakeSource
@@ -135,10 +137,11 @@ def test_openssls_own_client(there, right, tmp_path):
 # --- connections that prove nothing, while a migration runs ---------------------------------------------------------
 
 
-def resident(pid):
-    """Bytes of memory that a process has to itself, and its descriptors."""
+def held(pid):
+    """Bytes of memory that a process has to itself, its descriptors, its threads."""
     anonymous = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    return int(anonymous[1]) << 10, len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    counts = [len(list(Path(f"/proc/{pid}/{what}").iterdir())) for what in ("fd", "task")]
+    return int(anonymous[1]) << 10, *counts
 
 
 def earlier_migration(address, right):
@@ -154,10 +157,20 @@ def earlier_migration(address, right):
     return welcome.migration_id, welcome.token
 
 
-def wrong_in_every_way(there, before, right, tmp_path):
+class Listening(Proxy):
+    """Sits between the two and knows the migration's id, which its data connections say in plain."""
+
+    def ids(self):
+        return {unpack(link.preamble).migration_id for link in self.links if link.role in {Role.URGENT, Role.PUSH}}
+
+
+def wrong_in_every_way(there, before, current, right, tmp_path):
     """Everybody that should not come in, once."""
-    assert not joins(there.address, Role.URGENT, *before)  # replayed
-    assert not joins(there.address, Role.PUSH, os.urandom(16), os.urandom(32))
+    for role in (Role.URGENT, Role.PUSH):
+        assert not joins(there.address, role, *before), "a key of an earlier migration at this very daemon"
+        assert not joins(there.address, role, current, before[1]), "the running migration, with another one's key"
+        assert not joins(there.address, role, current, os.urandom(32)), "the running migration, with a wrong key"
+        assert not joins(there.address, role, os.urandom(16), os.urandom(32)), "a migration that there never was"
     with FakeSource(there.address) as plain:
         plain.control.send(Hello((2, 3), "plain"))
         assert plain.control.expect(Refuse).code == "host"
@@ -170,39 +183,53 @@ def wrong_in_every_way(there, before, right, tmp_path):
         assert late.control.expect(Refuse).code == "busy"
 
 
-def test_strangers_cost_nothing_and_a_running_migration_does_not_notice(
-    there, right, tmp_path, capsys, many_descriptors
-):
-    before = earlier_migration(there.address, right)
-    there.until(lambda now: now["owner"] is None)
+def served(agent, watch, faults=500):
+    """Have so many more faults served; return the figures of those since the look before."""
+    watch.take(agent.ask("look"))
+    before = agent.status()["pages"]["placed"]
+    agent.until(lambda now: now["pages"]["placed"] > before + faults)
+    return watch.take(agent.ask("look"))["fault_latency_seconds"]["latest"]
+
+
+def test_strangers_cost_nothing_and_a_running_migration_does_not_notice(right, tmp_path, capsys, many_descriptors):
     with (
         destination(tmp_path, "--tls-dir", right) as busy,
         source(tmp_path, "--tls-dir", right, "--steps-per-second", "2000", size="64MiB") as here,
-        Command("migrate", "--admin", here.admin, busy.address, "--no-push", "--json") as migration,
+        Listening(upstream_of(busy.address)) as between,
     ):
-        busy.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] > 500)
-        memory, descriptors = resident(busy.process.pid)
-        with Crowd(busy.address, 1000), Crowd(busy.address, 100, CONTROL[:20]) as slow:
-            for _ in range(10):
-                slow.trickle(b"\0")
-                time.sleep(0.02)  # the pace of a slow-loris, not an order
-            with Crowd(busy.address, 100, CONTROL + b"\x16\x03\x01\x02\x00\x01"):  # half handshakes
-                wrong_in_every_way(busy, before, right, tmp_path)
-                grown, opened = resident(busy.process.pid)
-        assert opened - descriptors < 80
-        assert grown - memory < 24 << 20, "what strangers cost"
-        assert run("set", "--admin", here.admin, "--push").status == 0
-        done = migration.result(40)
+        before = earlier_migration(busy.address, right)
+        busy.until(lambda now: now["owner"] is None)
+        watch = Watch()
+        with Command("migrate", "--admin", here.admin, between.address, "--no-push", "--json") as migration:
+            busy.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] > 500)
+            (current,) = between.ids()
+            alone = served(busy, watch)
+            at_rest = held(busy.process.pid)
+            with Crowd(busy.address, 1000), Crowd(busy.address, 100, CONTROL[:20]) as slow:
+                for _ in range(10):
+                    slow.trickle(b"\0")
+                    time.sleep(0.02)  # the pace of a slow-loris, not an order
+                with Crowd(busy.address, 100, CONTROL + b"\x16\x03\x01\x02\x00\x01"):  # half handshakes
+                    watch.take(busy.ask("look"))
+                    wrong_in_every_way(busy, before, current, right, tmp_path)
+                    beside = served(busy, watch)
+                    memory, descriptors, threads = (
+                        now - then for now, then in zip(held(busy.process.pid), at_rest, strict=True)
+                    )
+            assert (descriptors < 80, threads) == (True, 0)
+            assert memory < 24 << 20, "what strangers cost"
+            assert busy.status()["reconnects"] == here.status()["reconnects"] == 0
+            assert run("set", "--admin", here.admin, "--push").status == 0
+            done = migration.result(40)
         assert done.status == 0, done.err
-        latency = done.json["fault_latency_seconds"]
-        assert latency["count"] > 500
+        assert min(alone["count"], beside["count"]) >= 100
         with capsys.disabled():
-            sys.stdout.write(
-                f"beside 1200 strangers: p50 {latency['p50'] * 1e6:.0f}, p99 {latency['p99'] * 1e6:.0f} µs "
-            )
+            for what, latency in (("alone", alone), ("beside 1200 strangers", beside)):
+                sys.stdout.write(f"{what}: p50 {latency['p50'] * 1e6:.0f}, p99 {latency['p99'] * 1e6:.0f} µs; ")
         assert run("check", "--admin", busy.admin, "--json").json["pages_mismatched"] == 0
         assert re.search(r"closed \d+ more connections within 5 s", busy.log)
         assert busy.log.count("closed ") < 400, "what strangers can write into a log"
+        busy.until(lambda now: held(busy.process.pid)[1] <= at_rest[1])  # nothing of them is left
 
 
 # --- secrets --------------------------------------------------------------------------------------------------------
