@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import os
 import signal
+import socket
+import struct
 import threading
 import time
 from dataclasses import dataclass
@@ -16,6 +20,7 @@ from pathlib import Path
 
 from agent.admin import RemoteError, admin_address, ask
 from postcopy.errors import MigrationLost
+from postcopy.link.tls import Credentials
 from tests.agent.agents import Daemon
 from tests.certificates import directory
 
@@ -29,7 +34,8 @@ SETTLE_SECONDS = 10
 class Kind:
     """What goes to and fro: its memory, how it is placed, whether it is encrypted, and what runs on it.
 
-    `steps` are all that each vCPU ever makes, None: no end of them.
+    `steps` are all that each vCPU ever makes, None: no end of them. `mortal`: its agents may be killed, and its memory
+    is with a keeper while it is on its way.
     """
 
     name: str
@@ -40,6 +46,7 @@ class Kind:
     guest: str = "emulated"
     workload: str = "zipf"
     steps: int | None = None
+    mortal: bool = False
 
 
 class Migration(threading.Thread):
@@ -71,13 +78,16 @@ class Pair:
     """
 
     def __init__(self, folder, kind, network=None, *, watches=False):
-        self.folder, self.kind, self.network, self._watches = Path(folder), kind, network, watches
-        self.agents, self.proxies = [], []
-        self.here = 0
+        self._folders = (Path(folder) / str(number) for number in itertools.count())
+        self.kind, self.network, self._watches = kind, network, watches
         self._stack = contextlib.ExitStack()
-        self._files = {}
 
     def __enter__(self):
+        self.folder = next(self._folders)
+        self.folder.mkdir()
+        self.agents, self.proxies = [], []
+        self.here = 0
+        self._files = {}
         try:
             self._start()
             self._bear()
@@ -89,6 +99,11 @@ class Pair:
     def __exit__(self, *_):
         self._stack.close()
 
+    def renew(self):
+        """Begin with other agents and another guest: one of these was killed."""
+        self._stack.close()
+        self.__enter__()
+
     def _start(self):
         network = self.network
         addresses = network.addresses if network is not None else ("127.0.0.1",) * 2
@@ -98,14 +113,31 @@ class Pair:
             how = ("--insecure",)
             if self.kind.tls:
                 how = ("--tls-dir", directory(self.folder / f"{name}-tls", (name, "127.0.0.1", *addresses)))
+            if self.kind.mortal:
+                how += ("--keeper", self.keeper(number))
             arguments = ("--listen", f"tcp:{addresses[number]}:0", "--mode", self.kind.mode, *how)
+            self._stack.callback(end_keeper, self.keeper(number))
             there = Daemon(folder, "destination", *arguments, inside=self._inside(number))
             self.agents.append(self._stack.enter_context(there))
         for number in range(2):
             namespace = network.names[number] if network is not None else None
             upstream = upstream_of(self.agents[1 - number].address)
-            proxy = Proxy(upstream, namespace=namespace, watches=self._watches)
+            opens = None
+            if self._watches and self.kind.tls:  # as the one who is dialled says who he is
+                opens = Credentials(self.folder / f"{'ab'[1 - number]}-tls")
+            proxy = Proxy(upstream, namespace=namespace, watches=self._watches, opens=opens)
             self.proxies.append(self._stack.enter_context(proxy))
+
+    def keeper(self, number):
+        """Return where the memory of the guest that leaves agent `number` is kept."""
+        return f"unix:{self.folder}/{'ab'[number]}/keeper.sock"
+
+    def another_source(self):
+        """Start an agent in the place of the one that was to send the guest away; it may have no reason to stay."""
+        folder = self.folder / "again"
+        folder.mkdir()
+        how = ("--tls-dir", self.folder / f"{'ab'[self.here]}-tls") if self.kind.tls else ()
+        return Daemon(folder, "source", "--resume", self.keeper(self.here), *how, inside=self._inside(self.here))
 
     def _inside(self, number):
         return self.network.inside[number] if self.network is not None else ()
@@ -188,6 +220,14 @@ class Pair:
                 return
             assert time.monotonic() < end, f"{now} descriptors, {max(known)} before: {names_of(agent)}"
             time.sleep(0.01)
+
+
+def end_keeper(address):
+    """End the keeper there, if there is one: without its agent it would stay for whoever comes to resume."""
+    with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
+        connection.connect(address.removeprefix("unix:"))
+        pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        os.kill(pid, signal.SIGKILL)
 
 
 def empty(now):

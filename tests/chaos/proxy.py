@@ -24,6 +24,8 @@ from postcopy.wire.control import ControlDecoder
 from postcopy.wire.messages import MESSAGES
 from postcopy.wire.preamble import PREAMBLE_BYTES, Role, unpack
 
+from .opened import Opened
+
 CHUNK = 65536
 QUEUE_BYTES = 256 << 10  # read ahead of what may be written: a long link holds no more
 LOOK_SECONDS = 0.01
@@ -64,6 +66,8 @@ class Link:
         self.silent = False  # nothing is read any more
         self.lossy = False  # all that is read is dropped
         self.doomed = False  # it is cut when what waits has gone
+        self.opened = None  # its TLS, where that is looked into
+        self.unsealed = []  # messages for a destination that is not ready to hear them
         self.pipes = (Pipe(near, far, forward=True), Pipe(far, near, forward=False))
 
     def close(self, *, reset=False):
@@ -82,12 +86,13 @@ class Proxy:
     `budget[role]`: so many bytes more in either direction, then the connection is cut, once. `spoil[role]`: the byte
     that many bytes ahead is changed, once, on the way to the destination; `spoil_back[role]` on the way to the source.
     `delay[role]`: seconds that each byte takes longer, `rate[role]`: bytes a second, either way. `refuses`: whoever
-    comes is closed at once. `deaf`: whoever comes is let in and nothing of it is forwarded.
+    comes is closed at once. `deaf`: whoever comes is let in and nothing of it is forwarded. `opens`: Credentials of
+    both ends, for one that watches encrypted control connections.
     """
 
-    def __init__(self, upstream, host="127.0.0.1", *, namespace=None, watches=False):
+    def __init__(self, upstream, host="127.0.0.1", *, namespace=None, watches=False, opens=None):
         self._upstream = upstream
-        self._host, self._namespace, self._watches = host, namespace, watches
+        self._host, self._namespace, self._watches, self._opens = host, namespace, watches, opens
         self.lock = threading.Lock()
         self.links = []
         self._thread = None
@@ -273,11 +278,16 @@ class Proxy:
                 self._drop(link)
                 return
             self._queue(link, pipe, link.role.name, link.preamble)
+            if self._watches and link.role is CONTROL and self._opens is not None:
+                link.opened = Opened(self._opens, self._upstream[0])
+                self._queue(link, pipe, None, link.opened.begin())
 
     def _take(self, link, pipe, data):
         """Take what was read on its way, with what is to become of it there."""
         data = self._spoiled(link, data, self.spoil if pipe.forward else self.spoil_back)
-        if self._watches and link.role is CONTROL:
+        if link.opened is not None:
+            self._look_in(link, pipe, data)
+        elif self._watches and link.role is CONTROL:
             for name, message in pipe.messages(data):
                 self._queue(link, pipe, name, message)
         else:
@@ -288,6 +298,19 @@ class Proxy:
             if self.budget[link.role] <= 0:
                 del self.budget[link.role]
                 link.doomed = True
+
+    def _look_in(self, link, pipe, data):
+        said, answer = link.opened.hear(data, forward=pipe.forward)
+        if answer:
+            self._queue(link, link.pipes[pipe.forward], None, answer)
+        if pipe.forward:
+            link.unsealed += pipe.messages(said)
+        else:
+            for name, message in pipe.messages(said):
+                self._queue(link, pipe, name, link.opened.seal(message, forward=False))
+        while link.unsealed and link.opened.can_seal(forward=True):
+            name, message = link.unsealed.pop(0)
+            self._queue(link, link.pipes[0], name, link.opened.seal(message, forward=True))
 
     def _queue(self, link, pipe, name, data):
         due = max(time.monotonic() + self.delay[link.role], pipe.free_at)

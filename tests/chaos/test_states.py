@@ -16,15 +16,16 @@ from dataclasses import dataclass
 
 import pytest
 
+from postcopy.link.tls import Credentials
 from tests.agent.agents import Daemon, destination, source
 from tests.agent.fakes import FakeSource
+from tests.certificates import directory
 
 from .pair import Kind, Migration, Pair, whole
 from .proxy import Proxy, upstream_of
 from .trouble import wish
 
 AT_ONCE = 4
-PAIRS = 2
 SLOW = ("--steps-per-second", "1000", "--workload", "random")
 SIZE = "4MiB"
 
@@ -66,7 +67,7 @@ STATES = (
     Held("all_placed", "active", "releasing", WHOLE),
     Held("released", "completed", "releasing", OVER),
 )
-RUN = STATES[8]
+RUN, LOADING = STATES[8], STATES[6]
 
 
 def reach(proxy, held, migrate):
@@ -96,11 +97,20 @@ def lose(agent, migration):
     assert migration.result() == 6
 
 
-def destination_killed(held, folder):
+def certificates(folder, tls):
+    """Return the directory of both hosts where all is encrypted, what commands are told, and what a proxy needs."""
+    if not tls:
+        return None, (), None
+    mine = directory(folder / "tls")
+    return mine, ("--tls-dir", mine), Credentials(mine)
+
+
+def destination_killed(held, folder, tls):
+    _, how, opens = certificates(folder, tls)
     with (
-        destination(folder) as there,
-        source(folder, *SLOW, size=SIZE) as here,
-        Proxy(upstream_of(there.address), watches=True) as proxy,
+        destination(folder, *how) as there,
+        source(folder, *SLOW, *how, size=SIZE) as here,
+        Proxy(upstream_of(there.address), watches=True, opens=opens) as proxy,
     ):
         migration = reach(proxy, held, lambda **how: Migration(here, proxy.address, **how))
         if held.part == OVER:  # it had let go: the guest was whole, and ends with its agent
@@ -119,12 +129,13 @@ def destination_killed(held, folder):
             lose(here, migration)
 
 
-def source_killed(held, folder, *, unread=False):
+def source_killed(held, folder, tls, *, unread=False):
     keeper = f"unix:{folder}/keeper.sock"
+    mine, how, opens = certificates(folder, tls)
     with (
-        destination(folder) as there,
-        source(folder, "--keeper", keeper, *SLOW, size=SIZE) as here,
-        Proxy(upstream_of(there.address), watches=True) as proxy,
+        destination(folder, *how) as there,
+        source(folder, "--keeper", keeper, *SLOW, *how, size=SIZE) as here,
+        Proxy(upstream_of(there.address), watches=True, opens=opens) as proxy,
     ):
         migration = reach(proxy, held, lambda **how: Migration(here, proxy.address, **how))
         if unread:  # what is held comes to the destination, and so does the end of every connection
@@ -139,10 +150,10 @@ def source_killed(held, folder, *, unread=False):
         there.signal(signal.SIGCONT)
         if held.part == BEFORE:
             there.until(lambda now: now["owner"] is None and now["state"] in {"none", "failed"})
-            with FakeSource(there.address) as other:
+            with FakeSource(there.address, tls=mine) as other:
                 other.greet().offer()  # another one is as welcome as ever
         elif held.part == SENT and there.until(decided)["state"] == "failed":
-            with returned(folder, keeper) as again:
+            with returned(folder, keeper, how) as again:
                 again.until_log("the guest never ran anywhere else and runs here again")
                 assert again.status()["owner"] == "source"
                 again.runs_on()
@@ -152,13 +163,13 @@ def source_killed(held, folder, *, unread=False):
             there.until(whole)
             assert there.ask("check")["pages_mismatched"] == 0
         else:
-            comes_back(held, there, folder, keeper)
+            comes_back(held, there, folder, keeper, how)
 
 
-def comes_back(held, there, folder, keeper):
+def comes_back(held, there, folder, keeper, how):
     """Have another agent take the killed one's place, unless there is nothing left to do; every byte is right."""
     if held.part != OVER:
-        with returned(folder, keeper) as again:
+        with returned(folder, keeper, how) as again:
             if held.part != WHOLE:
                 there.until(lambda now: now["state"] == "postcopy-active" and now["reconnects"] >= 1)
                 again.ask("set", push=True)
@@ -173,14 +184,14 @@ def decided(now):
     return now["state"] in {"failed", "postcopy-paused", "completed"}
 
 
-def killed_with_run_unread(held, folder):
+def killed_with_run_unread(held, folder, tls):
     """Run has arrived together with the end of the connections: which of them is read first decides, for all."""
-    source_killed(held, folder, unread=True)
+    source_killed(held, folder, tls, unread=True)
 
 
-def returned(folder, keeper):
+def returned(folder, keeper, how):
     (folder / "again").mkdir()
-    return Daemon(folder / "again", "source", "--resume", keeper)
+    return Daemon(folder / "again", "source", "--resume", keeper, *how)
 
 
 def stopped(held, side, both):
@@ -212,13 +223,10 @@ def cancelled(held, side, both):
     assert migration.status == (7 if held.part == BEFORE else 0), migration.error
 
 
-def stopped_for_too_long(both):
+def stopped_for_too_long(held, both):
     """A destination that stands still for longer than the source leaves its guest standing: the source goes on."""
     proxy = both.proxy
-    proxy.calm()
-    proxy.hold("state")
-    migration = both.migrate()
-    proxy.wait_held()
+    migration = reach(proxy, held, both.migrate)
     coming = both.coming
     coming.signal(signal.SIGSTOP)
     proxy.release()
@@ -232,18 +240,29 @@ def stopped_for_too_long(both):
 
 
 def cases():
-    """Every case by its name, with how it is played."""
-    found = {f"{held}-destination-killed": (destination_killed, held) for held in STATES}
-    found |= {f"{held}-source-killed": (source_killed, held) for held in STATES}
-    found |= {f"{held}-{side}-stopped": (stopped, held, side) for held in STATES for side in ("source", "destination")}
-    found |= {f"{held}-source-cancelled": (cancelled, held, "source") for held in STATES}
+    """Every case by its name, with how it is played and whether all is encrypted.
+
+    That alternates: from state to state within each way to trouble an agent, and from way to way within each state. So
+    half of either are encrypted and half are plain, and no case is played twice.
+    """
     # a destination has nothing to cancel before the offer, and once it has said Loaded Run may be on its way
     mine = [held for held in STATES if held.destination in {"waiting", "attached", "active"}]
-    found |= {f"{held}-destination-cancelled": (cancelled, held, "destination") for held in mine}
-    return found | {
-        "run-source-killed-with-run-unread": (killed_with_run_unread, RUN),
-        "state-destination-stopped-for-too-long": (stopped_for_too_long,),
-    }
+    ways = [
+        ("destination-killed", STATES, (destination_killed,)),
+        ("source-killed", STATES, (source_killed,)),
+        ("source-stopped", STATES, (stopped, "source")),
+        ("destination-stopped", STATES, (stopped, "destination")),
+        ("source-cancelled", STATES, (cancelled, "source")),
+        ("destination-cancelled", mine, (cancelled, "destination")),
+        ("source-killed-with-run-unread", [RUN], (killed_with_run_unread,)),
+        ("destination-stopped-for-too-long", [LOADING], (stopped_for_too_long,)),
+    ]
+    found = {}
+    for number, (way, states, (play, *side)) in enumerate(ways):
+        for held in states:
+            tls = (number + STATES.index(held)) % 2 == 1
+            found[f"{held}-{way}{'-tls' if tls else ''}"] = (tls, play, held, *side)
+    return found
 
 
 class Play:
@@ -252,18 +271,19 @@ class Play:
     def __init__(self, folder, wanted):
         self._folder, self._numbers = folder, itertools.count()
         self._stack = contextlib.ExitStack()
-        self._pairs = queue.SimpleQueue()
+        self._pairs = {tls: queue.SimpleQueue() for tls in (False, True)}  # one of each
         pool = self._stack.enter_context(ThreadPoolExecutor(AT_ONCE))
-        for _ in range(PAIRS if any(cases()[name][0] in ON_A_PAIR for name in wanted) else 0):
-            self._pairs.put(self._pair())
+        for tls in {tls for name, (tls, how, *_) in cases().items() if name in wanted and how in ON_A_PAIR}:
+            self._pairs[tls].put(self._pair(tls))
         self._results = {name: pool.submit(self._play, *how) for name, how in cases().items() if name in wanted}
 
     def close(self):
         for result in self._results.values():
             result.cancel()
         self._stack.close()
-        while not self._pairs.empty():
-            self._pairs.get().__exit__()
+        for pairs in self._pairs.values():
+            while not pairs.empty():
+                pairs.get().__exit__()
 
     def result(self, name):
         return self._results[name].result()
@@ -273,22 +293,23 @@ class Play:
         folder.mkdir()
         return folder
 
-    def _pair(self):
-        return Pair(self._fresh(), Kind("shmem", size=SIZE, workload="random"), watches=True).__enter__()
+    def _pair(self, tls):
+        kind = Kind("shmem", size=SIZE, workload="random", tls=tls)
+        return Pair(self._fresh(), kind, watches=True).__enter__()
 
-    def _play(self, play, *arguments):
+    def _play(self, tls, play, *arguments):
         if play not in ON_A_PAIR:
-            play(*arguments, self._fresh())
+            play(*arguments, self._fresh(), tls)
             return
-        both = self._pairs.get()
+        both = self._pairs[tls].get()
         try:
             play(*arguments, both)
         except BaseException:
             both.__exit__()  # whatever is the matter with it, the next case gets another one
-            both = self._pair()
+            both = self._pair(tls)
             raise
         finally:
-            self._pairs.put(both)
+            self._pairs[tls].put(both)
 
 
 ON_A_PAIR = {stopped, cancelled, stopped_for_too_long}

@@ -18,9 +18,12 @@ from postcopy.errors import PostcopyError
 from .proxy import CONTROL, PUSH, URGENT
 
 ROLES = (CONTROL, URGENT, PUSH)
+LOOK_SECONDS = 0.004
 # Long enough to be noticed (2.5 s), which few rounds can afford.
 LONG_SECONDS = 2.8
 LONG_CHANCE = 0.03
+# In a round of those whose agents may be killed. Others begin behind it, which takes seconds.
+KILL_CHANCE = 0.3
 
 
 @dataclass
@@ -42,14 +45,18 @@ class Trouble:
 class Course:
     """How a migration goes: the arguments of `migrate`, and the troubles on its way, by their moments."""
 
-    def __init__(self, seed, *, encrypted):
+    def __init__(self, seed, kind):
         chance = random.Random(seed)
+        encrypted = kind.tls
         # Half of them begin when the guest has left. Without a push pages are at both ends while there is trouble.
         self.behind_run = chance.random() < 0.5
         push = not self.behind_run and chance.random() < 0.5
         self.arguments = {"push": push, "rate": chance.choice([0, 4 << 20, 16 << 20, 64 << 20])}
         draw = [DRAWN[name] for name in chance.choices(list(DRAWN), WEIGHTS, k=chance.choice([1, 1, 2, 2, 3, 4]))]
-        self.troubles = sorted((one(chance, encrypted) for one in draw), key=lambda trouble: trouble.at)
+        made = [one(chance, encrypted) for one in draw]
+        if kind.mortal and chance.random() < KILL_CHANCE:
+            made.append(_kill(chance))
+        self.troubles = sorted(made, key=lambda trouble: trouble.at)
 
     def __str__(self):
         said = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
@@ -118,6 +125,10 @@ def _cancel(chance, _encrypted):
     return Trouble("cancel", chance.uniform(0, 0.04), with_what={"agent": chance.choice(["leaving", "coming"])})
 
 
+def _kill(chance):
+    return Trouble("kill", _moment(chance), with_what={"agent": chance.choice(["leaving", "coming"])})
+
+
 def _spoil(chance, encrypted):
     """Only where something tells: plain connections have no other guard than TCP's own."""
     if not encrypted:
@@ -135,9 +146,10 @@ WEIGHTS = [6, 4, 2, 2, 3, 2, 2, 3, 2, 1, 4]
 
 
 class Actor:
-    """Makes troubles for a pair, and puts an end to them."""
+    """Makes troubles for a pair, and puts an end to them. `killed`: the agent that it has killed, the last of them."""
 
     def __init__(self, pair):
+        self.killed = None
         self._pair = pair
         self._ends = []  # (when, what ends it)
         self._standing = []  # agents that are stopped, with when they go on
@@ -149,15 +161,14 @@ class Actor:
         coming = list(troubles)
         while coming or self._ends or self._standing:
             now = time.monotonic()
-            if over():
+            if over() or self.killed is not None:
                 coming, now = [], float("inf")
             while coming and began + coming[0].at <= now:
                 self._make(coming.pop(0), now)
             self._end(now)
-            if self._standing:
-                time.sleep(0.005)
-            else:
+            if not self._standing and self.killed is None:
                 self._pair.never_both()
+            time.sleep(LOOK_SECONDS)
         for asking in self._asking:
             asking.join(30)
 
@@ -216,6 +227,11 @@ class Actor:
         stopped.signal(signal.SIGSTOP)
         self._standing.append((until, stopped))
 
+    def _kill(self, agent, until):
+        self.killed = getattr(self._pair, agent)
+        self.killed.signal(signal.SIGKILL)
+        self.killed.wait()
+
     def _pause(self, agent, until):
         paused = getattr(self._pair, agent)
         if self._standing or not wish(paused, "pause"):
@@ -232,10 +248,10 @@ class Actor:
         self._asking[-1].start()
 
 
-def wish(agent, command):
+def wish(agent, command, **arguments):
     """Ask for what may make no sense just now; return whether it does."""
     try:
-        asyncio.run(ask(admin_address(agent.admin), command))
+        asyncio.run(ask(admin_address(agent.admin), command, arguments))
     except PostcopyError:
         return False
     return True
