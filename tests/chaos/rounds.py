@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from .pair import Kind, empty, pair, whole
@@ -132,6 +132,11 @@ class Rounds:
         kinds = [kind for kind in KINDS if any(kind_of(seed) is kind for seed in seeds)]
         with ThreadPoolExecutor(len(kinds)) as pool:
             playing = [pool.submit(self._play, kind, [one for one in seeds if kind_of(one) is kind]) for kind in kinds]
+            try:
+                wait(playing)
+            except BaseException:  # Ctrl-C: those that are being played come to their end
+                self._failed.set()
+                raise
         failures = [str(one.exception()) for one in playing if one.exception() is not None]
         assert not failures, "\n\n".join(failures)
 
