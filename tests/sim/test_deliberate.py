@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from . import deliberate_fetch, fetch_story
 from .deliberate import FAULTS
 from .play import play
 from .rules import RULES
@@ -12,11 +13,14 @@ from .world import RuleBrokenError
 SEEDS = 3000
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
-def test_a_fault_is_found(fault, monkeypatch, capsys):
+PLAYED = [(fault, play) for fault in FAULTS] + [(fault, fetch_story.play) for fault in deliberate_fetch.FAULTS]
+
+
+@pytest.mark.parametrize(("fault", "play"), PLAYED, ids=[fault.name for fault, _ in PLAYED])
+def test_a_fault_is_found(fault, play, monkeypatch, capsys):
     fault.put(monkeypatch.setattr)
     earlier = set()
-    for seed, error in broken_stories():  # noqa: B007 - it is told below
+    for seed, error in broken_stories(play):  # noqa: B007 - it is told below
         if error.rule == fault.rule:
             break
         earlier.add(error.rule)
@@ -26,7 +30,7 @@ def test_a_fault_is_found(fault, monkeypatch, capsys):
         sys.stdout.write(f"\n{fault.name}: {seed + 1} seeds, {error}\n")
 
 
-def broken_stories():
+def broken_stories(play=play):
     """Yield (seed, what it broke) of all stories that do not end well."""
     for seed in range(SEEDS):
         try:
