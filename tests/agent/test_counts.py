@@ -77,6 +77,15 @@ def test_faults_by_result_never_go_back():
     assert second["missing", "joined"] == 1
 
 
+def test_what_was_told_of_faults_is_not_taken_back():
+    """The pump counts a request a moment after its fault: meanwhile its page seems to be on its way already."""
+    totals, one = Totals(), Came(faults_missing=10, requests=9)
+    totals.begin(one)
+    assert totals.counts().faults["missing", "joined"] == 1
+    one.count(faults_missing=10, requests=10)
+    assert totals.counts().faults["missing", "joined"] == 1
+
+
 def sent(demand, push, zero, again):
     stats = SimpleNamespace(pages_demand=demand, pages_push=push, pages_zero=zero, pages_again=again)
     return pages_sent(stats, 100)
