@@ -138,7 +138,7 @@ def test_a_spoilt_byte_before_the_switchover_costs_the_attempt(role, encrypted):
 
 
 def test_a_spoilt_byte_of_a_plain_page_is_seen_by_nobody_but_the_check(tmp_path):
-    """Frames carry no checksum: what TCP's own lets through in plain is the guest's. README, "Security", says so."""
+    """Frames carry no checksum: what TCP's own lets through in plain is the guest's: deploy/docs/security.md."""
     with Pair(tmp_path, Kind("resting", workload="random", steps=10)) as both:
         both.proxy.spoil[PUSH] = 5000  # in the middle of the first page that travels
         assert both.migrate().result() == 0
