@@ -157,6 +157,10 @@ def earlier_migration(address, right):
     return welcome.migration_id, welcome.token
 
 
+# Nearly every step is a fault, for longer than the test takes.
+ROVING = ("--workload", "random", "--steps-per-second", "1000", "--blank", "0.9")
+
+
 class Listening(Proxy):
     """Sits between the two and knows the migration's id, which its data connections say in plain."""
 
@@ -194,7 +198,7 @@ def served(agent, watch, faults=500):
 def test_strangers_cost_nothing_and_a_running_migration_does_not_notice(right, tmp_path, capsys, many_descriptors):
     with (
         destination(tmp_path, "--tls-dir", right) as busy,
-        source(tmp_path, "--tls-dir", right, "--steps-per-second", "2000", size="64MiB") as here,
+        source(tmp_path, "--tls-dir", right, *ROVING, size="256MiB") as here,
         Listening(upstream_of(busy.address)) as between,
     ):
         before = earlier_migration(busy.address, right)
