@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import functools
+import threading
 
 from agent.security.certificates import Authority, Validity, make_authority, make_host
 
@@ -12,10 +12,16 @@ _NOW = datetime.datetime.now(datetime.UTC)
 EXPIRED = Validity(_NOW - datetime.timedelta(days=2), _NOW - datetime.timedelta(days=1))
 
 
-@functools.cache
+_AUTHORITIES: dict[str, Authority] = {}
+_MAKING = threading.Lock()
+
+
 def authority(name: str = "right") -> Authority:
-    """Return one authority for each name, for the length of the process."""
-    return make_authority(GOOD, f"CA {name}")
+    """Return one authority for each name, for the length of the process, whichever threads ask at a time."""
+    with _MAKING:
+        if name not in _AUTHORITIES:
+            _AUTHORITIES[name] = make_authority(GOOD, f"CA {name}")
+        return _AUTHORITIES[name]
 
 
 def directory(path, names=("localhost", "127.0.0.1", "::1"), *, signed_by="right", trusts=None, validity=GOOD):
