@@ -8,7 +8,6 @@ for 10**6.
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from postcopy.errors import UsageError
 
@@ -33,10 +32,12 @@ def _parse(text: str, what: str, example: str, suffix: str = "") -> int:
     if found is None:
         raise UsageError(f"{what} {text!r} is not understood: write it {example}")
     power = _POWERS[(found[2] or "").upper()]
-    number = Fraction(found[1]) * (1 << 10 * power)
-    if number.denominator != 1:
+    whole, _, part = found[1].partition(".")
+    scale: int = 10 ** len(part)
+    number, rest = divmod(int(whole + part) << 10 * power, scale)
+    if rest:
         raise UsageError(f"{what} {text!r} is not a whole number of bytes")
-    return number.numerator
+    return number
 
 
 def format_size(size: float) -> str:
