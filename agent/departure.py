@@ -119,9 +119,13 @@ class Departure:
             return await self._follow(running, tell)
 
     async def take_up(self, record: Record, tls: Credentials | None) -> None:
-        """Go on with a migration whose agent is gone, to its end, whatever that is."""
-        with self._use.take(MIGRATION), contextlib.suppress(PostcopyError):
-            await self._follow(asyncio.create_task(self.source.take_up(record, tls=tls)), lambda _progress: None)
+        """Go on with a migration whose agent is gone, to its end, whatever that is; raise where it does not begin."""
+        with self._use.take(MIGRATION):
+            try:
+                await self._follow(asyncio.create_task(self.source.take_up(record, tls=tls)), lambda _progress: None)
+            except PostcopyError:
+                if self.source.finish is None:
+                    raise
 
     async def _follow(self, running: asyncio.Task[Report], tell: Tell) -> Report:
         """Bring a migration to its end, telling the progress; return the report."""

@@ -47,7 +47,11 @@ async def serve_return(options: ReturnOptions) -> int:
     serve_metrics(options, daemon.scraped)
 
     async def go_on() -> None:
-        await departure.take_up(record, tls)
+        try:
+            await departure.take_up(record, tls)
+        except BaseException:  # it never began
+            daemon.over.set()
+            raise
         if source.state is State.FAILED:
             log.info("source: the guest never ran anywhere else and runs here again, until this agent ends")
 

@@ -38,7 +38,17 @@ def returned(folder, keeper, *arguments):
 
 @pytest.fixture
 def keeper(tmp_path):
-    return f"unix:{tmp_path}/keeper.sock"
+    yield f"unix:{tmp_path}/keeper.sock"
+    end_keepers_of(tmp_path)
+
+
+def end_keepers_of(folder):
+    """End what a test that failed leaves behind: it would wait for ever."""
+    for one in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            said = one.read_text().split("\0")
+            if KEEPER in said and any(word.startswith(f"{folder}/") for word in said):
+                os.kill(int(one.parent.name), signal.SIGKILL)
 
 
 def gone(keeper):
@@ -268,6 +278,7 @@ def kept(tmp_path):
         kept = start_keeper(address, [mapping])
         yield kept
         kept.release()
+        end_keepers_of(tmp_path)
         kept._process.wait(5)
 
 
@@ -320,3 +331,11 @@ def test_a_record_of_nonsense_is_refused_and_harms_no_keeper(kept, written, why)
     assert record == RECORD
     mappings[0].close()
     again.release()
+
+
+def test_a_record_that_leads_nowhere_is_said(kept):
+    kept._write(replace(RECORD, address="elsewhere").pack())
+    leave(kept)
+    refused = run("source", "--resume", str(kept.address), deadline=20)
+    assert refused.status == 2
+    assert "elsewhere" in refused.err
