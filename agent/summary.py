@@ -120,6 +120,7 @@ def status_rows(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "pages", f"{status['pages']['placed']} of {status['pages']['total']} are at the destination"
     for one in status.get("processes", ()):
         yield f"process {one['pid']}", f"{_placed(one)}, {one['faults']} faults, {one['removed']} given back"
+        yield from _pause(one.get("paused"))
     for one in status.get("destinations", ()):
         yield one["name"], _placed(one)
     latency = status.get("fault_latency_seconds")

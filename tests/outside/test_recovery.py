@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 
 import pytest
@@ -126,6 +127,10 @@ def test_by_hand_it_is_held_taken_elsewhere_and_given_up(tmp_path, file, uffd_so
                 assert run("pause", "--admin", there.admin, "--json").json["state"] == "postcopy-paused"
                 assert all_are("postcopy-paused", 2)(status := there.status())
                 assert all(one["paused"]["held"] for one in status["processes"])
+                said = re.findall(
+                    r"^paused +for .* by hand: somebody asked", run("status", "--admin", there.admin).out, re.MULTILINE
+                )
+                assert len(said) == 2
                 here.until(lambda now: now["destinations"] == [])
                 here.signal(signal.SIGKILL)
                 assert vmm.call("read", 0) == file.read_bytes()[0]
