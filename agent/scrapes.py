@@ -12,7 +12,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -50,8 +50,10 @@ class Requests:
     def take(self, data: bytes) -> None:
         """Take bytes in; HttpParserError where they are no request, or one without end."""
         self._unfinished += len(data)
-        with contextlib.suppress(HttpParserUpgrade):  # it is whole, and what else it asks for is not given
+        try:
             self._parser.feed_data(data)
+        except HttpParserUpgrade:  # the request is whole, and what would follow is no HTTP that is known here
+            self.found[-1] = replace(self.found[-1], keep_alive=False)
         if self._unfinished > SCRAPE_BYTES_MAX:
             raise HttpParserError(f"a request of more than {SCRAPE_BYTES_MAX} bytes")
 

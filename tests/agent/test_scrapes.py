@@ -72,10 +72,12 @@ def test_one_connection_is_answered_again_and_again_whatever_it_asks_for():
     ]
 
 
-@pytest.mark.parametrize(
-    "pieces", [[b"GET /metrics HTTP/1.0\r\n\r\n"], [b"G", b"ET /met", b"rics HTTP/1.0\r\n", b"\r\n"]]
-)
-def test_a_client_of_old_is_answered_and_left(pieces):
+OLD = b"GET /metrics HTTP/1.0\r\n\r\n"
+UPGRADES = b"GET /metrics HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+
+
+@pytest.mark.parametrize("pieces", [[OLD], [OLD[:1], OLD[1:9], OLD[9:-3], OLD[-3:]], [UPGRADES]])
+def test_a_client_of_old_or_of_something_else_is_answered_and_left(pieces):
     def ask(host, port):
         return say(host, port, pieces)
 
