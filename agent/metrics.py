@@ -39,6 +39,8 @@ CHANNELS = {
 }
 CONTROL = (("sent", "control"), ("received", "control"))
 DIRECTIONS = {"source": ("sent",), "destination": ("received", "sent")}
+# A destination is the source of a guest that goes on.
+ROLES = {"source": ("source",), "destination": ("destination", "source")}
 
 
 @dataclass
@@ -92,7 +94,7 @@ def session_families(now: Figures) -> Iterator[Family]:
     yield gauge("migration_state", "1 for the state the migration is in.", states, ("state",))
     yield gauge("guest_owned", "1 while this agent owns a guest, which would be gone with it.", int(now.owns_guest))
     text = f"Migrations that ended; mode {NO_MODE}: before this side was told it."
-    every = [(now.role, mode, end.value) for mode in (*MODES, NO_MODE) for end in sorted(ENDED)]
+    every = [(role, mode, end.value) for role in ROLES[now.role] for mode in (*MODES, NO_MODE) for end in sorted(ENDED)]
     ended = {**dict.fromkeys(every, 0), **now.counts.migrations}
     yield counter("migrations", text, ended, ("role", "mode", "outcome"))
     text = "From the start of the latest migration to its last page; of one to here, from the guest's start here."

@@ -104,10 +104,10 @@ class Source:
         MigrationFailed, HostError and MigrationCancelled (the source runs it), MigrationLost.
         """
         self.check_free()
+        self.finish = None
         where = parse_address(address) if isinstance(address, str) else address
         hello = Hello(versions_over(tls, self._versions), SOFTWARE)
         machine = SourceMachine(hello, self._offer(where), push=push, give_up_seconds=self._give_up_after)
-        self.finish = None
         self._current = self._interpreter(machine, where, rate, tls)
         self._current.post(Started(self._current.now(), timeout))
         return await self._drive(self._current)

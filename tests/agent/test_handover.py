@@ -1,6 +1,7 @@
 """Memory handed from one process to another: nothing of it is copied, and at no moment is any of it lost."""
 
 import signal
+import socket
 import time
 
 import pytest
@@ -52,16 +53,22 @@ def test_what_people_see():
 def test_memory_that_cannot_be_handed_over_is_refused_before_the_stop(memory, tmp_path):
     with (
         destination(tmp_path, "--listen", f"unix:{tmp_path}/memory.sock") as there,
-        source(tmp_path, "--memory", memory, size="8MiB") as here,
+        source(tmp_path, "--memory", memory, "--metrics", "127.0.0.1:0", size="8MiB") as here,
     ):
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            failed = run("migrate", "--admin", here.admin, f"tcp:127.0.0.1:{nobody.getsockname()[1]}")
+        assert failed.status == 4
         done = run("migrate", "--admin", here.admin, there.address, "--json")
         assert done.status == 2
         line = done.one_line()
         assert f"region 0 ({memory.partition(':')[0]}) cannot be handed over: " in line
         assert line.endswith("send its pages to a destination that listens on tcp:127.0.0.1:PORT instead")
         assert (done.json["outcome"], done.json["exit_status"]) == ("refused", 2)
-        assert here.status()["state"] == "none"
+        assert here.status()["state"] == "failed"  # as the one before it left it
         here.runs_on()
+        told = scrape(here.until_log(r"metrics: (http://\S+)")[1])
+        assert sum(count for name, count in told.items() if name.startswith("postcopy_migrations_total")) == 1
 
 
 def test_a_mode_that_copies_is_refused_before_the_stop(tmp_path):

@@ -29,6 +29,7 @@ def test_everything_is_told_with_its_labels(figures):
     assert samples["postcopy_remaining_bytes",] == 1 << 40
     assert samples["postcopy_migrations_total", "destination", "failed", "minor"] == 3
     assert samples["postcopy_migrations_total", "completed", "destination", "minor"] == 0  # there before it rises
+    assert samples["postcopy_migrations_total", "completed", "minor", "source"] == 0  # of a guest that goes on
     assert samples["postcopy_migration_downtime_seconds",] == 1.5e-7
     for le, count in figures.counts.fault_latency.prometheus_buckets():
         assert samples["postcopy_fault_latency_seconds_bucket", str(float(le)) if le != "+Inf" else le] == count
