@@ -144,20 +144,22 @@ class Scrapes:
                 await loop.sock_sendall(connection, answer(HTTPStatus.BAD_REQUEST, "this is no HTTP\n"))
                 return False
         request = requests.found.pop(0)
-        await loop.sock_sendall(connection, self._answer(request))
-        return request.keep_alive
+        status, text = self._told(request)
+        await loop.sock_sendall(connection, answer(status, text, head=request.method == b"HEAD"))
+        # A hundred requests fit into one packet, and a guest may stand still while they are answered: one is.
+        return request.keep_alive and not requests.found
 
-    def _answer(self, request: Request) -> bytes:
+    def _told(self, request: Request) -> tuple[HTTPStatus, str]:
         if request.method not in {b"GET", b"HEAD"}:
-            return answer(HTTPStatus.METHOD_NOT_ALLOWED, "metrics are read by GET\n")
+            return HTTPStatus.METHOD_NOT_ALLOWED, "metrics are read by GET\n"
         if request.path != PATH:
-            return answer(HTTPStatus.NOT_FOUND, f"metrics are at {PATH.decode()}\n")
+            return HTTPStatus.NOT_FOUND, f"metrics are at {PATH.decode()}\n"
         try:
             text = self._text()
         except Exception:  # a mistake of ours: whoever asks hears of it, and the next one is answered again
             log.exception("internal error: the metrics cannot be told")
-            return answer(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error: see the agent's log\n")
-        return answer(HTTPStatus.OK, text, head=request.method == b"HEAD")
+            return HTTPStatus.INTERNAL_SERVER_ERROR, "internal error: see the agent's log\n"
+        return HTTPStatus.OK, text
 
 
 def answer(status: HTTPStatus, text: str, *, head: bool = False) -> bytes:

@@ -56,6 +56,7 @@ def test_one_connection_is_answered_again_and_again_whatever_it_asks_for():
                 asked(connection, path="/metrics?name[]=postcopy_up"),
                 asked(connection, method="HEAD"),
                 asked(connection, path="/"),
+                asked(connection, method="HEAD", path="/"),
                 asked(connection, method="POST", body=b"x" * 100),
             ]
             first = connection.sock
@@ -68,6 +69,7 @@ def test_one_connection_is_answered_again_and_again_whatever_it_asks_for():
         (200, TEXT),
         (200, ""),
         (404, "metrics are at /metrics\n"),
+        (404, ""),
         (405, "metrics are read by GET\n"),
     ]
 
@@ -84,6 +86,13 @@ def test_a_client_of_old_or_of_something_else_is_answered_and_left(pieces):
     answer = served(ask)
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     assert answer.endswith(f"\r\n\r\n{TEXT}".encode())
+
+
+def test_of_many_requests_at_once_one_is_answered():
+    def ask(host, port):
+        return say(host, port, [b"GET /metrics HTTP/1.1\r\n\r\n" * 100])
+
+    assert served(ask).count(b"HTTP/1.1 200 OK") <= 1  # none where the end overtakes it
 
 
 @pytest.mark.parametrize(
