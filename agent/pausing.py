@@ -6,13 +6,14 @@ A source or a destination enters, its state once something has come of the wish 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import click
 
 from agent.parameters import ADDRESS, admin_option, json_option
 from agent.security.options import credentials, insecure_option
-from postcopy.errors import MigrationLost, MigrationPaused
+from postcopy.errors import HostError, MigrationLost, MigrationPaused
 from postcopy.limits import DONE_SECONDS, RESUME_SECONDS
 from postcopy.link.address import Address, parse_address
 from postcopy.session.states import State
@@ -53,11 +54,18 @@ def another_address(source: Dialling, arguments: dict[str, Any]) -> Address | No
     return address
 
 
+async def _until(done: Callable[[], bool], what: str) -> None:
+    try:
+        async with asyncio.timeout(DONE_SECONDS):
+            while not done():
+                await asyncio.sleep(LOOK_SECONDS)
+    except TimeoutError:
+        raise HostError(f"not {what} within {DONE_SECONDS:g} s: see `status`, it may be so yet") from None
+
+
 async def paused(side: Side) -> dict[str, Any]:
     """Wait until the migration is paused, or has ended meanwhile."""
-    async with asyncio.timeout(DONE_SECONDS):
-        while side.state is State.POSTCOPY_ACTIVE:
-            await asyncio.sleep(LOOK_SECONDS)
+    await _until(lambda: side.state is not State.POSTCOPY_ACTIVE, "paused")
     return {"schema_version": 1, "state": side.state.value, "paused": side.pause_state}
 
 
@@ -79,9 +87,7 @@ async def resumed(source: Dialling) -> dict[str, Any]:
 
 async def lost(side: Side) -> dict[str, Any]:
     """Wait until the migration is given up."""
-    async with asyncio.timeout(DONE_SECONDS):
-        while side.state is not State.LOST:
-            await asyncio.sleep(LOOK_SECONDS)
+    await _until(lambda: side.state is State.LOST, "given up")
     report = getattr(side, "report", None)
     pages = report["pages"].get("lost") if isinstance(report, dict) else None
     return {"schema_version": 1, "state": side.state.value, "lost_pages": pages}

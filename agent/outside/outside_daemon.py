@@ -121,7 +121,7 @@ class OutsideDaemon:
     async def pause(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Close the connections of all migrations that miss pages."""
         count = self.destination.pause()
-        asked = [pausing.paused(One(one)) for one in self.destination.current]
+        asked = [pausing.paused(One(one)) for one in self.destination.current if one.machine.recoverable]
         await asyncio.gather(*asked)
         return {"schema_version": 1, "state": self._state.value, "migrations": count}
 
