@@ -56,10 +56,13 @@ def test_a_migration_by_hand(tmp_path):
 
 
 def check_parts(report):
-    """Each part of a fault's time was measured; together they are no more than all faults took."""
+    """Each part of a fault's time was measured, but for the wire's, which is the rest; together they are no more than
+    all faults took.
+    """
     parts = report["details"]["fault_parts_seconds"]
     assert list(parts) == ["faults", "request", "source", "wire", "place"]
-    assert min(parts.values()) > 0
+    assert parts["wire"] >= 0
+    assert min(value for part, value in parts.items() if part != "wire") > 0
     faults, latency = parts.pop("faults"), report["fault_latency_seconds"]
     assert 0 < faults <= report["pages"]["demand"]
     assert faults * sum(parts.values()) <= latency["count"] * latency["mean"] * 1.001

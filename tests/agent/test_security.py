@@ -158,7 +158,7 @@ def earlier_migration(address, right):
 
 
 # Nearly every step is a fault, for longer than the test takes.
-ROVING = ("--workload", "random", "--steps-per-second", "1000", "--blank", "0.9")
+ROVING = ("--workload", "random", "--steps-per-second", "500")
 
 
 class Listening(Proxy):
