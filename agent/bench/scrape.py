@@ -12,11 +12,12 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from io import BufferedReader
 
 REQUEST = b"GET /metrics HTTP/1.0\r\nHost: agent\r\n\r\n"
 REQUEST_AGAIN = b"GET /metrics HTTP/1.1\r\nHost: agent\r\n\r\n"
 ANSWER_SECONDS = 5.0
+ANSWER_BYTES = 1 << 16
+_LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 
 HostPort = tuple[str, int]
 
@@ -86,17 +87,19 @@ def _repeat(address: HostPort, start: float, period: float, ending: threading.Ev
 
 
 def _read_on(connection: socket.socket, period: float, ending: threading.Event) -> None:
-    with connection.makefile("rb") as answers:
-        while not ending.wait(period):
-            connection.sendall(REQUEST_AGAIN)
-            _pass_over(answers)
+    while not ending.wait(period):
+        connection.sendall(REQUEST_AGAIN)
+        _pass_over(connection)
 
 
-def _pass_over(answers: BufferedReader) -> None:
-    """Read one answer; OSError at the end of the connection."""
-    length = 0
-    while (line := answers.readline()) not in {b"", b"\r\n"}:
-        name, _, value = line.partition(b":")
-        length = int(value) if name.lower() == b"content-length" else length
-    if len(answers.read(length)) < max(1, length):
-        raise ConnectionError("the agent closed the connection")
+def _pass_over(connection: socket.socket) -> None:
+    """Receive one answer, mostly in one piece, for what this takes is taken from the guest; OSError at the end."""
+    answer, whole = b"", 1
+    while len(answer) < whole:
+        piece = connection.recv(ANSWER_BYTES)
+        if not piece:
+            raise ConnectionError("the agent closed the connection")
+        answer += piece
+        head, blank, _ = answer.partition(b"\r\n\r\n")
+        length = _LENGTH.search(head)
+        whole = len(head) + len(blank) + int(length[1]) if blank and length else len(answer) + 1
