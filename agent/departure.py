@@ -32,6 +32,7 @@ from postcopy.session.states import SWITCHED, State
 log = logging.getLogger("postcopy.agent")
 
 PROGRESS_SECONDS = 0.1
+ENDS = "the source's agent ends"
 
 
 class Departure:
@@ -106,6 +107,7 @@ class Departure:
             async with self._beginning:
                 source.check_free()
                 await self.keep()  # while the guest runs: nobody is waited for once it stands still
+                self._use.check_open()  # a keeper takes a moment to come up
                 running = asyncio.create_task(
                     source.migrate(
                         where,
@@ -116,6 +118,8 @@ class Departure:
                     )
                 )
                 await asyncio.sleep(0)  # from here on there is somebody who can be told of changes
+                if self._use.ending:
+                    source.cancel(ENDS)
             return await self._follow(running, tell)
 
     async def take_up(self, record: Record, tls: Credentials | None) -> None:
@@ -188,7 +192,7 @@ class Departure:
         A second signal ends the process in the middle of it, by `end`.
         """
         self._use.refuse()
-        self.source.cancel("the source's agent ends")
+        self.source.cancel(ENDS)
         hurried = False
         while not self._use.over.is_set():
             if stop.again.is_set():
@@ -213,18 +217,20 @@ class Departure:
             self.source.resume()
 
     async def _part(self) -> None:
-        """Tell the destination that the pages which are still here end with this agent."""
-        if self._kept is not None:
-            return  # they do not
-        with contextlib.suppress(UsageError, TimeoutError):
-            self.source.lose("the source's agent ends", paused=False)
-            async with asyncio.timeout(PART_FROM_DESTINATION_SECONDS):
-                await self._use.over.wait()
+        """Tell the destination where pages that are still here end with this agent; leave nothing kept for nobody."""
+        kept = self._kept
+        if self.source.state in SWITCHED and not (kept is not None and await asyncio.to_thread(kept.stays)):
+            with contextlib.suppress(UsageError, TimeoutError):
+                self.source.lose(ENDS, paused=False)
+                async with asyncio.timeout(PART_FROM_DESTINATION_SECONDS):
+                    await self._use.over.wait()
+        if kept is not None and self.source.state in {State.COMPLETED, State.LOST}:
+            await asyncio.to_thread(kept.release)
 
     def verdict(self) -> int:
         """Say who owns the guest now, and return the exit status that says the same."""
         state = self.source.state
-        if state in SWITCHED and self._kept is not None:
+        if state in SWITCHED and self._kept is not None and self._kept.keeps:
             text = "source: pages of the running guest stay with the keeper: postcopy source --resume %s goes on"
             log.warning(text, self._keeper)
             return 5

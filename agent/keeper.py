@@ -42,11 +42,14 @@ class Keeper:
         with contextlib.suppress(OSError):
             self._owner.send(HERE) if self._owner is not None else None
         while self._owner is not None or self._wanted():
-            watched = [self._listening, *([self._owner] if self._owner is not None else [])]
-            ready, _, _ = select.select(watched, [], [])
-            if self._owner is not None and self._owner in ready:
+            watch = select.poll()  # descriptors come as the agent had them, however high they are numbered
+            for one in (self._listening, self._owner):
+                if one is not None:
+                    watch.register(one, select.POLLIN)
+            ready = {number for number, _ in watch.poll()}
+            if self._owner is not None and self._owner.fileno() in ready:
                 self._hear(self._owner)
-            elif self._listening in ready:
+            elif self._listening.fileno() in ready:
                 self._admit()
         with contextlib.suppress(OSError):
             os.unlink(self._path)  # noqa: PTH108 - before it listens no more, so that nobody else's can be meant

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
+import math
 import os
 import signal
 import socket
@@ -23,7 +24,7 @@ from agent import keeper
 from postcopy.errors import HostError, MigrationFailed, PostcopyError, UsageError
 from postcopy.kernel import Mapping
 from postcopy.kernel.handover import close_files, receive_with_files
-from postcopy.limits import KEEPER_ANSWER_SECONDS, KEEPER_START_SECONDS, REGIONS_MAX
+from postcopy.limits import KEEPER_ANSWER_SECONDS, KEEPER_END_SECONDS, KEEPER_START_SECONDS, REGIONS_MAX
 from postcopy.link.address import UnixAddress
 from postcopy.link.keeping import Record
 from postcopy.link.listen import bind
@@ -32,7 +33,7 @@ from postcopy.pages.regions import Region
 
 log = logging.getLogger("postcopy.agent")
 
-# Before another keeper is started in the place of one that did not come up, or ended at once.
+# Between two keepers that are started in the place of others, and before another try where none comes up.
 AGAIN_SECONDS = 2.0
 
 
@@ -50,6 +51,7 @@ class Kept:
         self._process: subprocess.Popen[bytes] | None = None  # the same, where it is a child of this agent
         self._pid = 0  # its own, in any case
         self._changing = threading.Lock()
+        self._writing = threading.Lock()  # never held for long, as the other one may be
         self._released = False
 
     # --- the record -----------------------------------------------------------------------------------------------
@@ -57,8 +59,9 @@ class Kept:
     def keep(self, record: bytes) -> None:
         """Have the record kept: it lies in memory that the keeper holds, whatever that one is doing."""
         try:
-            if not self._released:
-                self._write(record)
+            with self._writing:
+                if not self._released:
+                    self._write(record)
         except OSError as error:
             log.error("source: nothing is kept (%s): the guest's memory ends with this agent", error.strerror)  # noqa: TRY400
 
@@ -74,8 +77,9 @@ class Kept:
 
     def forget(self) -> None:
         """Have the record dropped."""
-        if not self._released:
-            self._write_nothing()
+        with self._writing:
+            if not self._released:
+                self._write_nothing()
 
     def _write_nothing(self) -> None:
         os.pwrite(self._files[0], keeper.HEAD.pack(0, 0), 0)
@@ -83,10 +87,11 @@ class Kept:
     def release(self) -> None:
         """Let the keeper end, and wait for that."""
         with self._changing:
-            if self._released:
-                return
-            self._released = True
-            self._write_nothing()
+            with self._writing:  # whatever else is to be written comes before it, or never
+                if self._released:
+                    return
+                self._released = True
+                self._write_nothing()
             self._leave()
             for file in self._files:
                 os.close(file)
@@ -100,7 +105,7 @@ class Kept:
             connection.shutdown(socket.SHUT_RDWR)  # who watches it sees that, and closes it
         if process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(KEEPER_ANSWER_SECONDS)
+                process.wait(KEEPER_END_SECONDS)
 
     # --- the keeper -----------------------------------------------------------------------------------------------
 
@@ -126,6 +131,21 @@ class Kept:
         elif wake(self._pid):
             log.warning("source: the keeper, process %d, was stopped: it goes on now", self._pid)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there is something to go on with, and a keeper that has it: what outlives this agent."""
+        connection = self._connection
+        if connection is None or ended(connection):
+            return False
+        with self._writing:
+            return not self._released and read_head(self._files[0])[1] > 0
+
+    def stays(self) -> bool:
+        """See to it that what there is to go on with outlives this agent; whether it does."""
+        with contextlib.suppress(MigrationFailed):
+            self.ensure()
+        return self.keeps
+
     def _replace(self, former: socket.socket | None) -> None:
         """Start a keeper in the place of one that is gone, unless somebody was quicker."""
         with self._changing:
@@ -134,39 +154,39 @@ class Kept:
                 log.warning("source: the keeper of the guest's memory has ended: process %d follows it", self._pid)
 
     def _start(self) -> None:
+        """Start one; UsageError or HostError where none comes up, and then nothing of it is left."""
         if self._process is not None:
             self._process.wait()  # it has ended
         try:
-            listening = bind(self.address)
+            self._connection, self._process = self._begin()
         except UsageError as error:
             raise UsageError(f"no keeper can be started: {error}") from error
-        with listening:
+        except OSError as error:  # descriptors, processes, or the place of the socket: it may be otherwise soon
+            raise HostError(f"no keeper can be started: {error}") from error
+        self._pid = self._process.pid
+
+    def _begin(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        """Return a keeper that has come up, and the connection to it."""
+        with contextlib.ExitStack() as undo:
+            listening = undo.enter_context(bind(self.address))
+            undo.callback(unlink, self.address)
             near, far = socket.socketpair()
+            undo.callback(near.close)
             with far:
                 files = [listening.fileno(), far.fileno(), *self._files]
                 program = [sys.executable, "-I", "-S", keeper.__file__, self.address.path, *map(str, files)]
-                try:
-                    # A session of its own: neither Ctrl-C nor the end of a terminal is meant for it.
-                    self._process = subprocess.Popen(
-                        program, pass_fds=files, stdin=subprocess.DEVNULL, start_new_session=True
-                    )
-                except OSError as error:
-                    near.close()
-                    Path(self.address.path).unlink(missing_ok=True)
-                    raise HostError(f"no keeper can be started: {error}") from error
-        near.settimeout(KEEPER_START_SECONDS)
-        try:
-            here = near.recv(1)
-        except TimeoutError:
-            here = b""
-        if here != keeper.HERE:
-            near.close()
-            self._process.kill()
-            self._process.wait()
-            Path(self.address.path).unlink(missing_ok=True)
+                # A session of its own: neither Ctrl-C nor the end of a terminal is meant for it.
+                process = subprocess.Popen(program, pass_fds=files, stdin=subprocess.DEVNULL, start_new_session=True)
+            undo.callback(process.wait)
+            undo.callback(process.kill)
+            near.settimeout(KEEPER_START_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                if near.recv(1) == keeper.HERE:
+                    near.settimeout(None)
+                    undo.pop_all()
+                    listening.close()  # it is the keeper's
+                    return near, process
             raise HostError(f"the keeper at {self.address} did not come up")
-        near.settimeout(None)
-        self._connection, self._pid = near, self._process.pid
 
     def _watch(self) -> None:
         # In its own thread: what keeps the event loop busy must not keep a keeper from being followed by another one.
@@ -175,15 +195,19 @@ class Kept:
 
     def _follow(self) -> None:
         """Wait for the keeper's end, again and again, and start another one."""
+        replaced = -math.inf
         while (connection := self._connection) is not None:
             with contextlib.suppress(OSError):
                 connection.recv(1)
+            if not self._released:
+                time.sleep(max(0.0, replaced + AGAIN_SECONDS - time.monotonic()))
             while not self._released and self._connection is connection:
                 try:
                     self._replace(connection)
                 except PostcopyError as error:
                     log.error("source: the guest's memory ends with this agent: %s; trying again", error)  # noqa: TRY400
                     time.sleep(AGAIN_SECONDS)
+            replaced = time.monotonic()
             connection.close()
             if self._released:
                 return
@@ -194,6 +218,12 @@ def read_head(file: int) -> tuple[int, int]:
     head = os.pread(file, keeper.HEAD.size, 0)
     where, length = keeper.HEAD.unpack(head) if len(head) == keeper.HEAD.size else (0, 0)
     return where, length
+
+
+def unlink(address: UnixAddress) -> None:
+    """Take a socket's name away, where that can be."""
+    with contextlib.suppress(OSError):
+        Path(address.path).unlink()
 
 
 def ended(connection: socket.socket) -> bool:
@@ -222,8 +252,14 @@ def start_keeper(address: UnixAddress, mappings: Sequence[Mapping]) -> Kept:
         if mapping.fd < 0:
             kind = mapping.region.type
             raise UsageError(f"region {mapping.region.index} ({kind}) has no file that could outlive this agent")
-    record = os.memfd_create("postcopy-record")
-    kept = Kept(address, [record, *(os.dup(mapping.fd) for mapping in mappings)])
+    files: list[int] = []
+    try:
+        files.append(os.memfd_create("postcopy-record"))
+        files += (os.dup(mapping.fd) for mapping in mappings)
+    except OSError as error:
+        close_files(files)
+        raise HostError(f"no keeper can be started: {error}") from error
+    kept = Kept(address, files)
     try:
         kept.start()
     except BaseException:
@@ -233,7 +269,10 @@ def start_keeper(address: UnixAddress, mappings: Sequence[Mapping]) -> Kept:
 
 
 def take_place(address: UnixAddress) -> tuple[Kept, Record, list[Mapping]]:
-    """Take what a killed agent left with its keeper; UsageError where there is none, or nothing to go on with."""
+    """Take what a killed agent left with its keeper; UsageError where there is none, or nothing to go on with.
+
+    PostcopyError where it does not answer: it may be in want of memory, and another try is worth while.
+    """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     files: list[int] = []
     try:
@@ -250,8 +289,10 @@ def take_place(address: UnixAddress) -> tuple[Kept, Record, list[Mapping]]:
     except (OSError, PostcopyError) as error:
         connection.close()
         close_files(files)
-        why = "its keeper does not answer" if isinstance(error, TimeoutError) else getattr(error, "strerror", error)
-        raise UsageError(f"no migration can be taken up at {address}: {why}") from error
+        text = f"no migration can be taken up at {address}"
+        if isinstance(error, TimeoutError | BlockingIOError):  # or has not let in those who asked before
+            raise PostcopyError(f"{text} yet: its keeper does not answer") from error
+        raise UsageError(f"{text}: {getattr(error, 'strerror', error)}") from error
     kept = Kept(address, files)
     kept.adopt(connection)
     return kept, record, mappings

@@ -28,13 +28,12 @@ class Use:
         self.what = ""
         self.over = asyncio.Event()
         self.over.set()
-        self._ending = False
+        self.ending = False
 
     @contextmanager
     def take(self, what: str) -> Iterator[None]:
         """Have the guest until the block ends. Raises MigrationFailed or UsageError where it is not to be had."""
-        if self._ending:
-            raise MigrationFailed("this agent is ending")
+        self.check_open()
         if self.what == CHECK and what == MIGRATION:
             raise MigrationFailed("the guest is being checked: try again")
         if self.what:
@@ -47,9 +46,14 @@ class Use:
             self.what = ""
             self.over.set()
 
+    def check_open(self) -> None:
+        """Raise MigrationFailed where nobody may begin anything any more."""
+        if self.ending:
+            raise MigrationFailed("this agent is ending")
+
     def refuse(self) -> None:
         """Let nobody have it from now on; whoever has it keeps it until it is over."""
-        self._ending = True
+        self.ending = True
 
 
 def describe_guest(guest: WorkloadGuest) -> dict[str, Any]:

@@ -23,6 +23,9 @@ def run_snapshot(memory: tuple[Memory, ...], rest: dict[str, Any]) -> NoReturn:
         raise UsageError(
             "a snapshot is one file, as an absolute path: --memory file:/PATH, and no other memory beside it"
         )
+    for name in ("keeper", "resume"):
+        if rest[name]:
+            raise UsageError(f"--{name} is for guests that leave this agent; a snapshot's memory is its file")
     options = SnapshotOptions(
         path=memory[0].place,
         listen=rest["listen"] or SNAPSHOT_LISTEN,

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgpack
 
-from postcopy.errors import ProtocolError, UsageError
+from postcopy.errors import HostError, ProtocolError, UsageError
 from postcopy.kernel import Mapping
 from postcopy.limits import MIGRATION_ID_BYTES, REGIONS_MAX, TOKEN_BYTES
 from postcopy.link.guest import MigratingGuest
@@ -143,10 +143,19 @@ class KeptGuest:
         """How long its accesses took here."""
         return Histogram() if self.guest is None else self.guest.stall
 
+    def make(self) -> None:
+        """Make it here, parked, as its record says. HostError where that cannot be: all that it is made of stays."""
+        if self.guest is not None:
+            return
+        try:
+            self.guest = self._restore(self._mappings, msgpack.unpackb(self._record.state))
+        except Exception as error:  # whatever it was, the record must outlive it
+            raise HostError(f"the guest never ran anywhere else, and cannot be made here: {error}") from error
+
     def start(self) -> None:
         """Let it run here: only where it never ran anywhere else."""
-        if self.guest is None:
-            self.guest = self._restore(self._mappings, msgpack.unpackb(self._record.state))
+        self.make()
+        assert self.guest is not None  # noqa: S101 - it is made
         self.guest.start()
 
     def stop(self, deadline: float = 10.0) -> None:

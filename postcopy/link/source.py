@@ -113,7 +113,10 @@ class Source:
         return await self._drive(self._current)
 
     async def take_up(self, record: Record, *, tls: Credentials | None = None) -> Report:
-        """Go on with a migration whose agent is gone, as its record says; return and raise as migrate() does."""
+        """Go on with a migration whose agent is gone, as its record says; return and raise as migrate() does.
+
+        HostError where the guest turns out to have run nowhere else and cannot be made here; its record stays.
+        """
         where = parse_address(record.address)
         hello = Hello(versions_over(tls, self._versions), SOFTWARE)
         offer = LayoutOffer.of(self.layout, GuestOffer(*record.guest))
@@ -138,6 +141,8 @@ class Source:
     async def _drive(self, current: SourceInterpreter) -> Report:
         self._running = asyncio.create_task(current.run())
         finish = await asyncio.shield(self._running)
+        if current.unmade is not None:
+            raise current.unmade  # nothing has ended: another agent may go on
         self.finish = finish
         if finish.state is not State.COMPLETED:
             raise error_of(finish)

@@ -18,7 +18,7 @@ from postcopy.link.address import Address
 from postcopy.link.dial import dial_control, dial_data
 from postcopy.link.guest import MigratingGuest
 from postcopy.link.interpreter import boot_id
-from postcopy.link.keeping import Keeping, Record
+from postcopy.link.keeping import Keeping, KeptGuest, Record
 from postcopy.link.pumping import BEAT_NS, SourcePumpInterpreter
 from postcopy.link.push import Pace, Push
 from postcopy.link.residence import Residence
@@ -76,6 +76,7 @@ class SourceInterpreter(SourcePumpInterpreter):
         self._tls = tls
         self._keeping = keeping
         self._record: Record | None = None  # what was kept, from then on
+        self.unmade: PostcopyError | None = None  # why the guest that was kept could not be made here
         self._state = b""
         self._boot_id = boot_id()  # read now, not while the guest stands still
         self._layout = layout
@@ -208,10 +209,20 @@ class SourceInterpreter(SourcePumpInterpreter):
     async def _resume_guest(self, _command: ResumeGuest) -> None:
         if self._stopping is not None:
             await asyncio.wait({self._stopping})  # the thread in it cannot be called back
+        if isinstance(self._guest, KeptGuest) and not await self._made(self._guest):
+            return
         if self._keeping is not None:
             self._keeping.forget()
         self._record = None
         self._guest.start()  # microseconds: nothing that a thread could fail at comes between the guest and its vCPUs
+
+    async def _made(self, guest: KeptGuest) -> bool:
+        """Make it; False where that fails: then it is kept for another agent, as if this one had not been."""
+        try:
+            await asyncio.to_thread(guest.make)
+        except PostcopyError as error:
+            self.unmade = error
+        return self.unmade is None
 
     async def _start_push(self, _command: StartPush) -> None:
         if self._pump is not None and (self._pushing is None or self._pushing.done()):

@@ -1,34 +1,20 @@
 """A source's agent that is killed after the switchover, and another one that takes its place: no page is lost by it."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agent import keeper as process
-from agent.kept import start_keeper, take_place
-from postcopy.errors import UsageError
-from postcopy.kernel import memory_type
-from postcopy.link.address import UnixAddress
-from postcopy.link.keeping import Record
-from postcopy.pages.regions import Region
 from tests.certificates import directory
-from tests.chaos.proxy import Proxy, upstream_of, wait_for
+from tests.chaos.proxy import Proxy, upstream_of
 
 from .agents import Command, Daemon, destination, run, source
+from .keepers import end_keepers_of, gone, pid_of, stop
 
-KEEPER = process.__file__
 SLOW = ("--steps-per-second", "500", "--workload", "random")
-RECORD = Record(
-    version=3, migration_id=b"m" * 16, token=b"t" * 32, address="tcp:127.0.0.1:7000", regions=(("shmem", 4096, 8192),),
-    guest=("emulated", 2), tls=False, state=b"", push=True, rate=None, started=1.0, stopped=2.0, stopped_at=2.0,
-    run_sent=3.0,
-)  # fmt: skip
 
 
 def returned(folder, keeper, *arguments):
@@ -40,19 +26,6 @@ def returned(folder, keeper, *arguments):
 def keeper(tmp_path):
     yield f"unix:{tmp_path}/keeper.sock"
     end_keepers_of(tmp_path)
-
-
-def end_keepers_of(folder):
-    """End what a test that failed leaves behind: it would wait for ever."""
-    for one in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            said = one.read_text().split("\0")
-            if KEEPER in said and any(word.startswith(f"{folder}/") for word in said):
-                os.kill(int(one.parent.name), signal.SIGKILL)
-
-
-def gone(keeper):
-    wait_for(lambda: not Path(keeper.removeprefix("unix:")).exists(), "the keeper stays")
 
 
 @pytest.mark.parametrize(("memory", "encrypted"), [("shmem", False), ("shmem", True), ("hugetlb-2M", False)])
@@ -136,6 +109,13 @@ def test_memory_without_a_file_cannot_be_kept(keeper):
     assert "has no file that could outlive this agent" in refused.one_line()
 
 
+@pytest.mark.parametrize("option", ["--keeper", "--resume"])
+def test_a_snapshot_has_no_keeper(option, keeper, tmp_path):
+    refused = run("source", "--memory", f"file:{tmp_path}/memory", option, keeper, deadline=20)
+    assert refused.status == 2
+    assert f"{option} is for guests that leave this agent" in refused.one_line()
+
+
 def test_a_migration_that_comes_through_needs_its_keeper_no_more(keeper, tmp_path):
     with destination(tmp_path) as there, source(tmp_path, "--keeper", keeper, size="8MiB") as here:
         assert run("migrate", "--admin", here.admin, there.address).status == 0
@@ -216,20 +196,6 @@ def test_what_is_said_to_a_migration_is_remembered_for_it(keeper, tmp_path):
 # --- a keeper that is in trouble itself -------------------------------------------------------------------------------
 
 
-def pid_of(keeper):
-    """The process that keeps there, None where none does."""
-    for one in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if {KEEPER, keeper.removeprefix("unix:")} <= set(one.read_text().split("\0")):
-                return int(one.parent.name)
-    return None
-
-
-def stop(pid):
-    os.kill(pid, signal.SIGSTOP)
-    wait_for(lambda: " T " in Path(f"/proc/{pid}/stat").read_text(), "it does not stop")
-
-
 def test_a_keeper_that_is_gone_is_followed_by_another(keeper, tmp_path):
     with (
         destination(tmp_path) as there,
@@ -268,74 +234,3 @@ def test_without_a_keeper_nobody_leaves(tmp_path):
         assert run("migrate", "--admin", here.admin, there.address).status == 0
         gone(keeper)
         assert "Traceback" not in here.log
-
-
-@pytest.fixture
-def kept(tmp_path):
-    address = UnixAddress(f"{tmp_path}/kept.sock")
-    with memory_type("shmem").allocate(Region(0, "shmem", 4096, 8192), alias=False) as mapping:
-        mapping.write(4096, b"here")
-        kept = start_keeper(address, [mapping])
-        yield kept
-        kept.release()
-        end_keepers_of(tmp_path)
-        kept._process.wait(5)
-
-
-def leave(kept):
-    """Be killed, as far as the keeper can see: the connection ends, and nothing is said."""
-    kept._released = True  # or another keeper would be started
-    kept._connection.shutdown(socket.SHUT_RDWR)
-
-
-def test_no_keeper_is_waited_for_once_the_guest_stands_still(kept, tmp_path):
-    stop(kept._pid)
-    for record in (RECORD, replace(RECORD, state=b"s" * 100_000), RECORD):
-        kept.keep(record.pack())  # nobody is there to answer
-    leave(kept)
-    again, record, mappings = take_place(kept.address)
-    assert record == RECORD
-    assert mappings[0].read(4096, 4) == b"here"
-    again.release()
-    gone(str(kept.address))
-    for mapping in mappings:
-        mapping.close()
-
-
-def lying(record):
-    packed = record.pack()
-    return process.HEAD.pack(process.HEAD.size, len(packed)) + packed
-
-
-@pytest.mark.parametrize(
-    ("written", "why"),
-    [
-        (process.HEAD.pack(16, 1 << 60), "it has nothing to go on with"),
-        (process.HEAD.pack(16, 5) + b"\xc1junk", "what was kept cannot be read"),
-        (process.HEAD.pack(1 << 50, 5) + b"12345", "what was kept cannot be read"),
-        (lying(replace(RECORD, version="three")), "what was kept cannot be read: version"),
-        (lying(replace(RECORD, regions=(("shmem", 4096, 1 << 40),))), "are not the memory"),
-        (lying(replace(RECORD, regions=(("shmem", 4096, 4096),) * 2)), "are not the memory"),
-        (lying(replace(RECORD, regions=(("shmem", 4096, 4097),))), "is not a multiple"),
-        (lying(replace(RECORD, regions=(("shmem", 4096),))), "what was kept cannot be read"),
-    ],
-    ids=["huge", "junk", "beyond", "type", "small-file", "a-file-less", "size", "regions"],
-)
-def test_a_record_of_nonsense_is_refused_and_harms_no_keeper(kept, written, why):
-    os.pwrite(kept._files[0], written, 0)
-    leave(kept)
-    with pytest.raises(UsageError, match=why):
-        take_place(kept.address)
-    kept._write(RECORD.pack())
-    again, record, mappings = take_place(kept.address)
-    assert record == RECORD
-    mappings[0].close()
-    again.release()
-
-
-def test_a_record_that_leads_nowhere_is_said(kept):
-    kept._write(replace(RECORD, address="elsewhere").pack())
-    leave(kept)
-    refused = run("source", "--resume", str(kept.address), deadline=20)
-    assert refused.status == 2
-    assert "elsewhere" in refused.err

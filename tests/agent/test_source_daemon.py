@@ -169,7 +169,7 @@ def test_the_end_waits_for_a_check(played):
         check = asyncio.create_task(daemon.check({}, tell))
         await asyncio.to_thread(guest.checking.wait, DEADLINE)
         ending = asyncio.create_task(daemon.finish(stop()))
-        while not daemon.use._ending:
+        while not daemon.use.ending:
             await asyncio.sleep(0)
         with pytest.raises(MigrationFailed, match="this agent is ending"):
             await daemon.check({}, tell)
@@ -238,5 +238,42 @@ def test_what_is_said_while_a_keeper_starts_is_heard_by_the_migration(played):
         await change
         assert source.pushed
         await migration
+
+    played(scene)
+
+
+def test_an_agent_that_ends_while_a_keeper_starts_sends_nothing_away(played):
+    async def scene(daemon, guest, source):
+        kept = asyncio.Event()
+        daemon.departure.keep = kept.wait
+        migration = asyncio.create_task(daemon.departure.migrate(TO, tell))
+        await asyncio.sleep(0)
+        ending = asyncio.create_task(daemon.finish(stop()))
+        while not daemon.use.ending:
+            await asyncio.sleep(0)
+        kept.set()
+        with pytest.raises(MigrationFailed, match="this agent is ending"):
+            await migration
+        await ending
+        assert guest.running
+        assert (source.state, daemon.verdict()) == (State.NONE, 0)
+
+    played(scene)
+
+
+def test_an_agent_that_ends_as_a_migration_begins_cancels_it(played):
+    """In the one round of the event loop in which nobody can be told of it yet."""
+
+    async def scene(daemon, _guest, source):
+        cancelled = []
+        source.cancel = lambda text: cancelled.append((text, source.busy))
+
+        async def keep():
+            asyncio.get_running_loop().call_soon(daemon.use.refuse)
+
+        daemon.departure.keep = keep
+        source.end.set()
+        await daemon.departure.migrate(TO, tell)
+        assert cancelled == [("the source's agent ends", True)]
 
     played(scene)
