@@ -1,7 +1,9 @@
 """A systemd of one's own: Debian's, as process 1 of namespaces, which knows the project's units and nothing else.
 
 Our units enter as they are, but for where the program lies, and the configuration of each; what systemd made of them is
-asked by systemctl. Nothing of this host is changed: /run, /opt, /etc and the device are others in there.
+asked by systemctl. Nothing of this host is changed: what is written to in there (/run, /srv, /opt, /tmp, /var/tmp, the
+device) is of its own, network, host name and shared memory too; all else, kernel settings among it, can only be read,
+and its console is nowhere.
 """
 
 from __future__ import annotations
@@ -18,35 +20,48 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.agent.agents import ROOT
+from tests.lacking import lacking
 from tests.programs import outside, say
 
 SYSTEMD = Path("/lib/systemd/systemd")
+DEVICE = Path("/dev/userfaultfd")
 UNITS = ROOT / "deploy/systemd"
 # What every unit stands behind, without anything of Debian's.
 TARGETS = ("default", "sysinit", "basic", "multi-user", "shutdown", "network-online", "umount", "final")
 DEADLINE = 30
 
+# All that is of this host is brought together at first: what it lies below may be hidden by what follows.
 BOOT = """
 set -e
 mount --make-rprivate /
-for place in /run /opt /srv; do mount -t tmpfs tmpfs $place; done
+cd {folder}
+mount -t tmpfs tmpfs stage
+mkdir stage/python stage/postcopy stage/bin stage/etc
+mount --bind {python} stage/python
+mount --bind {root} stage/postcopy
+for place in python postcopy; do mount -o remount,bind,ro stage/$place; done
+cp postcopy stage/bin
+cp -r units stage
+cp /etc/passwd /etc/group *.toml stage/etc
+mount --rbind stage /opt
+cd /opt
+mount --bind /dev/null /dev/console
+for place in /run /srv /tmp /var/tmp /dev/shm; do mount -t tmpfs tmpfs $place; done
+for place in / /dev /sys; do mountpoint -q $place && mount -o remount,bind,ro $place; done
+mount --bind /proc/sys /proc/sys
+mount -o remount,bind,ro /proc/sys
 umount -l /sys/fs/cgroup
 mount -t cgroup2 none /sys/fs/cgroup
-mkdir -p /opt/python /opt/postcopy /opt/bin /run/etc
-mount --bind {python} /opt/python
-mount --bind {root} /opt/postcopy
-cp {folder}/postcopy /opt/bin/postcopy
-cp /etc/passwd /etc/group /run/etc
-echo 'postcopy:x:64999:64999::/:/usr/sbin/nologin' >>/run/etc/passwd
-echo 'postcopy:x:64999:' >>/run/etc/group
-for file in passwd group; do mount --bind /run/etc/$file /etc/$file; done
+{ip} link set lo up
+echo 'postcopy:x:64999:64999::/:/usr/sbin/nologin' >>etc/passwd
+echo 'postcopy:x:64999:' >>etc/group
+for file in passwd group; do mount --bind etc/$file /etc/$file; done
 mkdir -p /run/etc/postcopy
-cp {folder}/*.toml /run/etc/postcopy
-cp -r {folder}/units /srv/units
+mv etc/*.toml /run/etc/postcopy
 mknod -m 660 /srv/userfaultfd c {major} {minor}
 chgrp 64999 /srv/userfaultfd
 mount --bind /srv/userfaultfd /dev/userfaultfd
-exec env -i container=test SYSTEMD_UNIT_PATH=/srv/units SYSTEMD_GENERATOR_PATH=/srv/none PATH=/usr/bin:/bin \\
+exec env -i container=test SYSTEMD_UNIT_PATH=/opt/units SYSTEMD_GENERATOR_PATH=/srv/none PATH=/usr/bin:/bin \\
     {systemd} --system --unit=default.target --log-target=console --log-level=info --show-status=no --crash-reboot=no
 """
 PROGRAM = """#!/bin/sh
@@ -57,17 +72,22 @@ exec /opt/python/{python} -m agent "$@"
 
 
 class Booted:
-    """systemd, running; `files` are the configurations by the names that the units know them by."""
+    """systemd, running; `files` are the configurations by the names that the units know them by.
 
-    def __init__(self, folder: Path, files: dict[str, str], more: str = "") -> None:
+    `more` is what a unit is told beside what it says itself. Skipped where this host lacks what it takes.
+    """
+
+    def __init__(self, folder: Path, files: dict[str, str], more: dict[str, str] | None = None) -> None:
+        self._device = device_here()
+        self._cgroup = cgroup_of_ours() / f"postcopy-test-{os.getpid()}"
         self._folder = folder
         self._log = folder / "systemd.log"
-        self._cgroup = cgroup_of_ours() / f"postcopy-test-{os.getpid()}"
-        self._lay_out(files, more)
+        self._lay_out(files, more or {})
         self._process: subprocess.Popen[bytes] | None = None
         self.pid = 0
 
-    def _lay_out(self, files: dict[str, str], more: str) -> None:
+    def _lay_out(self, files: dict[str, str], more: dict[str, str]) -> None:
+        (self._folder / "stage").mkdir()
         units = self._folder / "units"
         units.mkdir()
         for target in TARGETS:
@@ -78,7 +98,8 @@ class Booted:
                 unit.read_text().replace("/usr/bin/", "/opt/bin/").replace("/etc/postcopy/", "/run/etc/postcopy/")
             )
             (units / f"{unit.name}.d").mkdir()
-            (units / f"{unit.name}.d/test.conf").write_text(f"[Service]\nStandardError=append:/srv/log\n{more}")
+            told = f"[Service]\nStandardError=append:/srv/log\n{more.get(unit.name, '')}"
+            (units / f"{unit.name}.d/test.conf").write_text(told)
         for name, text in files.items():
             (self._folder / name).write_text(text)
         python = Path(os.path.realpath(sys.executable)).relative_to(os.path.realpath(sys.base_prefix))
@@ -87,19 +108,22 @@ class Booted:
         (self._folder / "postcopy").chmod(0o755)
 
     def __enter__(self) -> Self:
-        self._cgroup.mkdir()
-        device = Path("/dev/userfaultfd").stat().st_rdev
         script = BOOT.format(
             python=shlex.quote(os.path.realpath(sys.base_prefix)),
             root=shlex.quote(str(ROOT)),
             folder=shlex.quote(str(self._folder)),
-            major=os.major(device),
-            minor=os.minor(device),
+            ip=outside("ip"),
+            major=os.major(self._device),
+            minor=os.minor(self._device),
             systemd=SYSTEMD,
         )
-        apart = ("--fork", "--kill-child", "--pid", "--mount", "--cgroup", "--mount-proc")
+        apart = ("--fork", "--kill-child", "--pid", "--mount", "--cgroup", "--net", "--uts", "--ipc", "--mount-proc")
         alone = [outside("unshare"), *apart, "sh", "-c", script]
         entered = f"echo $$ >{self._cgroup}/cgroup.procs && exec {shlex.join(alone)}"
+        try:
+            self._cgroup.mkdir()
+        except OSError as refused:
+            lacking(f"no cgroup can be made: {refused}")
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(["sh", "-c", entered], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
@@ -135,7 +159,7 @@ class Booted:
 
     @property
     def log(self) -> str:
-        """All that systemd and the agents said."""
+        """What was said until systemd ran, and by the agents."""
         agents = self.path("/srv/log")
         return self._log.read_text(errors="replace") + (agents.read_text(errors="replace") if agents.exists() else "")
 
@@ -161,6 +185,15 @@ class Booted:
     def kill(self, unit: str, number: signal.Signals) -> None:
         """Send a signal to a unit's main process."""
         self.systemctl("kill", "--kill-who=main", f"--signal={number.name}", unit, check=True)
+
+    def restarted(self, unit: str, times: int) -> None:
+        """Wait until a unit that was started again so often, or more often on a busy host, runs."""
+
+        def runs() -> bool:
+            found = self.show(unit, "NRestarts", "SubState")
+            return int(found["NRestarts"]) >= times and found["SubState"] == "running"
+
+        self._wait(runs, f"{unit} is not started again")
 
     def left_of(self, unit: str) -> list[int]:
         """Return the processes of a unit."""
@@ -189,12 +222,26 @@ def removed(folder: Path) -> bool:
     return True
 
 
+def device_here() -> int:
+    """Return the number of the device that the units use; skipped without it, and where nobody may boot anything."""
+    if not SYSTEMD.exists():
+        lacking("systemd is not installed")
+    if os.geteuid() != 0:
+        lacking("only root may start a systemd")
+    try:
+        return DEVICE.stat().st_rdev
+    except OSError as error:
+        lacking(f"{DEVICE} is not there: {error}")
+
+
 def cgroup_of_ours() -> Path:
-    """Return the folder of this process's cgroup in the hierarchy that systemd needs."""
+    """Return the folder of this process's cgroup in the hierarchy that systemd needs; skipped where there is none."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    top = next(Path(fields[1]) for fields in mounts if fields[2] == "cgroup2")
+    tops = [Path(fields[1]) for fields in mounts if fields[2] == "cgroup2"]
+    if not tops:
+        lacking("cgroup2 is not mounted")
     ours = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-    return top / ours.removeprefix("0::/")
+    return tops[0] / ours.removeprefix("0::/")
 
 
 def toml(section: str, **values: object) -> str:
