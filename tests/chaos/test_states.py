@@ -21,7 +21,7 @@ from tests.agent.agents import Daemon, destination, source
 from tests.agent.fakes import FakeSource
 from tests.certificates import directory
 
-from .pair import Kind, Migration, Pair, whole
+from .pair import Kind, Migration, Pair, end_keeper, whole
 from .proxy import Proxy, upstream_of
 from .trouble import wish
 
@@ -133,10 +133,12 @@ def source_killed(held, folder, tls, *, unread=False):
     keeper = f"unix:{folder}/keeper.sock"
     mine, how, opens = certificates(folder, tls)
     with (
+        contextlib.ExitStack() as last,
         destination(folder, *how) as there,
         source(folder, "--keeper", keeper, *SLOW, *how, size=SIZE) as here,
         Proxy(upstream_of(there.address), watches=True, opens=opens) as proxy,
     ):
+        last.callback(end_keeper, keeper)  # whatever becomes of this, none stays
         migration = reach(proxy, held, lambda **how: Migration(here, proxy.address, **how))
         if unread:  # what is held comes to the destination, and so does the end of every connection
             there.signal(signal.SIGSTOP)
@@ -170,11 +172,11 @@ def comes_back(held, there, folder, keeper, how):
     """Have another agent take the killed one's place, unless there is nothing left to do; every byte is right."""
     if held.part != OVER:
         with returned(folder, keeper, how) as again:
-            if held.part != WHOLE:
+            if held.part == AFTER:  # else it pushes at once, and may be through before anybody looks
                 there.until(lambda now: now["state"] == "postcopy-active" and now["reconnects"] >= 1)
                 again.ask("set", push=True)
             assert again.wait(40) == 0, again.log
-    there.until(whole)
+    assert there.until(whole)["reconnects"] >= (held.part in {SENT, AFTER})
     assert there.ask("check")["pages_mismatched"] == 0
     there.runs_on()
 
