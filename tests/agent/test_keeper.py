@@ -234,3 +234,25 @@ def test_without_a_keeper_nobody_leaves(tmp_path):
         assert run("migrate", "--admin", here.admin, there.address).status == 0
         gone(keeper)
         assert "Traceback" not in here.log
+
+
+def test_without_a_keeper_what_is_still_here_ends_with_the_agent(tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    keeper = f"unix:{place}/keeper.sock"
+    with (
+        destination(tmp_path) as there,
+        source(tmp_path, "--keeper", keeper, *SLOW, size="32MiB") as here,
+        Command("migrate", "--admin", here.admin, there.address, "--no-push"),
+    ):
+        there.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] >= 5)
+        there.signal(signal.SIGSTOP)  # so that the push comes to nothing
+        place.rename(tmp_path / "elsewhere")
+        os.kill(pid_of(keeper), signal.SIGKILL)
+        here.until_log("the guest's memory ends with this agent: no keeper can be started")
+        here.signal(signal.SIGTERM)
+        here.until_log("pages of the running guest are still here")
+        here.signal(signal.SIGTERM)
+        assert here.wait() == 6
+        there.signal(signal.SIGCONT)
+        there.until(lambda now: now["state"] == "lost")  # and does not wait for it
