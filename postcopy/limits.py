@@ -67,6 +67,9 @@ HAVE_BYTES_MAX = (1 << 20) + (4 << 10)
 MIGRATION_ID_BYTES = 16
 TOKEN_BYTES = 32
 
+# Bytes by which a source names the memory of a snapshot; whoever fetches it keeps them.
+MEMORY_NAME_BYTES = 16
+
 # Runs of lost pages in a report: of a guest that lost pages all over it might be as many as it has pages.
 LOST_EXTENTS_MAX = 256
 

@@ -16,9 +16,8 @@ from types import TracebackType
 from typing import Self
 
 from postcopy.errors import KernelError, UsageError
+from postcopy.limits import MEMORY_NAME_BYTES
 from postcopy.pages.regions import Region
-
-NAME_BYTES = 16
 
 
 class SnapshotFile:
@@ -41,7 +40,7 @@ class SnapshotFile:
         """Return what tells this file, as it is now, from any other and from itself once it was written to."""
         now = os.fstat(self.fd)
         what = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
-        return blake2b(repr(what).encode(), digest_size=NAME_BYTES).digest()
+        return blake2b(repr(what).encode(), digest_size=MEMORY_NAME_BYTES).digest()
 
     def piece(self, region: Region, offset: int) -> SnapshotPiece:
         """Return the part of the file that begins at `offset` as a region."""

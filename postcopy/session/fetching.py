@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from postcopy.limits import RECONNECT_SECONDS
+from postcopy.errors import ProtocolError
+from postcopy.limits import MEMORY_NAME_BYTES, RECONNECT_SECONDS
 from postcopy.session import destination_actions as actions
 from postcopy.session import destination_recovery as recovery
 from postcopy.session.commands import (
@@ -28,6 +29,7 @@ from postcopy.session.destination_steps import RETURNS, Step
 from postcopy.session.events import Connected, DataAttached, Elapsed, Event, Progressed, Received
 from postcopy.wire.messages import Hello, LayoutOffer, Loaded, Message, Ready, Welcome
 from postcopy.wire.messages import State as StateMessage
+from postcopy.wire.unpack import unpack
 
 # Of an attempt; in this order, for whoever dials may be attaching what he has at this very moment.
 _NOTHING_LEFT = (DropControl(), DetachData())
@@ -85,7 +87,16 @@ def take_up(machine: FetchingMachine, now: float, version: int, memory: bytes) -
     machine.deadline = now
 
 
+def _is_name(said: bytes) -> bool:
+    match unpack(said, "state"):
+        case {"memory": bytes(name), **rest} if not rest:
+            return len(name) == MEMORY_NAME_BYTES
+    return False
+
+
 def _load(machine: FetchingMachine, state: StateMessage) -> list[Command]:
+    if state.guest != NAMELESS and not _is_name(state.guest):
+        raise ProtocolError("the source names its memory by nothing that is a name")
     machine.memory = state.guest
     return actions.load(machine, state)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from postcopy.guest.outside.keeping import Kept
+from postcopy.errors import HostError
+from postcopy.guest.outside.keeping import Kept, Migration, read_record
 from postcopy.guest.outside.message import USERFAULTFD, Given, Message
 from postcopy.guest.outside.poison import Poisoner
 from tests.outside.vmm import PAGE
@@ -41,6 +42,18 @@ def test_a_page_that_was_given_back_on_its_way_is_here_and_not_lost(connection, 
         os.pwrite(kept._file, bytes([PLACED, ZERO, last]), 64 << 10)
         assert (kept.here, kept.whole) == ((3, True) if last == DROPPED else (2, False))
         assert Poisoner(None, [(0, PAGE)], kept.states())._lost == [bytes([0, 0, last == ABSENT])]
+    finally:
+        kept.close()
+
+
+def test_a_record_that_is_too_long_leaves_what_is_said_of_the_pages_alone(connection):
+    kept = Kept.begin(Store(), MESSAGE, connection.fileno(), connection)
+    try:
+        os.pwrite(kept._file, bytes([PLACED, ABSENT, ZERO]), 64 << 10)
+        with pytest.raises(HostError, match="more than 65536"):
+            kept.note(Migration(3, bytes(16), bytes(32), ("file",), bytes([PLACED]) * (64 << 10)))
+        assert kept.states() == [bytes([PLACED, ABSENT, ZERO])]
+        assert read_record(kept._file) == (MESSAGE.mappings, None)
     finally:
         kept.close()
 

@@ -176,12 +176,13 @@ def test_what_was_kept_and_makes_no_sense_ends_the_process_and_no_agent(tmp_path
                 second.until(lambda now: none_left(now) and not systemd.kept)
 
 
-def rewrite(systemd, said):
-    """Have the record say something else, or nothing."""
+def rewrite(systemd, change):
+    """Have the record say what `change` makes of it, or nothing."""
     for one in systemd.descriptors:
         if "memfd" in str(Path(f"/proc/self/fd/{one}").readlink()):
             (length,) = struct.unpack("<I", os.pread(one, 4, 0))
-            record = msgpack.packb(msgpack.unpackb(os.pread(one, length, 4)) | said) if said else b""
+            said = change(msgpack.unpackb(os.pread(one, length, 4)))
+            record = msgpack.packb(said) if said else b""
             os.pwrite(one, struct.pack("<I", len(record)) + record, 0)
 
 
@@ -190,7 +191,7 @@ def test_a_record_that_makes_no_sense_keeps_no_agent_from_starting(tmp_path, uff
     with systemd.start(tmp_path) as first, Vmm(uffd_socket) as vmm:
         first.until(lambda now: now["waiting"] == 1)
         kill(first)
-        rewrite(systemd, said)
+        rewrite(systemd, lambda record: said and record | said)
         with systemd.start(tmp_path) as second:
             second.until_log("a process is not served any more: what was kept of a process")
             if said and "version" in said:  # where the memory is, is said
@@ -201,6 +202,20 @@ def test_a_record_that_makes_no_sense_keeps_no_agent_from_starting(tmp_path, uff
                 second.until_log("waits for ever for its pages")
                 assert systemd.kept  # or the process would read zeros
             assert foreign_descriptors(second) == 0
+
+
+def test_memory_that_its_source_named_by_nothing_is_fetched_on_from_nobody(tmp_path, file, uffd_socket, systemd):
+    with source(tmp_path, file) as here:
+        with systemd.start(tmp_path, "--no-push", "--from", here.address) as first, Vmm(uffd_socket, file=file) as vmm:
+            assert vmm.call("read", 0) == file.read_bytes()[0]
+            kill(first)
+            rewrite(systemd, lambda record: record | {"migration": [*record["migration"][:-1], b"\x80"]})
+            with systemd.start(tmp_path, "--no-push", "--from", here.address) as second:
+                second.until_log(rf"process {vmm.pid}: its source named no memory, .*; 2047 pages are poisoned")
+                assert vmm.call("read", 0) == file.read_bytes()[0]
+                vmm.ask("read", PAGE)
+                assert vmm.ends_with() == -signal.SIGBUS
+                second.until(lambda now: none_left(now) and not systemd.kept)
 
 
 def test_a_source_comes_back_after_its_connections_broke(tmp_path, uffd_socket, systemd):

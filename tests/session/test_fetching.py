@@ -2,6 +2,7 @@
 
 import pytest
 
+from postcopy.errors import ProtocolError
 from postcopy.limits import SILENCE_SECONDS
 from postcopy.session import events
 from postcopy.session.fetching import NAMELESS, FetchingMachine, take_up
@@ -29,7 +30,7 @@ from .test_transcripts import play, upto
 PIECES = (Piece(0, 1 << 20, 4096),)
 OFFER = LayoutOffer((RegionOffer("file", 4096, 1 << 20),), GuestOffer("outside", 1))
 OTHER = LayoutOffer((RegionOffer("file", 4096, 2 << 20),), GuestOffer("outside", 1))
-NAME = b"\x81\xa6memory\xa1x"
+NAME = b"\x81\xa6memory\xc4\x10" + b"x" * 16
 HELLO = Hello((3, 3), "x")
 LOSES = ["HoldMemory", "DetachData", "Poison", "CloseLinks", "Finish(lost, lost, 6)"]
 FAILS = ["DropControl", "DetachData", "Note"]
@@ -94,7 +95,7 @@ def test_the_welcome_of_a_return_has_the_migrations_name_and_a_new_token_and_ask
     [
         ("rejoining", Hello((4, 5), "from the future")),
         ("rejoining", OTHER),
-        ("reloading", state(b"\x81\xa6memory\xa1y")),
+        ("reloading", state(NAME[:-1] + b"y")),
         ("reloading", state(NAMELESS)),
     ],
 )
@@ -113,6 +114,25 @@ def test_a_source_that_names_nothing_is_not_come_back_to():
     story = [(state(NAMELESS), "loading", ["Load"]) if line[1] == "loading" else line for line in upto(STORY, "loaded")]
     machine = fetching(story)
     play(machine, [(Run(), "active", ["StartGuest"]), (events.ControlLost(2.0, "cut"), "lost", LOSES)])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"\x81\xa6memory\xc5\xff\xff" + b"\x03" * 0xFFFF,
+        NAME[:9] + b"\x0f" + b"x" * 15,
+        NAME[:8] + b"\xb0" + b"x" * 16,
+        b"\x82\xa1x\xc0" + NAME[1:],
+        b"\xc0",
+        b"x",
+        b"",
+    ],
+)
+def test_a_source_that_names_its_memory_by_nothing_that_is_a_name_breaks_the_protocol_before_the_guest_is_ours(name):
+    machine = fetching(upto(STORY, "attached"))
+    with pytest.raises(ProtocolError):
+        machine.handle(events.Received(1.4, state(name)))
+    assert (machine.step, machine.memory) == ("attached", NAMELESS)
 
 
 @pytest.mark.parametrize("step", ["redialling", "rejoining", "recovering", "reloading"])
@@ -176,7 +196,7 @@ def test_an_agent_that_takes_a_killed_ones_place_dials_at_once_and_knows_the_mem
     take_up(machine, 7.0, 3, NAME)
     assert machine.state is State.POSTCOPY_PAUSED
     play(machine, [(events.Elapsed(7.0), "redialling", ["Connect"]), *BACK[4:9]])
-    play(machine, [(state(b"\x81\xa6memory\xa1z"), "paused", FAILS)])
+    play(machine, [(state(NAME[:-1] + b"z"), "paused", FAILS)])
 
 
 def test_the_source_lets_a_destination_go_and_takes_what_it_has_when_it_comes_back():

@@ -19,7 +19,7 @@ from .snapshot import SnapshotAgent
 from .trouble import FIRST_STEP, LAST_STEP, LONGEST_SECONDS
 from .world import RuleBrokenError, World
 
-FILE, OTHER = b"the file", b"another file"
+FILE, OTHER = b"the file's bytes", b"some other bytes"
 TROUBLE_SECONDS = 30.0
 CALM_SECONDS = 90.0
 

@@ -113,7 +113,7 @@ class Kept:
             descriptors = Descriptors(ours, peer, file)
             kept = cls(store, f"process-{secrets.token_hex(8)}", message, descriptors)
             os.ftruncate(kept._file, RECORD_BYTES + kept._length)
-            kept._write()
+            kept._write(None)
             store.keep(kept._name, descriptors)
             undo.pop_all()
             return kept
@@ -134,11 +134,14 @@ class Kept:
 
     def note(self, migration: Migration) -> None:
         """Take note that Run has come, before anything is done about it."""
+        self._write(migration)
         self.migration = migration
-        self._write()
 
-    def _write(self) -> None:
-        os.pwrite(self._file, pack_record(self.message.mappings, self.migration), 0)
+    def _write(self, migration: Migration | None) -> None:
+        record = pack_record(self.message.mappings, migration)
+        if len(record) > RECORD_BYTES:  # behind it lies what the pump says of the pages
+            raise HostError(f"what has to be kept of a process takes {len(record)} bytes, more than {RECORD_BYTES}")
+        os.pwrite(self._file, record, 0)
 
     @property
     def maps(self) -> list[int]:

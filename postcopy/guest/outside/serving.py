@@ -35,7 +35,7 @@ from postcopy.session import destination_recovery, fetching
 from postcopy.session.commands import Finish, Send
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import ControlLost, Received, WorkFailed
-from postcopy.session.fetching import FetchingMachine
+from postcopy.session.fetching import NAMELESS, FetchingMachine
 from postcopy.session.states import SWITCHED, State
 from postcopy.wire.control import LayoutOffer, Message, Probe, Refuse, Resume
 from postcopy.wire.messages import ALL, ASKED_FOR
@@ -197,18 +197,24 @@ class OutsideDestination(Following):
             fetching.take_up(machine, interpreter.now(), migration.version, migration.memory)
         else:
             destination_recovery.take_up(machine, interpreter.now(), migration.version, migration.token)
+        if migration.memory == NAMELESS and handed.kept is not None and not handed.kept.whole:
+            await self._end_untaken(interpreter, "its source named no memory, so none can be told to be that")
+            return
         try:
             await interpreter.take_up(migration.types)
         except Exception as error:  # whatever it was, the process must not wait for it
             log.exception("destination: %s: it cannot be taken up", handed.process)
-            text = f"it cannot be taken up: {error}"
-            commands = machine.give_up(WorkFailed(interpreter.now(), "internal", text))
-            interpreter.finish = next(one for one in commands if isinstance(one, Finish))  # a source that comes is told
-            await self._abandon(interpreter, text)
+            await self._end_untaken(interpreter, f"it cannot be taken up: {error}")
             return
         if not migration.token:
             interpreter.post(ControlLost(interpreter.now(), "no source has to be told"))
         await self._drive(interpreter, None)
+
+    async def _end_untaken(self, interpreter: OutsideInterpreter, text: str) -> None:
+        """End a migration that a former agent began, and that cannot go on."""
+        commands = interpreter.machine.give_up(WorkFailed(interpreter.now(), "internal", text))
+        interpreter.finish = next(one for one in commands if isinstance(one, Finish))  # a source that comes is told
+        await self._abandon(interpreter, text)
 
     async def _serve(self, handed: HandedOver, address: Address) -> None:
         interpreter = self._begin(handed, address)
