@@ -16,8 +16,9 @@ from postcopy.link.interpreter import Interpreter
 from postcopy.pump.source import SourcePump, SourceStats
 from postcopy.pump.status import PumpStatus
 from postcopy.session.commands import StartPump, StopPump, WatchData
-from postcopy.session.events import AliveDue, PumpBroken, PumpFailed
+from postcopy.session.events import AliveDue, Event, PumpBroken, PumpFailed, Received
 from postcopy.session.machine import Machine
+from postcopy.wire.messages import Loaded
 
 
 class Pump(Protocol):
@@ -83,8 +84,14 @@ class PumpInterpreter(Interpreter, Generic[PumpT, StatsT]):
 
     def _tell_broken(self, pump: PumpT) -> None:
         """Make an event of broken connections, unless others have taken their place."""
-        if self._pump is pump and (status := pump.status()).state == "broken":
-            self.post(PumpBroken(self.now(), status.error or "a data connection broke"))
+        if self._pump is pump and (broken := self._broken()) is not None:
+            self.post(broken)
+
+    def _broken(self) -> PumpBroken | None:
+        """Return what has become of the connections, None where the pump knows of nothing."""
+        if self._pump is None or (status := self._pump.status()).state != "broken":
+            return None
+        return PumpBroken(self.now(), status.error or "a data connection broke")
 
     async def _watch_data(self, _command: WatchData) -> None:
         if self._pump is not None:
@@ -123,6 +130,13 @@ class SourcePumpInterpreter(PumpInterpreter[SourcePump, SourceStats]):
     def __init__(self, machine: Machine[Any], name: str = "") -> None:
         super().__init__("source", machine, name)
         self._saying_alive: asyncio.Task[None] | None = None
+
+    async def _step(self, event: Event) -> None:
+        # Run is not sent over connections that are known to be dead, whatever else may still be heard.
+        match event:
+            case Received(message=Loaded()) if (broken := self._broken()) is not None:
+                await super()._step(broken)
+        await super()._step(event)
 
     def _pump_ended(self, status: PumpStatus) -> None:
         self.post(PumpFailed(self.now(), status.error or "the pump ended"))

@@ -14,7 +14,7 @@ from postcopy.errors import HostError, KernelError, ProtocolError
 from postcopy.link import destination_interpreter
 from postcopy.link.control import ControlChannel
 from postcopy.link.interpreter import Interpreter, failure_of
-from postcopy.link.pumping import WORDS_SECONDS, PumpInterpreter
+from postcopy.link.pumping import WORDS_SECONDS, PumpInterpreter, SourcePumpInterpreter
 from postcopy.pages.regions import Layout, Region
 from postcopy.pump.destination import DestinationStats
 from postcopy.pump.status import PumpStatus
@@ -344,3 +344,45 @@ def test_what_was_said_before_the_connections_were_closed_is_heard_first(another
     asyncio.run(asyncio.wait_for(story(), 10))
     for one in fds:
         os.close(one)
+
+
+class BreakingSource(SourcePumpInterpreter):
+    """One that writes down what it was told to do; its pump is one that lost a connection."""
+
+    performers = Recorder.performers
+
+    def __init__(self, machine):
+        self.done = []
+        super().__init__(machine)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_source_does_not_run_its_guest_elsewhere_over_connections_that_it_knows_are_dead(version):
+    async def story():
+        near, far = socket.socketpair()
+        interpreter = BreakingSource(source())
+        interpreter.channel = await ControlChannel.over(near, "far")
+        events = [
+            Started(0.0),
+            Connected(0.0),
+            Received(0.0, Welcome(version, *IDENTITY, "x")),
+            Received(0.0, Ready()),
+            DataConnected(0.0),
+            GuestStopped(0.0, b"", 0.0, "boot"),
+        ]
+        for event in events:
+            await interpreter._step(event)
+        read_fd, write_fd = os.pipe()
+        os.write(write_fd, b"12345678")
+        interpreter._pump = SimpleNamespace(event_fd=read_fd, status=lambda: PumpStatus("broken", "urgent closed"))
+        interpreter._pump_woke()
+        interpreter.post(Received(0.0, Loaded()))
+        finish = await interpreter.run()
+        assert interpreter.done[-2:] == ["ResumeGuest", "StopPump"]
+        for end in (read_fd, write_fd):
+            os.close(end)
+        far.close()
+        return finish
+
+    finish = asyncio.run(asyncio.wait_for(story(), 10))
+    assert (finish.state, finish.owner, finish.text) == ("failed", "source", "urgent closed")
