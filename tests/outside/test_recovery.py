@@ -11,10 +11,11 @@ import signal
 import pytest
 
 from postcopy.wire.preamble import Role
-from tests.agent.agents import run
+from tests.agent.agents import Command, run
+from tests.agent.agents import source as guest_source
 from tests.chaos.proxy import PUSH, URGENT, Proxy, upstream_of
 from tests.outside.test_ends import none_left, placed
-from tests.outside.vmm import MIB, PAGE, Vmm, destination, snapshot, source
+from tests.outside.vmm import MIB, PAGE, Vmm, destination, foreign_descriptors, snapshot, source
 
 NOTICED_SECONDS = 5  # 3 s, and what a busy machine takes to tell of it
 
@@ -154,6 +155,21 @@ def test_a_source_that_stays_away_too_long_is_given_up(tmp_path, file, uffd_sock
                 assert vmm.call("read", 0) == file.read_bytes()[0]
                 vmm.ask("read", PAGE)
                 assert vmm.ends_with() == -signal.SIGBUS
+
+
+def test_a_process_that_is_given_up_and_lives_on_costs_nothing_more(tmp_path, uffd_socket):
+    with guest_source(tmp_path, "--memory", "shmem:8MiB", "--steps", "3000") as here:
+        here.until(lambda now: now["guest"]["steps"] == [3000, 3000])
+        with destination(tmp_path) as there, Vmm(uffd_socket) as vmm:
+            there.until(lambda now: now["waiting"] == 1)
+            with Command("migrate", "--admin", here.admin, there.address, "--no-push"):
+                vmm.call("read", 0)
+                here.signal(signal.SIGKILL)
+                there.until(all_are("postcopy-paused"))
+                there.ask("cancel", lost=True)
+                there.until_log(r"2047 pages are poisoned")
+                there.until(lambda _now: not vmm.call("waits"))  # its connection is closed
+                assert foreign_descriptors(there) == 0
 
 
 def test_a_process_that_ends_or_gives_all_back_while_its_source_is_away_needs_nothing_more(tmp_path, file, uffd_socket):

@@ -82,8 +82,10 @@ class HandedOver:
         return self.process.lives or not self.gone()
 
     def gone(self) -> bool:
-        """Say whether the address space has ended; it may outlive the process that handed it over."""
-        return all(probe(self.uffd, one.address, one.page_size) == "gone" for one in self.message.mappings)
+        """Say whether the address space has ended, or is none of ours any more: it may outlive its process."""
+        return self.uffd.fd < 0 or all(
+            probe(self.uffd, one.address, one.page_size) == "gone" for one in self.message.mappings
+        )
 
     async def gone_for_good(self) -> None:
         """Return when the memory's process has ended, and whoever else may share its address space."""
