@@ -140,6 +140,7 @@ def _loaded(_machine: FetchingMachine, _state: StateMessage) -> list[Command]:
 
 def _go_on(machine: FetchingMachine, _run: Message) -> list[Command]:
     machine.told = False
+    machine.attempts += 1  # until there is progress: what is cut each time at once has led to nothing
     return recovery.resume(machine)
 
 

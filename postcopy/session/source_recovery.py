@@ -109,6 +109,7 @@ def reattach(machine: SourceMachine, _event: Message) -> list[Command]:
 def go_on(machine: SourceMachine, _event: Event) -> list[Command]:
     """Send pages again."""
     machine.reconnects += 1
+    machine.attempts += 1  # until there is Progress: what is cut each time at once has led to nothing
     machine.held = False
     paused = machine.now - machine.paused_at
     return [StartPump(), WatchData(), *machine.begin_push(), Note(f"resumed after a pause of {paused:.1f} s")]

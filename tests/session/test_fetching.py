@@ -77,7 +77,7 @@ def test_the_way_back_as_the_destination_sees_it():
     machine = play(fetching(), BACK)
     assert machine.token == b"n" * 32
     assert machine.reconnects == 1
-    assert machine.attempts == 1  # until it has been back for a while
+    assert machine.attempts == 2  # until it has been back for a while
     assert machine.deadline == pytest.approx(machine.now + SILENCE_SECONDS)
     machine.handle(events.Progressed(5.5, 1, 256, 1, 0, 9))
     assert machine.attempts == 0
@@ -185,6 +185,26 @@ def test_attempts_come_ever_more_seldom_and_a_step_of_one_takes_its_time_only():
     assert waits == pytest.approx([0.05, 0.25, 0.5, 1.0, 2.0, 5.0, 5.0, 5.0])
     machine = play(fetching(), upto(BACK, "recovering"))
     play(machine, [(events.Elapsed(machine.deadline), "paused", FAILS)])
+
+
+def test_a_fetch_that_is_cut_each_time_at_once_is_begun_anew_ever_more_seldom():
+    machine, waits = fetching(), []
+    for _ in range(8):
+        machine.handle(events.PumpBroken(machine.now + 0.01, "urgent closed"))
+        waits.append(machine.deadline - machine.now)
+        play(machine, [(events.Elapsed(machine.deadline), "redialling", ["Connect"])])
+        machine.handle(events.Connected(machine.now, b"n" * 32))
+        for message in (HELLO, OFFER):
+            machine.handle(events.Received(machine.now, message))
+        for role in ("urgent", "push"):
+            machine.handle(events.DataAttached(machine.now, role, b"n" * 32))
+        for message in (state(), Run()):
+            machine.handle(events.Received(machine.now, message))
+        assert machine.step == "active"
+    assert waits == pytest.approx([0.05, 0.25, 0.5, 1.0, 2.0, 5.0, 5.0, 5.0])
+    machine.handle(events.Progressed(machine.now, 1, 256, 1, 0, 9))
+    machine.handle(events.PumpBroken(machine.now, "urgent closed"))
+    assert machine.deadline - machine.now == pytest.approx(0.05)
 
 
 def test_what_its_source_gives_up_is_lost():
