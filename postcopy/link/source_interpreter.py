@@ -74,6 +74,7 @@ class SourceInterpreter(SourcePumpInterpreter):
         self.pace = Pace(rate)
         self.address = address
         self._tls = tls
+        self.encrypted = tls is not None  # whoever dials knows before he has
         self._keeping = keeping
         self._record: Record | None = None  # what was kept, from then on
         self.unmade: PostcopyError | None = None  # why the guest that was kept could not be made here

@@ -81,6 +81,7 @@ class OutsideInterpreter(DestinationInterpreter):
         self.handed = handed
         self.address = address
         self._tls = tls
+        self.encrypted = address is not None and tls is not None  # whoever dials knows before he has
         self._dialling: asyncio.Task[None] | None = None
         self.failed = asyncio.Event()  # the pump, after the end: pages that are given back wait for it
         self.trouble = ""
