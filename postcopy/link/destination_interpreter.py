@@ -47,6 +47,9 @@ from postcopy.session.commands import (
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import (
     AllResident,
+    Broken,
+    Connected,
+    ControlLost,
     DataAttached,
     Event,
     FilesTaken,
@@ -55,6 +58,7 @@ from postcopy.session.events import (
     Prepared,
     Progressed,
     PumpFailed,
+    Received,
     Resident,
     TriedOut,
 )
@@ -245,7 +249,10 @@ class DestinationInterpreter(WayBack):
         # the pump that tells, so the pump is looked at again before any event is judged.
         if self._watched and self._pump is not None and self._pump.status().resident:
             self._unwatch()
+            channel = self.channel
             await super()._step(self._resident())
+            if self.channel is not channel and isinstance(event, Received | Connected | ControlLost | Broken):
+                return  # it came over a connection that is left
         await super()._step(event)
 
     def _resident(self) -> Resident:

@@ -218,6 +218,6 @@ FetchingMachine.table = {
     **{(step, "PauseAsked"): (Step.PAUSED, _hold) for step in RETURNS},
     **{(step, "ResumeAsked"): (Step.REDIALLING, _redial_now) for step in (Step.PAUSED, *RETURNS)},
     **{(step, "Resident"): (Step.SETTLING, _whole) for step in RETURNS},
-    **{(step, key): (step, recovery.stay) for step in (Step.SETTLING, Step.RELEASING) for key in _LATE},
+    **{(step, key): (step, recovery.stay) for step in (Step.SETTLING, Step.RELEASING) for key in (*_LATE, "Connected")},
     (Step.RELEASING, "NotSent"): (Step.COMPLETED, actions.complete),  # its source keeps nothing for it
 }

@@ -16,16 +16,20 @@ from postcopy.guest.outside import serving
 from postcopy.guest.outside.process import Process
 from postcopy.guest.outside.serving import OutsideDestination
 from postcopy.guest.outside.session import OutsideInterpreter
-from postcopy.link.address import UnixAddress
+from postcopy.link.address import UnixAddress, parse_address
+from postcopy.link.control import ControlChannel
 from postcopy.link.destination_interpreter import DestinationInterpreter
 from postcopy.pump.status import PumpStatus
 from postcopy.session.commands import StartPump, StopPump
+from postcopy.session.events import Received
 from postcopy.session.states import State
 from postcopy.wire.control import Cancel, ControlDecoder, GuestOffer, Hello, LayoutOffer, RegionOffer, encode
 from postcopy.wire.preamble import PREAMBLE_BYTES, Role, unpack
 from postcopy.wire.version import FETCH_SINCE
 from tests.outside.vmm import MIB, PAGE, Vmm, destination
 from tests.session.samples import destination as destination_machine
+from tests.session.test_fetching import BACK, HELLO, fetching
+from tests.session.test_transcripts import play, upto
 
 
 @pytest.fixture
@@ -148,6 +152,24 @@ def test_a_pump_that_failed_right_behind_its_last_page_is_heard():
         return interpreter.trouble
 
     assert asyncio.run(scene()) == "it broke"
+
+
+def test_what_the_source_said_as_the_last_page_was_given_back_is_of_a_connection_that_is_left():
+    async def scene():
+        handed = SimpleNamespace(memory_fd=-1, process="process 1")
+        machine = play(fetching(), upto(BACK, "rejoining"))
+        interpreter = OutsideInterpreter(machine, handed, address=parse_address("tcp:127.0.0.1:1"), poll_max_ns=0)
+        interpreter._pump, interpreter._watched = EndedPump(resident=True), True
+        interpreter._course = SimpleNamespace(look=lambda _pump: None)
+        near, far = socket.socketpair()
+        with far:
+            interpreter.channel = channel = await ControlChannel.over(near, "the source")
+            await interpreter._step(Received(9.0, HELLO))
+            await interpreter._end_tasks()
+            await channel.close()
+        return machine.step, interpreter.channel
+
+    assert asyncio.run(scene()) == ("settling", None)
 
 
 def test_a_pump_that_fails_after_a_hand_over_is_over_leaves_the_faults_to_the_kernel():

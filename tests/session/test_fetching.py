@@ -156,7 +156,7 @@ def test_whatever_attempt_is_under_way_people_have_their_say(step):
     assert patient.handle(events.Elapsed(64.1)) and patient.state is State.LOST  # noqa: PT018
     whole = away()
     play(whole, [(events.Resident(9.0), "settling", ["DropControl", "MakeReport"])])
-    play(whole, [(events.DialFailed(9.1, "late"), "settling", [])])
+    play(whole, [(events.DialFailed(9.1, "late"), "settling", []), (events.Connected(9.1, b"l" * 32), "settling", [])])
     play(whole, [(events.AllResident(9.2, REPORT), "releasing", ["Settle", "Send(AllPlaced)"])])
     no_source = events.NotSent(9.3, AllPlaced(REPORT), "there is no control connection")
     assert names(whole.handle(no_source))[-1] == "Finish(completed, destination, 0)"
