@@ -28,7 +28,7 @@ from postcopy.errors import UsageError
 from postcopy.guest import WorkloadGuest
 from postcopy.guest.kinds import kinds
 from postcopy.kernel.opening import available_features
-from postcopy.limits import PART_FROM_SOURCE_SECONDS
+from postcopy.limits import PART_FROM_SOURCE_SECONDS, UNHEARD_SECONDS
 from postcopy.link.address import Address, TcpAddress, UnixAddress
 from postcopy.link.destination import Destination
 from postcopy.link.tls import Credentials
@@ -141,13 +141,22 @@ class DestinationDaemon:
         """Stay for a source that does not know yet that it may let go of its memory: no one else could tell it."""
         hearing = asyncio.create_task(self.destination.known.heard())
         await asyncio.sleep(0)
+        given = self.options.give_up_after
+        seconds = UNHEARD_SECONDS if given is None else given
         if not hearing.done():
-            log.warning("destination: the source has not heard that every page is here: this agent ends once it has")
+            log.warning(
+                "destination: the source has not heard that every page is here: this agent ends once it has, "
+                "or in %g s",
+                seconds,
+            )
         try:
-            async with asyncio.timeout(self.options.give_up_after):
+            async with asyncio.timeout(seconds):
                 await hearing
         except TimeoutError:
-            log.error("destination: the source was away for too long: it keeps its memory until it is told to end")  # noqa: TRY400
+            log.warning(
+                "destination: no source asked for %g s: one that is there yet keeps its memory until it is told to end",
+                seconds,
+            )
         finally:
             hearing.cancel()
 

@@ -197,6 +197,10 @@ REJOIN_SECONDS = 4.0
 # asked every five seconds, which costs nothing and is no longer than anybody waits.
 RECONNECT_SECONDS = (0.05, 0.25, 0.5, 1.0, 2.0, 5.0)
 
+# For a source to ask whether all of a completed migration came, where an agent would end by itself and nobody has said
+# how long a source may be away: one that waits asks every five seconds, one that has let go of its memory never does.
+UNHEARD_SECONDS = 300.0
+
 # For Released after AllPlaced: the destination needs nothing more from the source, so it does not wait long.
 RELEASE_SECONDS = 5.0
 

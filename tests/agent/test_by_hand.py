@@ -1,13 +1,17 @@
 """The daemons as people start them: by hand, watched with `status` and Prometheus, ended with SIGTERM."""
 
+import asyncio
 import re
 import signal
 import stat
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from agent import destination_daemon
+from postcopy.link.returning import Known
 from tests.chaos.proxy import Proxy, upstream_of
 
 from .agents import AGENT, AS_NOBODY, ENVIRONMENT, ROOT, Command, destination, run, scrape, source
@@ -182,6 +186,17 @@ def test_once_stays_for_a_source_that_has_not_heard_of_the_end(tmp_path):
             proxy.admit()
             assert moving.result(30).json["outcome"] == "completed"
         assert there.wait() == 0
+
+
+def test_once_does_not_stay_for_ever_for_a_source_whose_goodbye_was_lost(monkeypatch, caplog):
+    monkeypatch.setattr(destination_daemon, "UNHEARD_SECONDS", 0.01)
+    known = Known()
+    known.add(SimpleNamespace(finish="completed", machine=SimpleNamespace(migration_id=b"", unheard=True)))
+    daemon = SimpleNamespace(options=SimpleNamespace(give_up_after=None), destination=SimpleNamespace(known=known))
+    asyncio.run(asyncio.wait_for(destination_daemon.DestinationDaemon._until_heard(daemon), 10))
+    assert [line.message for line in caplog.records][1:] == [
+        "destination: no source asked for 0.01 s: one that is there yet keeps its memory until it is told to end"
+    ]
 
 
 def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path):
