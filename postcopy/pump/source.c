@@ -99,13 +99,14 @@ int source_push(struct source *pump, const struct push_extent *extents, uint32_t
         if (extents[i].region > UINT16_MAX || frame_check(&frame, FRAMES_PUSH, pump->half.bounds, pump->half.count))
             return -EINVAL;
     }
+    /* Before its place in the ring is looked at, and so before the orders are seen: a push thread that is done with some
+     * after that look must find that it has to tell. */
+    atomic_store(&pump->low_told, false);
     uint32_t tail = atomic_load_explicit(&pump->tail, memory_order_relaxed);
-    uint32_t room = PUMP_RING_EXTENTS - (tail - atomic_load_explicit(&pump->head, memory_order_acquire));
+    uint32_t room = PUMP_RING_EXTENTS - (tail - atomic_load(&pump->head));
     count = count < room ? count : room;
     for (uint32_t i = 0; i < count; i++)
         pump->ring[(tail + i) % PUMP_RING_EXTENTS] = extents[i];
-    /* Before the orders are seen: a push thread that is done with them at once must find that it has to tell. */
-    atomic_store(&pump->low_told, false);
     atomic_store_explicit(&pump->tail, tail + count, memory_order_release);
     signal_fd(pump->work_fd);
     return (int)count;
