@@ -16,7 +16,7 @@ from agent.daemon import Stop, first_of, reachable, serve_metrics
 from agent.kept import take_place
 from agent.security.options import credentials
 from agent.source_daemon import LeavingOptions, SourceDaemon
-from postcopy.errors import HostError, UsageError
+from postcopy.errors import PostcopyError, UsageError
 from postcopy.guest.kinds import kind_named
 from postcopy.link.address import UnixAddress, parse_address
 from postcopy.link.keeping import KeptGuest, Record
@@ -42,7 +42,7 @@ async def serve_return(options: ReturnOptions) -> int:
     kind = kind_named(record.guest[0])
     try:
         kind.check_host()
-    except HostError as error:  # mostly there are pages to be sent and no more, which needs nothing of it
+    except PostcopyError as error:  # mostly there are pages to be sent and no more, which needs nothing of it
         log.warning("source: should the guest turn out to have run nowhere else, it cannot run here: %s", error)
     guest = KeptGuest(record, mappings, lambda memory, state: kind.empty(memory, record.guest[1]).load(state))
     source = Source(mappings, guest, poll_max_ns=options.poll_max_ns, give_up_after=options.give_up_after)

@@ -15,7 +15,9 @@ import pytest
 
 from agent import keeper as process
 from agent import kept as keeping
+from agent import returned_source
 from agent.counts import Totals
+from agent.daemon import Parent
 from agent.departure import Departure
 from agent.kept import read_head, start_keeper, take_place
 from agent.running_guest import Use
@@ -123,6 +125,21 @@ def test_a_guest_that_ran_nowhere_and_cannot_be_made_here_stays_with_its_keeper(
     assert left == record
     mappings[0].close()
     another.release()
+
+
+def test_a_host_that_cannot_have_the_guest_sends_its_pages_all_the_same(kept, monkeypatch, caplog):
+    def check_host():
+        raise HostError("there is no /dev/kvm")
+
+    monkeypatch.setattr(returned_source, "kind_named", lambda _: SimpleNamespace(check_host=check_host))
+    kept._write(replace(RECORD, address="elsewhere").pack())
+    leave(kept)
+    options = returned_source.ReturnOptions(
+        keeper=kept.address, admin=None, metrics=None, ready_fd=None, poll_max_ns=0, parent=Parent()
+    )
+    with pytest.raises(UsageError, match="elsewhere"):  # so far it came
+        asyncio.run(returned_source.serve_return(options))
+    assert "it cannot run here: there is no /dev/kvm" in caplog.text
 
 
 # --- the end of an agent that has a keeper ----------------------------------------------------------------------------
