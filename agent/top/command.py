@@ -76,7 +76,7 @@ def shown(*, as_json: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
 
         console = Console(highlight=False, no_color="NO_COLOR" in os.environ or None)
         with Live(console=console, auto_refresh=False) as live:
-            yield lambda now: live.update(view.screen(now), refresh=True)
+            yield lambda now: live.update(view.screen(now, console.height), refresh=True)
     else:
 
         def say(now: dict[str, Any]) -> None:

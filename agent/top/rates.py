@@ -21,14 +21,16 @@ class Watch:
     """Remembers the looks that it needs. What was counted before the first look is part of the totals alone."""
 
     def __init__(self) -> None:
-        self._looks: deque[Look] = deque(maxlen=LOOKS_FOR_PACE + 1)
+        self._latest: Look | None = None
+        self._moving: deque[Look] = deque(maxlen=LOOKS_FOR_PACE + 1)
 
     def take(self, look: Look) -> dict[str, Any]:
         """Return what the latest look shows beside those before it."""
-        if self._looks and began_anew(self._looks[-1], look):
-            self._looks.clear()
-        before = self._looks[-1] if self._looks else look
-        self._looks.append(look)
+        before = self._latest
+        if before is None or began_anew(before, look):
+            before = look
+        self._latest = look
+        self._follow(look)
         seconds = look["at_seconds"] - before["at_seconds"]
         return {
             "schema_version": 1,
@@ -46,11 +48,19 @@ class Watch:
             "residency": look["residency"],
         }
 
+    def _follow(self, look: Look) -> None:
+        """Keep the looks that the pace is made of: those since the pages of this migration began to move."""
+        moves = look["state"] == "postcopy-active"
+        if not moves or (self._moving and look["remaining_bytes"] > self._moving[-1]["remaining_bytes"]):
+            self._moving.clear()
+        if moves:
+            self._moving.append(look)
+
     def _to_go(self) -> float | None:
         """Return how long it takes until every page is there, at the pace of the latest looks; None: nobody knows."""
-        first, last = self._looks[0], self._looks[-1]
-        if not last["remaining_bytes"] or last["state"] != "postcopy-active":
+        if not self._moving or not self._moving[-1]["remaining_bytes"]:
             return None
+        first, last = self._moving[0], self._moving[-1]
         moved = first["remaining_bytes"] - last["remaining_bytes"]
         seconds = last["at_seconds"] - first["at_seconds"]
         return last["remaining_bytes"] * seconds / moved if moved > 0 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -14,10 +15,43 @@ from rich.text import Text
 from postcopy.pages.units import format_rate, format_seconds, format_size
 
 SHADES = " ░▒▓█"
-MAP_COLUMNS = 64
-BAR_COLUMNS = 40
+PROGRESS_COLUMNS = 40
 PERCENTILES = (("p50", "p50"), ("p90", "p90"), ("p99", "p99"), ("p999", "p99.9"), ("max", "max"))
-VCPUS_SHOWN = 16
+
+FIXED_ROWS = 4
+"""Of who this is, how far it is, and the pace."""
+FRAME_ROWS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What each part has of a terminal: on a low one the histogram stands beside the map, and both are smaller."""
+
+    map_columns: int
+    bar_columns: int
+    bars: int
+    vcpus: int
+    beside: bool
+
+
+ROOMY = Room(map_columns=64, bar_columns=40, bars=16, vcpus=16, beside=False)
+LOW = Room(map_columns=32, bar_columns=18, bars=10, vcpus=16, beside=True)
+
+
+def room(now: dict[str, Any], height: int) -> Room:
+    """Share out a terminal of so many rows, so that every part has its place."""
+    faults, vcpus = bool(now["fault_latency_seconds"]["overall"]["count"]), len(now["stall_seconds_per_vcpu"])
+    least = FIXED_ROWS + 1 + 2 * faults
+    wanted = 2 * min(vcpus, ROOMY.vcpus) + (vcpus > ROOMY.vcpus)
+    if least + map_rows(now, ROOMY) + wanted + ROOMY.bars * faults <= height:
+        return ROOMY
+    left = height - least - (max(map_rows(now, LOW), LOW.bars) if faults else map_rows(now, LOW))
+    return LOW if wanted <= left else replace(LOW, vcpus=max(1, (left - 1) // 2))
+
+
+def map_rows(now: dict[str, Any], shares: Room) -> int:
+    """Return how many rows the map takes."""
+    return FRAME_ROWS + -(-len(now["residency"]) // shares.map_columns) if now["residency"] else 0
 
 
 def line(now: dict[str, Any]) -> str:
@@ -38,16 +72,23 @@ def line(now: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def screen(now: dict[str, Any]) -> RenderableType:
-    """Return the whole screen."""
-    parts: list[RenderableType] = [heading(now), progress(now), pace(now)]
+def screen(now: dict[str, Any], height: int) -> RenderableType:
+    """Return the whole screen, for a terminal of so many rows."""
+    shares = room(now, height)
+    drawn: list[RenderableType] = []
     if now["residency"]:
-        parts.append(Panel(residency(now["residency"]), title="memory", title_align="left", expand=False))
-    if now["fault_latency_seconds"]["overall"]["count"]:
-        parts += [latencies(now), histogram(now["fault_latency_octaves"])]
-    elif any(vcpu["overall"]["count"] for vcpu in now["stall_seconds_per_vcpu"]):
-        parts.append(latencies(now))
-    return Group(*parts)
+        cells = residency(now["residency"], shares.map_columns)
+        drawn.append(Panel(cells, title="memory", title_align="left", expand=False))
+    table: list[RenderableType] = []
+    faults = now["fault_latency_seconds"]["overall"]["count"]
+    if faults or any(vcpu["overall"]["count"] for vcpu in now["stall_seconds_per_vcpu"]):
+        table.append(latencies(now, shares.vcpus))
+    bars = [histogram(now["fault_latency_octaves"], shares)] if faults else []
+    if shares.beside and (drawn or bars):
+        upper = Table.grid(padding=(0, 1))
+        upper.add_row(*drawn, *bars)
+        drawn, bars = [upper], []
+    return Group(heading(now), progress(now), pace(now), *drawn, *table, *bars)
 
 
 def heading(now: dict[str, Any]) -> Text:
@@ -62,7 +103,7 @@ def progress(now: dict[str, Any]) -> RenderableType:
     there = now["memory_bytes"] - now["remaining_bytes"]
     to_go = "" if now["to_go_seconds"] is None else f"{format_seconds(now['to_go_seconds'])} to go"
     table.add_row(
-        ProgressBar(total=1.0, completed=now["resident"] if now["memory_bytes"] else 0.0, width=BAR_COLUMNS),
+        ProgressBar(total=1.0, completed=now["resident"] if now["memory_bytes"] else 0.0, width=PROGRESS_COLUMNS),
         f"{100 * now['resident']:.1f} %",
         f"{format_size(there)} of {format_size(now['memory_bytes'])}",
         to_go,
@@ -80,10 +121,10 @@ def pace(now: dict[str, Any]) -> RenderableType:
     return Text("pages: " + ", ".join(words) + "\n" + "; ".join(moved))
 
 
-def residency(parts: list[float]) -> Text:
+def residency(parts: list[float], columns: int) -> Text:
     """Draw a map of memory: each character is a piece of it, the fuller the more of it is there."""
     cells = "".join(shade(part) for part in parts)
-    return Text("\n".join(cells[start : start + MAP_COLUMNS] for start in range(0, len(cells), MAP_COLUMNS)))
+    return Text("\n".join(cells[start : start + columns] for start in range(0, len(cells), columns)))
 
 
 def shade(part: float) -> str:
@@ -93,36 +134,48 @@ def shade(part: float) -> str:
     return SHADES[1 + int(part * (len(SHADES) - 2))]
 
 
-def latencies(now: dict[str, Any]) -> RenderableType:
+def latencies(now: dict[str, Any], vcpus: int) -> RenderableType:
     """Show the percentiles of faults and of each vCPU's stalls, of the latest moment and overall."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("", "count", *(label for _, label in PERCENTILES)):
         table.add_column(name, justify="left" if not name else "right")
-    for name, times in rows(now):
+    for name, times in rows(now, vcpus):
         figures = [format_seconds(times[key]) for key, _ in PERCENTILES] if times["count"] else ["-"] * len(PERCENTILES)
         table.add_row(name, f"{times['count']:.0f}", *figures)
+    more = len(now["stall_seconds_per_vcpu"]) - vcpus
+    if more > 0:
+        table.add_row(f"and {more} more")
     return table
 
 
-def rows(now: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield names and figures of the lines of the table."""
+def rows(now: dict[str, Any], vcpus: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield names and figures of the lines of the table: of the vCPUs, those that have waited longest."""
     if now["fault_latency_seconds"]["overall"]["count"]:
         yield "faults, now", now["fault_latency_seconds"]["latest"]
         yield "faults, all", now["fault_latency_seconds"]["overall"]
-    for number, vcpu in enumerate(now["stall_seconds_per_vcpu"][:VCPUS_SHOWN]):
+    stalls = list(enumerate(now["stall_seconds_per_vcpu"]))
+    slowest = sorted(stalls, key=lambda one: -one[1]["overall"]["max"])[:vcpus]
+    for number, vcpu in sorted(slowest, key=lambda one: one[0]):
         yield f"vCPU {number} stalls, now", vcpu["latest"]
         yield f"vCPU {number} stalls, all", vcpu["overall"]
 
 
-def histogram(octaves: list[tuple[float | None, int]]) -> RenderableType:
-    """Draw the latest moment's faults, a bar for each power of two of a microsecond in which there are any."""
-    counts = [count for _, count in octaves]
+def histogram(octaves: list[tuple[float | None, int]], shares: Room) -> RenderableType:
+    """Draw the latest moment's faults, a bar for each power of two of a microsecond between the least and the most.
+
+    Where those are more than there are rows, a bar is of several, and its bound is that of the longest.
+    """
     table = Table.grid(padding=(0, 1))
-    if not any(counts):
+    some = [index for index, (_, count) in enumerate(octaves) if count]
+    if not some:
         return table
-    first = next(index for index, count in enumerate(counts) if count)
-    last = max(index for index, count in enumerate(counts) if count)
-    for bound, count in octaves[first : last + 1]:
+    shown = octaves[some[0] : some[-1] + 1]
+    each = -(-len(shown) // shares.bars)
+    shown += octaves[some[-1] + 1 :][: -len(shown) % each]
+    bars = [shown[start : start + each] for start in range(0, len(shown), each)]
+    counts = [sum(count for _, count in bar) for bar in bars]
+    for bar, count in zip(bars, counts, strict=True):
+        bound = bar[-1][0]
         label = "more" if bound is None else f"< {format_seconds(bound)}"
-        table.add_row(Text(label, justify="right"), "█" * -(-BAR_COLUMNS * count // max(counts)), str(count))
+        table.add_row(Text(label, justify="right"), "█" * -(-shares.bar_columns * count // max(counts)), str(count))
     return table

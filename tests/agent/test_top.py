@@ -77,6 +77,17 @@ def test_the_time_to_go_follows_the_latest_looks():
     assert watch.take(look(40.0, 0, state="completed"))["to_go_seconds"] is None
 
 
+@pytest.mark.parametrize("before", [0, 1000], ids=["at the destination", "at the source"])
+def test_the_time_to_go_counts_from_where_pages_began_to_move(before):
+    watch = Watch()
+    for at in range(10):
+        assert watch.take(look(float(at), before, state="none", pages={}))["to_go_seconds"] is None
+    assert watch.take(look(10.0, 900))["to_go_seconds"] is None
+    assert watch.take(look(11.0, 800))["to_go_seconds"] == pytest.approx(8.0)
+    assert watch.take(look(12.0, 950, pages={"demand": 1200}))["to_go_seconds"] is None  # the next one, unseen between
+    assert watch.take(look(13.0, 850, pages={"demand": 1300}))["to_go_seconds"] == pytest.approx(8.5)
+
+
 def test_another_migration_begins_anew():
     watch = Watch()
     watch.take(look(1.0, 100, (10, 500)))
@@ -106,9 +117,9 @@ def test_none_and_all_are_seen_apart_from_a_bit_and_almost():
     assert [view.shade(part) for part in (0.0, 0.001, 0.4, 0.999, 1.0)] == [" ", "░", "▒", "▓", "█"]
 
 
-def drawn(now):
-    console = Console(file=io.StringIO(), width=100)
-    console.print(view.screen(now))
+def drawn(now, width=100, height=60):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(view.screen(now, height))
     return console.file.getvalue()
 
 
@@ -134,6 +145,30 @@ def test_a_screen_and_a_line():
     assert "faults" not in view.line({**now, "role": "source"})
     empty = look(1.0, 0, memory_bytes=0, pages={}, residency=[], stall_per_vcpu=[], state="none", owns_guest=False)
     assert "owns no guest" in drawn(Watch().take(empty))
+
+
+@pytest.mark.parametrize("vcpus", [0, 2, 8, 64])
+@pytest.mark.parametrize("height", [24, 40])
+def test_every_part_has_its_place_on_a_low_terminal(vcpus, height):
+    every = [(1 << octave, 3 + octave) for octave in range(20)]
+    stalls = [histogram((100 * (vcpu % 7 + 1), 5)) for vcpu in range(vcpus)]
+    watch = Watch()
+    watch.take(look(5.0, 900, stall_per_vcpu=stalls))
+    now = watch.take(look(7.0, 700, *every, stall_per_vcpu=stalls, residency=[1.0, 0.5] * (CELLS // 2)))
+    screen = drawn(now, 80, height)
+    lines = screen.splitlines()
+    assert len(lines) <= height, screen
+    assert screen.count("█") >= CELLS // 2
+    assert screen.count("▒") == CELLS // 2
+    assert "…" not in screen
+    bars = [int(line.split()[-1]) for line in lines if "< " in line]
+    assert len(bars) > 5, screen
+    assert sum(bars) == sum(count for _, count in every)
+    shown = [line for line in lines if "stalls, all" in line]
+    assert len(shown) == vcpus or f"and {vcpus - len(shown)} more" in screen, screen
+    assert len(shown) >= min(vcpus, 3)
+    if len(shown) < vcpus:
+        assert "vCPU 6 stalls" in screen  # one of those that waited longest
 
 
 def test_a_real_migration_is_watched_from_both_sides(tmp_path):
