@@ -131,15 +131,21 @@ def test_a_host_that_cannot_have_the_guest_sends_its_pages_all_the_same(kept, mo
     def check_host():
         raise HostError("there is no /dev/kvm")
 
-    monkeypatch.setattr(returned_source, "kind_named", lambda _: SimpleNamespace(check_host=check_host))
     kept._write(replace(RECORD, address="elsewhere").pack())
     leave(kept)
+    taken = take_place(kept.address)
+    monkeypatch.setattr(returned_source, "take_place", lambda _: taken)
+    monkeypatch.setattr(returned_source, "kind_named", lambda _: SimpleNamespace(check_host=check_host))
     options = returned_source.ReturnOptions(
         keeper=kept.address, admin=None, metrics=None, ready_fd=None, poll_max_ns=0, parent=Parent()
     )
     with pytest.raises(UsageError, match="elsewhere"):  # so far it came
         asyncio.run(returned_source.serve_return(options))
     assert "it cannot run here: there is no /dev/kvm" in caplog.text
+    again, _, mappings = taken
+    mappings[0].close()
+    again.release()
+    gone(str(kept.address))
 
 
 # --- the end of an agent that has a keeper ----------------------------------------------------------------------------
