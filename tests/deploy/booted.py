@@ -34,6 +34,7 @@ DEADLINE = 30
 BOOT = """
 set -e
 mount --make-rprivate /
+{ip} link set lo up
 cd {folder}
 mount -t tmpfs tmpfs stage
 mkdir stage/python stage/postcopy stage/bin stage/etc
@@ -52,7 +53,6 @@ mount --bind /proc/sys /proc/sys
 mount -o remount,bind,ro /proc/sys
 umount -l /sys/fs/cgroup
 mount -t cgroup2 none /sys/fs/cgroup
-{ip} link set lo up
 echo 'postcopy:x:64999:64999::/:/usr/sbin/nologin' >>etc/passwd
 echo 'postcopy:x:64999:' >>etc/group
 for file in passwd group; do mount --bind etc/$file /etc/$file; done
@@ -112,7 +112,7 @@ class Booted:
             python=shlex.quote(os.path.realpath(sys.base_prefix)),
             root=shlex.quote(str(ROOT)),
             folder=shlex.quote(str(self._folder)),
-            ip=outside("ip"),
+            ip=shlex.quote(outside("ip")),
             major=os.major(self._device),
             minor=os.minor(self._device),
             systemd=SYSTEMD,
