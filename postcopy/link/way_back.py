@@ -70,6 +70,7 @@ class WayBack(PumpInterpreter[DestinationPump, DestinationStats]):
         if self._pump is not None and self.memory is not None:
             for have in await asyncio.to_thread(what_is_here, self.memory.layout, self._pump):
                 await self._send(Send(have))
+        self.machine.wait_from(self.now())  # of much memory it takes a second, on a slow host some
 
     async def _resume_pump(self, _command: ResumePump) -> None:
         if self._pump is not None:

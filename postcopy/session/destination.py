@@ -94,6 +94,10 @@ class DestinationMachine(Machine[Step]):
         """Wait for the source's first word from `now` on; again, where it could not be heard before."""
         self.deadline = now + ANSWER_SECONDS
 
+    def wait_from(self, now: float) -> None:
+        """Give the source its time from `now` on: what this side had to do first took time of its own."""
+        self.deadline = self._deadline(now, entered=True)
+
     def key(self, event: Event) -> str:
         """Tell a Hello in no common version, memory that is handed over, the last data connection, a mute source.
 

@@ -16,11 +16,12 @@ from postcopy.guest.outside import serving
 from postcopy.guest.outside.process import Process
 from postcopy.guest.outside.serving import OutsideDestination
 from postcopy.guest.outside.session import OutsideInterpreter
+from postcopy.limits import REJOIN_SECONDS
 from postcopy.link.address import UnixAddress, parse_address
 from postcopy.link.control import ControlChannel
 from postcopy.link.destination_interpreter import DestinationInterpreter
 from postcopy.pump.status import PumpStatus
-from postcopy.session.commands import StartPump, StopPump
+from postcopy.session.commands import StartPump, StopPump, TellResidence
 from postcopy.session.events import Received
 from postcopy.session.states import State
 from postcopy.wire.control import Cancel, ControlDecoder, GuestOffer, Hello, LayoutOffer, RegionOffer, encode
@@ -170,6 +171,18 @@ def test_what_the_source_said_as_the_last_page_was_given_back_is_of_a_connection
         return machine.step, interpreter.channel
 
     assert asyncio.run(scene()) == ("settling", None)
+
+
+def test_a_source_has_its_time_to_answer_however_long_it_took_to_say_what_is_here():
+    async def scene():
+        handed = SimpleNamespace(memory_fd=-1, process="process 1")
+        machine = play(fetching(), upto(BACK, "reloading"))  # long ago
+        interpreter = OutsideInterpreter(machine, handed, address=parse_address("tcp:127.0.0.1:1"), poll_max_ns=0)
+        now = interpreter.now()
+        await interpreter._tell_residence(TellResidence())
+        return machine.deadline - now
+
+    assert asyncio.run(scene()) >= REJOIN_SECONDS
 
 
 def test_a_pump_that_fails_after_a_hand_over_is_over_leaves_the_faults_to_the_kernel():
