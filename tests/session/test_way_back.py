@@ -4,7 +4,7 @@ import pytest
 
 from postcopy.limits import SILENCE_SECONDS
 from postcopy.session import events
-from postcopy.wire.control import Alive, AllPlaced, Cancel, Ready, Refuse, Running, Welcome
+from postcopy.wire.control import Alive, AllPlaced, Cancel, Progress, Ready, Refuse, Running, Welcome
 
 from .samples import HAVE, IDENTITY, REPORT, destination, names, source
 from .test_transcripts import DESTINATION_STORY, SOURCE_STORY, play, upto
@@ -45,6 +45,23 @@ def test_the_way_back_as_the_source_sees_it():
     play(machine, BACK[len(upto(BACK, "reattaching")) :])
     assert machine.reconnects == 1
     assert machine.timeline.first_instruction_at == 5.3  # what is said again changes nothing
+
+
+def test_a_way_back_that_is_cut_each_time_at_once_is_gone_ever_more_seldom():
+    machine, waits = play(source(), upto(SOURCE_STORY, "active")), []
+    for _ in range(8):
+        machine.handle(events.ControlLost(machine.now + 0.01, "cut"))
+        waits.append(machine.deadline - machine.now)
+        play(machine, [(events.Elapsed(machine.deadline), "redialling", ["Connect"])])
+        machine.handle(events.Connected(machine.now))
+        for message in (Welcome(3, IDENTITY[0], b"n" * 32, "x"), Ready()):
+            machine.handle(events.Received(machine.now, message))
+        machine.handle(events.DataConnected(machine.now))
+        assert machine.step == "active"
+    assert waits == pytest.approx([0.05, 0.25, 0.5, 1.0, 2.0, 5.0, 5.0, 5.0])
+    machine.handle(events.Received(machine.now, Progress(1, 256, 3)))
+    machine.handle(events.ControlLost(machine.now, "cut"))
+    assert machine.deadline - machine.now == pytest.approx(0.05)
 
 
 def test_the_way_back_as_the_destination_sees_it():
