@@ -9,19 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from agent.frames import read_map, write_map
 from agent.requests import judge
-from postcopy.errors import MigrationLost, Owner, PostcopyError, ProtocolError, UsageError
+from postcopy.errors import MigrationLost, MigrationPaused, Owner, PostcopyError, ProtocolError, UsageError
 from postcopy.limits import (
     ADMIN_ALIVE_SECONDS,
     ADMIN_REQUEST_SECONDS,
     ADMIN_SILENCE_SECONDS,
     ADMIN_UNREAD_BYTES_MAX,
     FLUSH_SECONDS,
+    KEEPER_GONE_SECONDS,
 )
 from postcopy.link.address import TcpAddress, UnixAddress, parse_address
 from postcopy.link.listen import bind
@@ -29,6 +31,8 @@ from postcopy.link.sockets import check_peer
 from postcopy.session.states import SWITCHED, State
 
 log = logging.getLogger("postcopy.admin")
+
+KEEPER_LOOK_SECONDS = 0.02
 
 
 Tell = Callable[[dict[str, Any]], None]
@@ -166,14 +170,15 @@ async def ask(
                 result: dict[str, Any] = answer["result"]
                 return result
     except TimeoutError:
-        raise silence(address, heard) from None
+        raise await silence(address, heard) from None
     except (OSError, ProtocolError):
         pass  # it ended in the middle of something: the same as an end before the answer
     finally:
         writer.close()
     text = f"the agent at {address} ended before it answered"
-    # whoever sends a guest away holds pages of it: ending, it takes them along
-    raise MigrationLost(text) if command == "migrate" else RemoteError(text, 1)
+    if command == "migrate":  # whoever sends a guest away holds pages of it: ending, it takes them along
+        raise await without_source(text, heard)
+    raise RemoteError(text, 1)
 
 
 async def next_map(reader: asyncio.StreamReader) -> dict[str, Any] | None:
@@ -193,10 +198,21 @@ def remote_error(error: dict[str, Any]) -> RemoteError:
     return RemoteError(str(error["text"]), int(error["exit_status"]), error.get("owner"))
 
 
-def silence(address: UnixAddress, heard: dict[str, Any]) -> PostcopyError:
+async def silence(address: UnixAddress, heard: dict[str, Any]) -> PostcopyError:
     """Build the error that says what the silence of a daemon means; `heard` is its latest progress."""
     if heard["state"] in SWITCHED:
-        return MigrationLost(
-            f"the source's agent at {address} does not answer any more, and pages of the running guest are there"
-        )
+        text = f"the source's agent at {address} does not answer any more, and pages of the running guest are there"
+        return await without_source(text, heard)
     return RemoteError(f"the agent at {address} does not answer: nothing was heard for {ADMIN_SILENCE_SECONDS:g} s", 1)
+
+
+async def without_source(text: str, heard: dict[str, Any]) -> PostcopyError:
+    """Build the error that says what becomes of a guest whose source's agent is gone: it takes pages along, or not."""
+    kept, stays = heard.get("kept"), False
+    # A keeper that has nothing to keep ends with its agent; it is not asked, for whoever asks takes the agent's place.
+    end = time.monotonic() + (0.0 if heard["state"] in SWITCHED else KEEPER_GONE_SECONDS)
+    while kept is not None and (stays := Path(admin_address(kept).path).exists()) and time.monotonic() < end:
+        await asyncio.sleep(KEEPER_LOOK_SECONDS)
+    if not stays:
+        return MigrationLost(text)
+    return MigrationPaused(f"{text}; its pages are kept: postcopy source --resume {kept} goes on")

@@ -133,18 +133,26 @@ class Departure:
 
     async def _follow(self, running: asyncio.Task[Report], tell: Tell) -> Report:
         """Bring a migration to its end, telling the progress; return the report."""
-        source = self.source
+        tell(self._progress())  # at once, for whoever asks has to know who keeps the memory should this agent be killed
         while not running.done():
             await asyncio.wait({running}, timeout=PROGRESS_SECONDS)
-            held = (source.pause_state or {}).get("held", False)
-            pages = {"placed": source.placed_pages, "total": source.layout.pages}
-            tell({"state": source.state.value, "held": held, **pages})
+            tell(self._progress())
         await self._note_end()
         try:
             return running.result()
         except PostcopyError as error:
-            error.owner = source.owner.value
+            error.owner = self.source.owner.value
             raise
+
+    def _progress(self) -> dict[str, Any]:
+        source = self.source
+        return {
+            "state": source.state.value,
+            "held": (source.pause_state or {}).get("held", False),
+            "kept": str(self._keeper) if self._kept is not None else None,
+            "placed": source.placed_pages,
+            "total": source.layout.pages,
+        }
 
     async def _note_end(self) -> None:
         """Take note of how a migration ended."""

@@ -369,10 +369,11 @@ SCRAPE_BYTES_MAX = 16 << 10
 SCRAPE_SECONDS = 10.0
 
 # For a keeper: to start an interpreter, on a host under pressure; to answer, where all of it was swapped out meanwhile;
-# to end, doing nothing else, which nobody depends on.
+# to end, doing nothing else, which nobody depends on; and to be gone, where its agent is and left it nothing.
 KEEPER_START_SECONDS = 20.0
 KEEPER_ANSWER_SECONDS = 20.0
 KEEPER_END_SECONDS = 2.0
+KEEPER_GONE_SECONDS = 0.5
 
 # For a daemon that `demo` or `bench` started to be ready, and to end; for its guest to be seen running before it
 # leaves.

@@ -125,6 +125,7 @@ def test_there_is_no_other_room() -> None:
 
 # What looks like a limit by its name and is none.
 NO_LIMITS = {
+    "agent/admin.py KEEPER_LOOK_SECONDS": "how often one looks",
     "agent/daemon.py TIDY_SECONDS": "when it is done, not how long it may take; so are the next ones",
     "agent/demo.py LOOK_SECONDS": "",
     "agent/departure.py PROGRESS_SECONDS": "",

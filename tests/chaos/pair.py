@@ -18,8 +18,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.admin import RemoteError, admin_address, ask
-from postcopy.errors import MigrationLost
+from agent.admin import admin_address, ask
+from postcopy.errors import PostcopyError
 from postcopy.link.tls import Credentials
 from tests.agent.agents import Daemon
 from tests.certificates import directory
@@ -64,7 +64,7 @@ class Migration(threading.Thread):
         try:
             self.report = asyncio.run(ask(admin_address(self._agent.admin), "migrate", self._arguments))
             self.status = 0
-        except (RemoteError, MigrationLost) as error:
+        except PostcopyError as error:
             self.error, self.status = error, error.exit_status
 
     def result(self, seconds=60):
