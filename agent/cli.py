@@ -21,6 +21,9 @@ from agent import logs, manual
 from agent.parameters import typed
 from postcopy import __version__
 from postcopy.errors import PostcopyError, UsageError
+from postcopy.link.about import About, speak_of
+
+DAEMONS = frozenset({"source", "destination"})
 
 STATUSES = """\b
 Exit status: who owns the guest.
@@ -127,6 +130,8 @@ def cli(context: click.Context, debug: bool, form: logs.Format) -> None:
     """
     context.obj = {"debug": debug}
     logs.configure(debug=debug, form=form)
+    if context.invoked_subcommand in DAEMONS:
+        speak_of(About(context.invoked_subcommand))  # what is wrong from here on is said as all else of it
     if __name__ in context.meta and context.invoked_subcommand != "config":
         raise context.meta[__name__]
 

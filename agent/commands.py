@@ -36,7 +36,6 @@ from agent.parameters import (
     keeper_option,
 )
 from agent.security.options import allow_option, credentials, insecure_option, tls_option
-from postcopy.errors import UsageError
 from postcopy.limits import POLL_LIMIT_NS, POLL_MAX_NS
 
 if TYPE_CHECKING:
@@ -198,14 +197,13 @@ def source(memory: tuple[Memory, ...], size: int, vcpus: int, workload: str, see
     `migrate`, with this agent's --admin, asks for it. With --memory file:/PATH no guest runs: a snapshot's memory is
     served, read-only, to every destination that fetches it.
     """
-    from agent.outside.command import run_snapshot  # noqa: PLC0415 - see the module's docstring, here and below
+    from agent.together import judge_source  # noqa: PLC0415 - see the module's docstring, here and below
 
-    if SNAPSHOT in {one.type for one in memory}:
-        run_snapshot(memory, rest)
-    if rest["listen"] is not None or rest["rate"] is not None or rest["insecure"] or rest["allow"]:
-        raise UsageError(
-            "--listen, --allow, --insecure and --max-postcopy-bandwidth are for a snapshot, --memory file:/PATH"
-        )
+    judge_source(click.get_current_context().params)
+    if memory[0].type == SNAPSHOT and memory[0].place is not None:
+        from agent.outside.command import run_snapshot  # noqa: PLC0415
+
+        run_snapshot(memory[0].place, rest)
     from agent.admin import admin_address  # noqa: PLC0415
     from agent.daemon import run, shared  # noqa: PLC0415
     from agent.new_source import SourceOptions, serve_source  # noqa: PLC0415
@@ -299,13 +297,13 @@ def destination(listen: Address, mode: str, once: bool, **rest: Any) -> None:
     from agent.daemon import run, shared  # noqa: PLC0415
     from agent.destination_daemon import DestinationOptions, serve_destination  # noqa: PLC0415
     from agent.outside.store import close, left_behind  # noqa: PLC0415
+    from agent.together import judge_destination  # noqa: PLC0415
 
+    judge_destination(click.get_current_context().params)
     if rest["handover"] is not None:
         from agent.outside.command import run_outside  # noqa: PLC0415
 
         run_outside(rest["handover"], listen, rest["fetch"], rest)
-    if rest["fetch"] is not None or rest["no_push"] or rest["keep"]:
-        raise UsageError("--from, --no-push and --keep are for outside VMMs, --handover")
     close(left_behind())
     options = DestinationOptions(
         listen=listen,

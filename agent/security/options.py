@@ -35,25 +35,30 @@ def credentials(
     address: Address, tls_dir: Path | None, *, insecure: bool, allow: Sequence[str] = ()
 ) -> Credentials | None:
     """Return what connections to or at `address` are encrypted with, None for plain; UsageError where neither is."""
-    from postcopy.errors import UsageError  # noqa: PLC0415 - not for --help, here and below
+    judge(address, tls_dir, insecure=insecure, allow=allow)
+    if tls_dir is None:
+        return None
+    from postcopy.link.tls import Credentials  # noqa: PLC0415 - not for --help, here and below
+
+    return Credentials(tls_dir, allow)
+
+
+def judge(address: Address, tls_dir: Path | None, *, insecure: bool, allow: Sequence[str] = ()) -> None:
+    """Refuse what does not go together, before anybody looks at files; UsageError."""
+    from postcopy.errors import UsageError  # noqa: PLC0415
     from postcopy.link.address import UnixAddress  # noqa: PLC0415
 
     if tls_dir is not None and insecure:
-        raise UsageError("--tls-dir and --insecure: all is encrypted, or nothing is")
+        raise UsageError("all is encrypted, or nothing is: --tls-dir or --insecure")
     if allow and tls_dir is None:
-        raise UsageError("--allow: who somebody is, only a certificate says: it goes with --tls-dir")
-    if tls_dir is None:
-        if not address.loopback and not insecure:
-            raise UsageError(
-                f"{address} is beyond this host, where plain TCP is neither secret nor safe: `postcopy certs tls "
-                "HOST...` makes certificates and --tls-dir tls/HOST encrypts; in a network all your own add --insecure"
-            )
-        return None
-    if isinstance(address, UnixAddress):
+        raise UsageError("who somebody is, only a certificate says: it goes with --tls-dir")
+    if tls_dir is None and not address.loopback and not insecure:
+        raise UsageError(
+            f"{address} is beyond this host, where plain TCP is neither secret nor safe: `postcopy certs tls "
+            "HOST...` makes certificates and --tls-dir tls/HOST encrypts; in a network all your own add --insecure"
+        )
+    if tls_dir is not None and isinstance(address, UnixAddress):
         raise UsageError(f"{address}: a Unix socket has no TLS: the kernel says who is at its other end")
-    from postcopy.link.tls import Credentials  # noqa: PLC0415
-
-    return Credentials(tls_dir, allow)
 
 
 def credentials_of_migration(address: Address, own: Path | None, arguments: dict[str, Any]) -> Credentials | None:

@@ -13,8 +13,9 @@ from typing import Any
 
 from postcopy.errors import UsageError
 from postcopy.guest.emulated import Guest
-from postcopy.guest.kvm.guest import EmptyKvm, KvmGuest
+from postcopy.guest.kvm.guest import EmptyKvm, KvmGuest, wanted_kvm
 from postcopy.guest.kvm.machine import check_host
+from postcopy.guest.state import wanted_state
 from postcopy.guest.vcpus import GuestMemory, WorkloadGuest
 
 
@@ -58,6 +59,11 @@ class WorkloadKind(ABC):
     def check_host(self) -> None:
         """Raise HostError where this host can have no such guest."""
 
+    @staticmethod
+    @abstractmethod
+    def judge(pages: int, **options: Any) -> None:
+        """Raise UsageError where no guest on so many pages can be as the options of its class say, on any host."""
+
     @abstractmethod
     def create(self, mappings: Sequence[GuestMemory], **options: Any) -> WorkloadGuest:
         """Make a guest that has not begun, as the options of its class say."""
@@ -75,6 +81,11 @@ class EmulatedKind(WorkloadKind):
 
     def check_host(self) -> None:
         """Find nothing lacking."""
+
+    @staticmethod
+    def judge(pages: int, **options: Any) -> None:
+        """Refuse what such a guest cannot be."""
+        wanted_state(pages, **options)
 
     def create(self, mappings: Sequence[GuestMemory], **options: Any) -> Guest:
         """Make a guest that has not begun."""
@@ -94,6 +105,11 @@ class KvmKind(WorkloadKind):
     def check_host(self) -> None:
         """Make a virtual machine and throw it away."""
         check_host()
+
+    @staticmethod
+    def judge(pages: int, **options: Any) -> None:
+        """Refuse what such a guest cannot be."""
+        wanted_kvm(pages, **options)
 
     def create(self, mappings: Sequence[GuestMemory], **options: Any) -> KvmGuest:
         """Make a guest that has not begun."""

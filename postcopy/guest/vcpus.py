@@ -292,12 +292,17 @@ class WorkloadGuest(ABC):
 
 def guest_pages(mappings: Sequence[GuestMemory]) -> int:
     """Return how many guest pages all the memory is; UsageError where that makes no sense."""
-    if not mappings:
+    return pages_of([mapping.region.size for mapping in mappings])
+
+
+def pages_of(sizes: Sequence[int]) -> int:
+    """Return the same of regions of these sizes in bytes."""
+    if not sizes:
         raise UsageError("guest: it has no memory")
-    for mapping in mappings:
-        if mapping.region.size % GUEST_PAGE_BYTES:
-            raise UsageError(f"guest: region size {mapping.region.size} is not a multiple of {GUEST_PAGE_BYTES}")
-    return sum(mapping.region.size for mapping in mappings) // GUEST_PAGE_BYTES
+    for size in sizes:
+        if size % GUEST_PAGE_BYTES:
+            raise UsageError(f"guest: region size {size} is not a multiple of {GUEST_PAGE_BYTES}")
+    return sum(sizes) // GUEST_PAGE_BYTES
 
 
 def _mark(bits: bytearray, first: int, stop: int) -> None:

@@ -9,6 +9,8 @@ import pytest
 from agent import commands
 from agent.cli import cli, status_of, words_of
 from agent.config import keys, read
+from agent.config.command import together
+from postcopy.errors import UsageError
 
 from .agents import destination, run, source
 
@@ -203,6 +205,67 @@ def test_check_names_every_problem(tmp_path):
     done = run("config", "check", bad, "--json")
     assert [one["line"] for one in done.json["problems"]] == [2, 3]
     assert run("config", "check", good).status == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ('[destination]\nlisten = "tcp:0.0.0.0:17790"', 2, "listen: tcp:0.0.0.0:17790 is beyond this host"),
+        ('[destination]\ninsecure = true\ntls-dir = "/x"', 2, "insecure: all is encrypted, or nothing is"),
+        ('[destination]\nallow = "x"', 2, "allow: who somebody is, only a certificate says"),
+        (
+            '[destination]\nkeeper = "unix:k"\nhandover = "unix:h"\nkeep = true',
+            2,
+            "keeper: it is for guests that leave",
+        ),
+        ('[destination]\nhandover = "tcp:127.0.0.1:1"', 2, "handover: tcp:127.0.0.1:1: descriptors travel over a Unix"),
+        ("[destination]\n\nkeep = true", 3, "keep: it is for outside VMMs, --handover"),
+        ('[source]\nmemory = ["hugetlb-2M:3MiB"]', 2, "memory: region 0: size 3145728 is not a multiple of the page"),
+        ('[source]\nmemory = "hugetlb-2M"\nsize = "3MiB"', 3, "size: region 0: size 3145728 is not a multiple of"),
+        ('[source]\nguest="kvm"\nvcpus=7\nworkload="zipf"', 4, "workload: guest: workload zipf is none of a guest of"),
+        ('[source]\nguest="kvm"\nvcpus=200', 3, "vcpus: guest: 200 vCPUs are not in 1 to 128"),
+        ('[source]\nguest="kvm"\nmemory="shmem:4KiB"', 3, "memory: guest: 1 pages of memory are too few"),
+        ('[source]\nmemory = ["file:/x", "shmem"]', 2, "memory: a snapshot is one file"),
+        ('[source]\nlisten = "tcp:127.0.0.1:0"', 2, "listen: it is for a snapshot"),
+    ],
+)
+def test_what_is_wrong_together_is_told_by_check_as_by_the_daemon(text, line, words, tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text(text)
+    problems = together(cli, [file], KNOWN)
+    assert [one.line for one in problems] == [line], problems
+    assert problems[0].text.startswith(words)
+    section = text[1 : text.index("]")]
+    with pytest.raises(UsageError) as caught:
+        cli.main(["--config", str(file), "--log-format", "text", section], standalone_mode=False)
+    assert str(caught.value) == str(problems[0])
+
+
+def test_what_is_right_together_in_several_files_and_what_the_host_knows_pass(tmp_path):
+    first, second = tmp_path / "1.toml", tmp_path / "2.toml"
+    first.write_text('[destination]\nlisten = "tcp:0.0.0.0:1"\n[source]\nmemory = "hugetlbfs:/not/here"\n')
+    second.write_text('[destination]\ntls-dir = "/not/here"\n[migrate]\nno-push = true\n')
+    assert run("config", "check", first, second).status == 0
+    first_alone = run("config", "check", first)
+    assert (first_alone.status, first_alone.out.startswith(f"{first}:2: listen: ")) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "status"),
+    [
+        (["destination", "--listen", "tcp:0.0.0.0:17790"], "", 2),
+        (["source", "--bogus"], "", 2),
+        (["destination"], "[destination]\nmode = 'x'\n", 2),
+        (["destination"], "[destination]\nkeeper = 'unix:k'\nhandover = 'unix:h'\n", 2),
+    ],
+)
+def test_all_errors_of_a_daemon_are_in_one_form(arguments, text, status, tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text(text)
+    done = run("--config", file, "--log-format", "json", *arguments)
+    said = json.loads(done.err)
+    assert (done.status, said["level"], said["role"]) == (status, "error", arguments[0])
+    assert said["message"]
 
 
 def test_a_command_refuses_what_is_wrong_and_check_still_runs(tmp_path):

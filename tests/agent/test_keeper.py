@@ -114,7 +114,7 @@ def test_memory_without_a_file_cannot_be_kept(keeper):
 def test_a_snapshot_has_no_keeper(option, keeper, tmp_path):
     refused = run("source", "--memory", f"file:{tmp_path}/memory", option, keeper, deadline=20)
     assert refused.status == 2
-    assert f"{option} is for guests that leave this agent" in refused.one_line()
+    assert f"{option}: it is for guests that leave this agent" in refused.one_line()
 
 
 def test_a_migration_that_comes_through_needs_its_keeper_no_more(keeper, tmp_path):

@@ -49,11 +49,7 @@ class KvmGuest(WorkloadGuest):
         cpus: Sequence[int] = (),
         **options: Any,
     ) -> None:
-        own = own_pages(mappings, vcpus)
-        state = wanted_state(guest_pages(mappings), vcpus=vcpus, reserved=own.count, **options)
-        if state.workload not in WORKLOADS:
-            known = ", ".join(WORKLOADS)
-            raise UsageError(f"guest: workload {state.workload} is none of a guest of KVM: it knows {known}")
+        own, state = wanted_kvm(guest_pages(mappings), vcpus=vcpus, **options)
         machine = Machine(mappings, vcpus)
         try:
             self._begin(mappings, state, machine, cpus)
@@ -76,7 +72,7 @@ class KvmGuest(WorkloadGuest):
         Raises ProtocolError if the state is not sound, or is of another processor or of a guest of another size. Then
         the machine stays the caller's.
         """
-        pages = guest_pages(mappings) - own_pages(mappings, len(machine.vcpus)).count
+        pages = guest_pages(mappings) - own_pages(guest_pages(mappings), len(machine.vcpus)).count
         parsed = KvmState.parse(state, machine, pages)
         guest = cls.__new__(cls)
         guest._begin(mappings, parsed.program, machine, cpus)  # noqa: SLF001 - its own
@@ -89,7 +85,7 @@ class KvmGuest(WorkloadGuest):
 
     def _begin(self, mappings: Sequence[GuestMemory], state: GuestState, machine: Machine, cpus: Sequence[int]) -> None:
         self._machine = machine
-        self._own = own_pages(mappings, len(state.vcpus))
+        self._own = own_pages(guest_pages(mappings), len(state.vcpus))
         self._open(mappings, state, cpus, self._own.count)
 
     def _adopt(self) -> None:
@@ -213,7 +209,7 @@ class EmptyKvm:
     """
 
     def __init__(self, mappings: Sequence[GuestMemory], vcpus: int, cpus: Sequence[int]) -> None:
-        own = own_pages(mappings, vcpus)
+        own = own_pages(guest_pages(mappings), vcpus)
         program = wanted_state(guest_pages(mappings), vcpus=vcpus, reserved=own.count)
         self._mappings = mappings
         self._cpus = cpus
@@ -242,9 +238,18 @@ class EmptyKvm:
             self._machine = None
 
 
-def own_pages(mappings: Sequence[GuestMemory], vcpus: int) -> OwnPages:
-    """Return which pages a guest on this memory has for itself; UsageError where it can have no such memory."""
-    pages = guest_pages(mappings)
+def wanted_kvm(pages: int, *, vcpus: int = 2, **options: Any) -> tuple[OwnPages, GuestState]:
+    """Return the pages of its own and the state of a guest that has not begun; UsageError where that makes no sense."""
+    own = own_pages(pages, vcpus)
+    state = wanted_state(pages, vcpus=vcpus, reserved=own.count, **options)
+    if state.workload not in WORKLOADS:
+        known = ", ".join(WORKLOADS)
+        raise UsageError(f"guest: workload {state.workload} is none of a guest of KVM: it knows {known}")
+    return own, state
+
+
+def own_pages(pages: int, vcpus: int) -> OwnPages:
+    """Return which of these pages a guest has for itself; UsageError where it can have no such memory."""
     if pages * GUEST_PAGE_BYTES > KVM_MEMORY_BYTES_MAX:
         raise UsageError(f"guest: {pages * GUEST_PAGE_BYTES} bytes are more than a guest of KVM has addresses for")
     if not 1 <= vcpus <= KVM_VCPUS_MAX:
