@@ -6,6 +6,7 @@ Nothing heavy is imported before the command is known: `postcopy --help` loads n
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -132,6 +133,11 @@ def cli(context: click.Context, debug: bool, form: logs.Format) -> None:
     logs.configure(debug=debug, form=form)
     if context.invoked_subcommand in DAEMONS:
         speak_of(About(context.invoked_subcommand))  # what is wrong from here on is said as all else of it
+    if any(name.startswith("POSTCOPY_") for name in os.environ):
+        from agent.config.keys import unknown_variables  # noqa: PLC0415 - not for --help
+
+        for line in unknown_variables(cli, os.environ):
+            logging.getLogger("postcopy.agent").warning("%s", line)
     if __name__ in context.meta and context.invoked_subcommand != "config":
         raise context.meta[__name__]
 

@@ -56,6 +56,8 @@ VCPUS_MAX = 8192
 # when it is sent.
 NAME_CHARS_MAX = 64
 TEXT_CHARS_MAX = 1000
+# A configuration file: what is longer was not written by hand.
+CONFIG_BYTES_MAX = 1 << 20
 
 # Pages that one HAVE tells of: 1 MiB of bits, so that neither end makes more than that out of one message.
 HAVE_PAGES_MAX = 8 << 20

@@ -6,7 +6,8 @@ an option that is added is a key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 
 import click
 
@@ -14,6 +15,10 @@ from agent.parameters import DESCRIPTOR
 
 TOP = ""
 """The section of what stands before any table: options of `postcopy` itself."""
+
+FILES_VARIABLE = "POSTCOPY_CONFIG"
+# Kubernetes gives such to every container beside a service of that name.
+_OF_A_SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)")
 
 Keys = Mapping[str, click.Option]
 
@@ -29,6 +34,16 @@ def name_variables(group: click.Group) -> None:
     for section, keys in sections(group).items():
         for key, option in keys.items():
             option.envvar = "_".join(filter(None, ("postcopy", section, key))).replace("-", "_").upper()
+
+
+def unknown_variables(group: click.Group, names: Iterable[str]) -> Iterator[str]:
+    """Yield a line for each variable of the environment that looks like one of these and is none."""
+    from agent.config.read import nearest  # noqa: PLC0415 - only where there is one
+
+    known = {str(option.envvar) for keys in sections(group).values() for option in keys.values()} | {FILES_VARIABLE}
+    for name in sorted(names):
+        if name.startswith("POSTCOPY_") and name not in known and not _OF_A_SERVICE.search(name):
+            yield f"the environment's {name} means nothing here{nearest(name, known, '{}')}"
 
 
 def keys_of(command: click.Command) -> Keys:

@@ -6,9 +6,11 @@ Text enters; settings by section and key leave, as they would have been typed, o
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import click
 
 from agent.config.keys import TOP, Keys
 from postcopy.errors import PostcopyError, UsageError
-from postcopy.limits import TEXT_CHARS_MAX
+from postcopy.limits import CONFIG_BYTES_MAX, TEXT_CHARS_MAX
 
 FOLDER = Path("/etc/postcopy")
 
@@ -63,7 +65,10 @@ def read(files: list[Path], known: Mapping[str, Keys]) -> Settings:
 def read_file(file: Path, known: Mapping[str, Keys]) -> tuple[Settings, list[Problem]]:
     """Return what one file says, and all that is wrong in it, in the order of its lines."""
     try:
-        text = file.read_text(encoding="utf-8").removeprefix("\ufeff")  # a mark of its encoding is no part of it
+        said = file_bytes(file, CONFIG_BYTES_MAX)
+        if said is None:
+            return {}, [Problem(file, 0, f"is no file of at most {CONFIG_BYTES_MAX >> 20} MiB")]
+        text = said.decode().removeprefix("\ufeff")  # a mark of its encoding is no part of it
         document = tomllib.loads(text)
     except OSError as error:
         return {}, [Problem(file, 0, f"cannot be read: {error.strerror}")]
@@ -88,6 +93,21 @@ def read_file(file: Path, known: Mapping[str, Keys]) -> tuple[Settings, list[Pro
     return settings, sorted(problems, key=lambda one: one.line)
 
 
+def file_bytes(file: Path, most: int) -> bytes | None:
+    """Return what a file holds; None where it is too long, or none: a pipe that nobody writes to. Raises OSError."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as opened:  # noqa: PTH123 - a descriptor
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode) and not is_nothing(descriptor):
+            return None
+        found = opened.read(most + 1)
+        return found if len(found) <= most else None
+
+
+def is_nothing(descriptor: int) -> bool:
+    """Whether this is /dev/null: a file in which nothing is said."""
+    return os.fstat(descriptor).st_rdev == Path(os.devnull).stat().st_rdev
+
+
 def in_one_line(text: str) -> str:
     """Return a text that quotes a file in such a way that it can be shown: no control characters, no pages of it."""
     shown = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
@@ -100,8 +120,12 @@ def lines_of(text: str) -> dict[tuple[str, str], int]:
     table = TOP
     for number, line in enumerate(text.splitlines(), 1):
         if head := _TABLE.match(line):
-            table = head[1].strip("\"'")
+            names = [name.strip().strip("\"'") for name in head[1].split(".")]
+            table = ".".join(names)
             found.setdefault((table, ""), number)
+            if len(names) > 1:  # a table in a section stands where a key would, and says the section by the way
+                found.setdefault((names[0], names[1]), number)
+                found.setdefault((names[0], ""), number)
         elif said := _KEY.match(line):
             pair = (said[1], said[2]) if said[2] and table == TOP else (table, said[1])
             found.setdefault(pair, number)
@@ -131,17 +155,29 @@ def option_of(section: str, key: str, known: Mapping[str, Keys]) -> click.Option
     if key in keys:
         return keys[key]
     place = f"[{section}] has no key" if section else "before the first section there is no key"
-    elsewhere = [name for name, others in known.items() if name and key in others]
-    hint = nearest(key, keys, "{}")
-    if not section and not hint and elsewhere:
-        hint = f"; it goes below {' or '.join(f'[{name}]' for name in elsewhere)}"
-    raise UsageError(f"{place} {key!r}{hint}")
+    raise UsageError(f"{place} {key!r}{nearest(key, keys, '{}') or ('' if section else elsewhere(key, known))}")
 
 
-def nearest(word: str, words: Mapping[str, Any], form: str) -> str:
+def elsewhere(key: str, known: Mapping[str, Keys]) -> str:
+    """Return below which sections a key goes, or the one that was probably meant."""
+    near = nearest_of(key, {other for keys in known.values() for other in keys})
+    if near is None:
+        return ""
+    below = " or ".join(f"[{name}]" for name, keys in known.items() if name and near in keys)
+    return f"; it goes below {below}" if near == key else f"; did you mean {near}? It goes below {below}"
+
+
+def nearest(word: str, words: Iterable[str], form: str) -> str:
     """Return a question for the word that was probably meant, and nothing where none is near."""
-    found = difflib.get_close_matches(word, [one for one in words if one], n=1)
-    return f"; did you mean {form.format(found[0])}?" if found else ""
+    found = nearest_of(word, words)
+    return f"; did you mean {form.format(found)}?" if found else ""
+
+
+def nearest_of(word: str, words: Iterable[str]) -> str | None:
+    """Return the word that is nearest, whatever its case, if one is near."""
+    by_small = {one.lower(): one for one in words if one}
+    found = difflib.get_close_matches(word.lower(), by_small, n=1)
+    return by_small[found[0]] if found else None
 
 
 def judged(option: click.Option, key: str, value: Any) -> Typed:

@@ -1,7 +1,9 @@
 """Configuration files: what they may say, what is wrong in them and where, and what wins over what."""
 
 import json
+import os
 import socket
+from pathlib import Path
 
 import click
 import pytest
@@ -11,6 +13,7 @@ from agent.cli import cli, status_of, words_of
 from agent.config import keys, read
 from agent.config.command import together
 from postcopy.errors import UsageError
+from postcopy.limits import CONFIG_BYTES_MAX
 
 from .agents import destination, run, source
 
@@ -97,6 +100,10 @@ def test_what_a_file_says_is_what_would_be_typed(tmp_path):
         ("[source]\nkeeper = 'x'", 2, "keeper: address 'x'"),
         ("[destination]\nmode = 'mnior'", 2, "mode: unknown mode 'mnior': known are auto"),
         ("[destination]\nremoval = 'keep'", 2, "removal: unknown removal 'keep': known are auto"),
+        ("\n[source.nested]\nsize = 1", 2, "[source] has no key 'nested'"),
+        ("\n[config.check]\nx = 1", 2, "there is no section [config]"),
+        ("lisen = 'x'", 1, "before the first section there is no key 'lisen'; did you mean listen? It goes below [so"),
+        ("[destination]\nTLS-DIR = '/x'", 2, "[destination] has no key 'TLS-DIR'; did you mean tls-dir?"),
         ("\n[[destination]]\nonce = true", 2, "[[destination]] makes a list of sections"),
     ],
 )
@@ -115,6 +122,24 @@ def test_a_file_that_is_no_text(tmp_path):
     file.write_bytes(b"size = '\xff'")
     assert "is not text in UTF-8" in str(read.read_file(file, KNOWN)[1][0])
     assert "cannot be read: No such file" in str(read.read_file(tmp_path / "none", KNOWN)[1][0])
+
+
+def test_a_file_that_never_ends_is_none(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", Path("/dev/zero"), tmp_path / "long"):
+        if file.name == "long":
+            file.write_bytes(b"#" * (CONFIG_BYTES_MAX + 1))
+        assert str(read.read_file(file, KNOWN)[1][0]) == f"{file}: is no file of at most 1 MiB"
+    assert read.read_file(Path(os.devnull), KNOWN) == ({}, [])
+
+
+def test_a_variable_that_is_none_is_told_with_the_nearest_that_is(monkeypatch):
+    keys.name_variables(cli)
+    names = ["POSTCOPY_SOURCE_SISE", "POSTCOPY_SOURCE_SIZE", "POSTCOPY_CONFIG", "POSTCOPY_SERVICE_PORT_METRICS", "X"]
+    line = "the environment's POSTCOPY_SOURCE_SISE means nothing here; did you mean POSTCOPY_SOURCE_SIZE?"
+    assert list(keys.unknown_variables(cli, names)) == [line]
+    monkeypatch.setitem(run.__globals__["ENVIRONMENT"], "POSTCOPY_SOURCE_SISE", "1")
+    assert line in run("config", "check", os.devnull).err
 
 
 def test_what_is_said_later_wins(tmp_path):
