@@ -108,6 +108,13 @@ class Daemon:
             return said.removeprefix("postcopy: ").removeprefix(f"{self.name}: ")
         return ""
 
+    def lines_with(self, words: str) -> list[str]:
+        """Return the lines of its log that hold these words, without when they were said and by whom."""
+        with contextlib.suppress(OSError):
+            lines = self._log.read_text(errors="replace").splitlines()
+            return [re.sub(rf"^[\d:.]{{12}} ({self.name}: )?", "", line) for line in lines if words in line]
+        return []
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -46,7 +46,7 @@ trace_option = click.option(
     "--trace",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Record each fault there, for `report --trace`.",
+    help="Record each fault there, for `report --trace`: of more than 1048576 the latest, and how many there were.",
 )
 
 

@@ -26,6 +26,8 @@ from postcopy.link.report import with_check
 
 WARM_STEPS = 10_000
 LOOK_SECONDS = 0.02
+UNWRITTEN = "cannot be written"
+"""What a destination says of a trace that has no room."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,13 @@ async def run_demo(options: DemoOptions, tell: Tell) -> dict[str, Any]:
             )
         )
         try:
-            return await _migrate_and_check(options, sockets, tell)
+            report = await _migrate_and_check(options, sockets, tell)
         except PostcopyError as error:
             raise ChildError(with_last_words(str(error), source, destination), error.exit_status) from error
+        await destination.end()
+        for line in destination.lines_with(UNWRITTEN):
+            say(line)
+        return report
 
 
 def _security(options: DemoOptions, folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -33,7 +34,7 @@ def report(files: tuple[Path, ...], output: Path, trace: Path | None, checks: tu
     """Draw reports as one page of HTML, several side by side.
 
     A report is what `demo --json` and `migrate --json` print; of the two only the demo checks its guest by itself.
-    Needs matplotlib: pip install 'postcopy[report]'.
+    Needs matplotlib: `pip install matplotlib`, with the pip of the Python that runs this.
     """
     from agent.report.runs import read_checks, read_runs  # noqa: PLC0415 - not for --help, here and below
     from postcopy.errors import HostError, UsageError  # noqa: PLC0415
@@ -42,11 +43,11 @@ def report(files: tuple[Path, ...], output: Path, trace: Path | None, checks: tu
     try:
         from agent.report.plots import plots, traced  # noqa: PLC0415
     except ImportError as error:
-        raise HostError(f"plots need matplotlib ({error}): pip install 'postcopy[report]'") from error
+        raise HostError(f"plots need matplotlib ({error}): {sys.executable} -m pip install matplotlib") from error
     from agent.report.page import page  # noqa: PLC0415
 
     try:
-        drawn = plots(runs) + ([traced(trace)] if trace is not None else [])
+        drawn = plots(runs) + ([traced(trace, runs[0])] if trace is not None else [])
         output.write_text(page(runs, drawn), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}") from error

@@ -18,7 +18,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from agent.report.runs import PATHS, Run
 from agent.report.trace import heat_map, read_trace
-from postcopy.pages.units import format_seconds
+from postcopy.errors import UsageError
+from postcopy.pages.units import format_seconds, format_size
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -49,7 +50,7 @@ def colour(index: int) -> str:
 
 def plots(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Return each plot that the runs have data for: what it shows, in words, and its SVG."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context({**STYLE, "text.parse_math": False}):  # a run's name is a file's
         drawn = [
             percentiles(runs),
             latency_over_time(runs),
@@ -62,10 +63,18 @@ def plots(runs: Sequence[Run]) -> list[tuple[str, str]]:
         return [(text, svg(figure)) for text, figure in filter(None, drawn)]
 
 
-def traced(file: Path) -> tuple[str, str]:
-    """Return the map of a trace of faults, as plots() returns its own."""
+def traced(file: Path, run: Run) -> tuple[str, str]:
+    """Return the map of a trace of a run's faults, as plots() returns its own; UsageError for one of another run."""
     with mpl.rc_context(STYLE):
-        text, figure = heat_map(read_trace(file))
+        trace = read_trace(file)
+        of_memory = [one["size_bytes"] for one in run.report["memory"]]
+        if of_memory != trace.sizes:
+            told, there = (", ".join(map(format_size, sizes)) or "none" for sizes in (of_memory, trace.sizes))
+            raise UsageError(f"{file} is of another run than {run.name}: of memory of {there}, and not of {told}")
+        text, figure = heat_map(trace)
+        counted, recorded = run.report["fault_latency_seconds"]["count"], len(trace.seconds) + trace.lost
+        if counted != recorded:
+            text += f" {run.name} counts {counted} faults and the trace {recorded}: it may be of another run."
         return text, svg(figure)
 
 
@@ -214,6 +223,8 @@ def pages(runs: Sequence[Run]) -> tuple[str, Figure] | None:
     parts = [
         {path: run.report["pages"].get(path, 0) for path in PATHS if run.report["pages"].get(path)} for run in runs
     ]
+    if not any(parts):
+        return None
     figure, axes = bars("Pages by path", parts, runs, PATH_COLOURS)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     return "demand: a fault asked for it. push: it was sent unasked. zero: nothing travelled but its place.", figure

@@ -36,8 +36,13 @@ class Trace:
     address: Any
     found: Any
     thread: Any
-    size: int
+    sizes: list[int]
     lost: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of all memory."""
+        return sum(self.sizes)
 
 
 def read_trace(file: Path) -> Trace:
@@ -60,7 +65,7 @@ def read_trace(file: Path) -> Trace:
         address=begins[region] + field(faults["where"], 0, PAGE_BITS) * np.array(page_sizes, dtype=np.uint64)[region],
         found=field(faults["where"], PAGE_BITS + REGION_BITS, FOUND_BITS),
         thread=field(faults["where"], PAGE_BITS + REGION_BITS + FOUND_BITS, 22),
-        size=sum(sizes),
+        sizes=sizes,
         lost=lost,
     )
 

@@ -104,7 +104,8 @@ def test_people_get_a_summary_and_no_bars_in_a_pipe():
         (["--guest", "poltergeist"], 2, "unknown kind of guest 'poltergeist': known are emulated"),
         (["--vcpus", "0"], 2, "'--vcpus': 0 is not in the range 1<=x<=512"),
         (["--memory", "hugetlb-2M", "--size", "512G"], 3, "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"),
-        (["--size", "1000T"], 3, "of shmem asked for"),
+        (["--size", "3T"], 3, "of shmem asked for"),
+        (["--size", "1000T"], 2, "guest_pages 268435456000 is not in 1 to 1073741824"),
         (["--colour"], 2, "No such option '--colour'"),
         (["--seconds", "nan"], 2, "'nan' is not a time that passes"),
         (["--timeout", "-1"], 2, "'-1' is not a time that passes"),
@@ -117,6 +118,12 @@ def test_what_cannot_be_is_one_line(arguments, status, text):
     assert done.status == status, done.err
     assert text in done.one_line()
     assert done.out == ""
+
+
+def test_a_trace_that_has_no_room_is_told():
+    done = run("demo", "--size", "8MiB", "--no-push", "--seconds", "0", "--trace", "/dev/full", "--json")
+    assert done.status == 0
+    assert "postcopy: the trace /dev/full cannot be written: No space left on device" in done.err.splitlines()
 
 
 def test_json_is_one_line_on_stdout():

@@ -230,7 +230,7 @@ def test_without_matplotlib_it_says_what_to_do(tmp_path, monkeypatch):
     file.write_text(json.dumps(report()))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "agent.report.plots")
-    with pytest.raises(HostError, match=r"pip install 'postcopy\[report\]'"):
+    with pytest.raises(HostError, match=rf"{re.escape(sys.executable)} -m pip install matplotlib"):
         command.main([str(file)], standalone_mode=False)
 
 
@@ -242,6 +242,27 @@ def trace_of(*faults, size=8 * 4096, lost=0):
     return json.dumps(head).encode() + b"\n" + b"".join(struct.pack("<IIQ", *fault) for fault in faults)
 
 
+def test_a_name_is_no_formula_and_no_pages_are_no_plot(recwarn):
+    strange = one("x^$.$_", pages={"total": 400, "demand": 0, "push": 0, "zero": 0, "duplicate": 0})
+    drawn = "".join(image for _, image in plots.plots([strange]))
+    assert "x^$.$_" in drawn
+    assert "Pages by path" not in drawn
+    assert [str(one.message) for one in recwarn] == []
+
+
+def test_a_trace_of_another_run_is_refused_or_told(tmp_path):
+    file = tmp_path / "trace"
+    file.write_bytes(trace_of((1, 2, 3), lost=98))
+    memory = [{"type": "shmem", "page_size": 4096, "size_bytes": size} for size in (8 * 4096, 4 << 20)]
+    assert "counts 100 faults and the trace 99: it may be of another run" in plots.traced(file, one(memory=memory))[0]
+    file.write_bytes(trace_of((1, 2, 3), lost=99))
+    assert "another run" not in plots.traced(file, one(memory=memory))[0]
+    with pytest.raises(
+        UsageError, match=r"is of another run than a run: of memory of 32 KiB, 4 MiB, and not of 1\.56 MiB"
+    ):
+        plots.traced(file, one())
+
+
 def test_a_trace_is_read_as_seconds_and_addresses(tmp_path):
     file = tmp_path / "trace"
     file.write_bytes(trace_of((1000, 500, 3 | 77 << 42), (2000, 700, 1 | 1 << 34 | 1 << 40 | 78 << 42), lost=5))
@@ -251,12 +272,13 @@ def test_a_trace_is_read_as_seconds_and_addresses(tmp_path):
     assert list(found.address) == [3 * 4096, 8 * 4096 + (2 << 20)]
     assert list(found.found) == [0, 1]
     assert list(found.thread) == [77, 78]
-    text, svg = plots.traced(file)
+    memory = [{"size_bytes": size} for size in (8 * 4096, 4 << 20)]
+    text, svg = plots.traced(file, one(memory=memory))
     assert text.startswith("2 faults of 2 threads; their pages were: 1 asked for, 1 on its way, 0 here already.")
     assert "no room for 5" in text
     assert "Faults by time and address" in svg
     file.write_bytes(trace_of())
-    assert plots.traced(file)[0].startswith("0 faults")
+    assert plots.traced(file, one(memory=memory))[0].startswith("0 faults")
 
 
 @pytest.mark.parametrize(
