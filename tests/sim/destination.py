@@ -184,6 +184,7 @@ class DestinationLoop(Loop):
         self._attached.clear()
         if self.pump is not None:
             self.pump.detach()
+            self.agent.rules.detached(self.pump)
 
     async def _drop_control(self, command):
         if self.channel is self._addressed:  # as the real one

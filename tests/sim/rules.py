@@ -10,6 +10,8 @@
 | claims-held | each claimed page has somebody who is placing it |
 | asked | each page that a fault waits for is accounted for, and asked for while there is a connection |
 | told | what Have says is here is here |
+| told-all | what is here when the connections are back is not pushed again |
+| held | whoever was asked to pause has no page travel until he is asked to go on |
 | acknowledged | AllPlaced is said, and faults are trapped no more, only when every page is here |
 | kept | the source's memory is released only behind AllPlaced, and no page of it is wanted after that |
 | still | the source's memory is read for the destination only while its guest stands still |
@@ -25,8 +27,9 @@
 
 import re
 
+from postcopy.link import by_hand
 from postcopy.pages import PageState
-from postcopy.session.states import OWNERS, Owner
+from postcopy.session.states import OWNERS, Owner, State
 from postcopy.wire import residence
 from postcopy.wire.messages import AllPlaced, Run
 
@@ -47,6 +50,8 @@ class Rules:
         self.started = False  # the guest, at the destination
         self.whole = False  # AllPlaced was said
         self._tokens = {}  # of the attempts at data connections
+        self._placed = set()  # before the connections ended
+        self._held = set()  # sides that somebody asked to pause
 
     # --- where something happens --------------------------------------------------------------------------
 
@@ -54,6 +59,7 @@ class Rules:
         """Begin to count anew."""
         self.run_sent = 0
         self.started = self.whole = False
+        self._placed = set()
 
     def sends(self, loop, message):
         """Look at a message before it is sent."""
@@ -118,6 +124,28 @@ class Rules:
                 if ledger[page] not in {PageState.PLACED, PageState.ZERO}:
                     raise RuleBrokenError("told", f"Have names page {(have.region, page)}: it is {ledger[page].name}")
 
+    def detached(self, pump):
+        """Take note of what was placed when the destination let its data connections go."""
+        self._placed = {
+            (region, page)
+            for region, ledger in enumerate(pump.ledgers)
+            for page in range(ledger.pages)
+            if ledger[page] is PageState.PLACED
+        }
+
+    def skipped(self, pump):
+        """Look at what a source will push, once it has heard what the destination has."""
+        for region, page in self._placed:
+            if not pump.sent[region][page]:
+                raise RuleBrokenError("told-all", f"page {(region, page)} is to be pushed, and was placed before")
+
+    def asked(self, loop, act):
+        """Take note of what somebody asked one side for."""
+        if act is by_hand.pause:
+            self._held.add(loop)
+        else:
+            self._held.discard(loop)
+
     def mute(self, end):
         """Look whether it is noticed that nothing comes to this end any more."""
         for loop in (self.source.loop, self.destination.current):
@@ -146,6 +174,9 @@ class Rules:
     def look(self):
         """Look at all that can be broken by any step."""
         here, there = self.source.loop, self.destination.current
+        for loop in self._held:
+            if not loop._events and loop.finish is None and loop.machine.state is State.POSTCOPY_ACTIVE:
+                raise RuleBrokenError("held", f"the {loop.role} goes on, and nobody has asked it to")
         if there is None:
             return
         if (

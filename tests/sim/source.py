@@ -82,6 +82,7 @@ class SourceLoop(Loop):
         )
         pump.woke = lambda: self.pump_woke(pump)
         self._residence.skip_in(pump)
+        self.agent.rules.skipped(pump)
         attempt = {"wanted": True}
         self._data_dial = lambda: self._call_off(attempt)
         self.agent.attempts += 1

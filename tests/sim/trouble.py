@@ -250,6 +250,7 @@ class Trouble:
             try:
                 if act is not None:
                     act(loop)
+                    self.rules.asked(loop, act)
                     self.world.tell("somebody", act.__name__, "at the", loop.role)
             except UsageError:
                 pass
@@ -259,6 +260,7 @@ class Trouble:
         for loop in self.loops():
             if loop.machine.held and loop.machine.state in SWITCHED:
                 by_hand.resume(loop)
+                self.rules.asked(loop, by_hand.resume)
         loop = self.source.loop
         if loop is not None and loop.finish is None and not loop.machine.pushing:
             loop.post(PushAsked(self.world.now))
