@@ -158,7 +158,8 @@ class Rounds:
             outcome = play(both, seed)
         except BaseException as error:
             self._failed.set()
-            logs = "\n".join(f"--- {name}\n{tail(agent.log)}" for name, agent in zip("ab", both.agents, strict=True))
+            agents = zip("ab", both.agents, strict=False)  # one that does not come up may be the first
+            logs = "\n".join(f"--- {name}\n{tail(agent.log)}" for name, agent in agents)
             raise AssertionError(
                 f"{said}: {error!r}\n{logs}\nagain: python -m tests.soak --seed {seed} --rounds 1"
             ) from error

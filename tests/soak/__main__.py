@@ -5,9 +5,10 @@
     python -m tests.soak --ring 100               a guest that goes to and fro so many times
 
 Needs root, for namespaces of its own; nothing else of the host is changed. It gives way to all else that runs, and with
-`--cpus 0` (a list as taskset has it) keeps to those. Each round is told of when it has ended, with all that its number
-drew, and now and then how many there were; at the end what came of them. Ends with 1 at the first round after which
-anything is not as it must be.
+`--cpus 0` (a list as taskset has it) keeps to those; where others take all of them, an agent that does not start within
+40 s is taken for a failure. Each round is told of when it has ended, with all that its number drew, and now and then
+how many there were; at the end what came of them. Ends with 1 at the first round after which anything is not as it
+must be.
 """
 
 from __future__ import annotations
