@@ -37,11 +37,11 @@ class Fault:
 FAULTS = []
 
 
-def fault(name, rule):
+def fault(name, rule, into=FAULTS):
     """Declare a fault; the function takes `patch`."""
 
     def declare(put):
-        FAULTS.append(Fault(name, rule, put))
+        into.append(Fault(name, rule, put))
         return put
 
     return declare

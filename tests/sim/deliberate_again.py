@@ -1,23 +1,16 @@
 """Deliberate faults of the way back: what somebody asked for is forgotten, or what the destination has."""
 
+from functools import partial
+
 from postcopy.session import commands as does
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.source import SourceMachine
 
-from .deliberate import Fault
+from . import deliberate
 from .source import SourceLoop
 
 FAULTS = []
-
-
-def fault(name, rule):
-    """Declare a fault; the function takes `patch`."""
-
-    def declare(put):
-        FAULTS.append(Fault(name, rule, put))
-        return put
-
-    return declare
+fault = partial(deliberate.fault, into=FAULTS)
 
 
 def forgetful():

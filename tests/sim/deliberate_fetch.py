@@ -1,5 +1,7 @@
 """Deliberate faults of memory that is fetched, in the code and, where the real thing is a model here, in the model."""
 
+from functools import partial
+
 from postcopy.pages import PageState
 from postcopy.session import fetching as fetching_room
 from postcopy.session.destination_recovery import stay
@@ -7,20 +9,11 @@ from postcopy.session.destination_steps import Step
 from postcopy.session.fetched import FetchedMachine
 from postcopy.session.fetching import FetchingMachine
 
-from . import fetching
-from .deliberate import Fault, row
+from . import deliberate, fetching
+from .deliberate import row
 
 FAULTS = []
-
-
-def fault(name, rule):
-    """Declare a fault; the function takes `patch`."""
-
-    def declare(put):
-        FAULTS.append(Fault(name, rule, put))
-        return put
-
-    return declare
+fault = partial(deliberate.fault, into=FAULTS)
 
 
 @fault("other-memory-taken", "right-bytes")

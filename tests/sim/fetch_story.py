@@ -1,6 +1,5 @@
 """One story of memory that is fetched: a file, several processes, what goes wrong, and what must come of it."""
 
-import logging
 import math
 
 from postcopy.errors import UsageError
@@ -14,6 +13,7 @@ from postcopy.wire.messages import AllPlaced
 from .fetching import OutsideAgent, Process
 from .guest import Guest, SourceMemory, layout_of
 from .net import Network
+from .play import told
 from .rules import NOTICED_SECONDS, Rules
 from .snapshot import SnapshotAgent
 from .trouble import FIRST_STEP, LAST_STEP, LONGEST_SECONDS
@@ -306,17 +306,4 @@ class FetchStory:
 
 def play(seed, *, whole=False):
     """Play one seed; return its story and how it ended. Whatever it raises has the story as its notes."""
-    log = logging.getLogger("postcopy")
-    before = log.level
-    log.setLevel(logging.CRITICAL + 1)  # the story has all of it
-    story = FetchStory(seed, whole=whole)
-    try:
-        return story, story.play()
-    except Exception as error:
-        world = story.world
-        error.add_note(f"seed {seed}, step {world.steps}, {world.now:.4f} s; the last events:")
-        error.add_note("\n".join(world.lines()))
-        error.add_note(f"the whole of it: python -m tests.sim --fetch {seed}")
-        raise
-    finally:
-        log.setLevel(before)
+    return told(FetchStory, seed, whole=whole, how="--fetch ")

@@ -171,17 +171,22 @@ class Story:
 
 def play(seed, *, whole=False):
     """Play one seed; return its Story and how it ended. Whatever it raises has the story as its notes."""
+    return told(Story, seed, whole=whole)
+
+
+def told(kind, seed, *, whole, how=""):
+    """Play one seed of a kind of story, which `python -m tests.sim` plays again with the option `how`; as play()."""
     log = logging.getLogger("postcopy")
     before = log.level
     log.setLevel(logging.CRITICAL + 1)  # the story has all of it
-    story = Story(seed, whole=whole)
+    story = kind(seed, whole=whole)
     try:
         return story, story.play()
     except Exception as error:
         world = story.world
         error.add_note(f"seed {seed}, step {world.steps}, {world.now:.4f} s; the last events:")
         error.add_note("\n".join(world.lines()))
-        error.add_note(f"the whole of it: python -m tests.sim {seed}")
+        error.add_note(f"the whole of it: python -m tests.sim {how}{seed}")
         raise
     finally:
         log.setLevel(before)
