@@ -44,7 +44,7 @@ def test_a_source_that_stands_still(halfway):
     here.signal(signal.SIGSTOP)
     with Command("status", "--admin", here.admin) as status:
         there.until(lambda now: now["state"] == "postcopy-paused")
-        assert "nothing was heard from the source" in there.log
+        there.until_log("nothing was heard from the source")
         silence = migration.result(2 * LOSS_SECONDS)
         assert silence.status == 6
         assert "the source's agent at unix:" in silence.one_line()

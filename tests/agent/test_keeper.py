@@ -210,7 +210,7 @@ def test_a_keeper_that_is_gone_is_followed_by_another(keeper, tmp_path):
         here.signal(signal.SIGKILL)
         here.wait()
         with returned(tmp_path, keeper) as again:
-            assert "was stopped: it goes on now" in again.log
+            again.until_log("was stopped: it goes on now")
             again.ask("set", push=True)
             assert again.wait(40) == 0, again.log
         there.until(lambda now: now["state"] == "completed")

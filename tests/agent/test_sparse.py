@@ -41,7 +41,7 @@ def test_a_quarter_of_a_tebibyte_of_holes_moves_and_stays_holes(tmp_path, mode):
         found = run("check", "--admin", there.admin, "--json").json
         assert (found["pages_checked"], found["pages_mismatched"]) == (SIZE // 4096, 0)
         assert files_of(there) == [(SIZE, DATA)]
-        assert "16 MiB of data come, and the guest must not fill its memory" in there.log
+        there.until_log("16 MiB of data come, and the guest must not fill its memory")
 
 
 def test_the_source_says_how_much_data_there_is(tmp_path):

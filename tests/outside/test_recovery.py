@@ -67,11 +67,11 @@ def test_each_connection_may_break_and_no_byte_is_another(tmp_path, uffd_socket)
             pages = report["pages"]
             assert pages["demand"] + pages["push"] + pages["zero"] == pages["total"] == 8192
             assert vmm.call("wrong") == []
-            assert f"process {vmm.pid}: resumed after a pause of" in there.log
+            there.until_log(f"process {vmm.pid}: resumed after a pause of")
             assert "poisoned" not in there.log
         ended = here.until(lambda now: now["destinations"] == [] and now["ended_count"] == 5)["ended"]
         assert ended["outcome"] == "completed"
-        assert "and may come back for them" in here.log
+        here.until_log("and may come back for them")
 
 
 def test_silence_is_noticed_although_nobody_faults(tmp_path, file, uffd_socket):
