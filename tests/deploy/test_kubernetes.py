@@ -1,9 +1,13 @@
-"""The manifests: strict schemas of Kubernetes, what refers to what, and what kustomize makes of the overlays."""
+"""The manifests: strict schemas of Kubernetes, what refers to what, and what kustomize makes of each combination of the
+components."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,8 @@ from tests.agent.agents import ROOT
 from tests.programs import say
 
 KUBERNETES = ROOT / "deploy/kubernetes"
-FOLDERS = sorted(file.parent for file in KUBERNETES.rglob("kustomization.yaml"))
+COMPONENTS = sorted(folder.name for folder in (KUBERNETES / "components").iterdir())
+COMBINATIONS = [chosen for count in range(len(COMPONENTS) + 1) for chosen in combinations(COMPONENTS, count)]
 # Resources of operators, of which Kubernetes itself has no schema.
 OPERATORS = {"PrometheusRule", "ServiceMonitor"}
 OLDEST = "1.31"
@@ -37,7 +42,7 @@ def base() -> dict[str, dict[str, Any]]:
 
 
 def monitoring(name: str) -> dict[str, Any]:
-    made: dict[str, Any] = yaml.safe_load((KUBERNETES / "overlays/monitoring" / name).read_text())
+    made: dict[str, Any] = yaml.safe_load((KUBERNETES / "components/monitoring" / name).read_text())
     return made
 
 
@@ -48,6 +53,29 @@ def rendered(folder: Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+def combined(folder: Path, chosen: Iterable[str], **own_words: str) -> Path:
+    """Make what an operator writes: the base, some components, and what else is said."""
+    shutil.copytree(KUBERNETES, folder / "kubernetes")
+    own = folder / "kubernetes/own"
+    own.mkdir()
+    said = {"resources": ["../base"], "components": [f"../components/{name}" for name in chosen], **own_words}
+    (own / "kustomization.yaml").write_text(yaml.safe_dump(said))
+    return own
+
+
+def wanted(chosen: tuple[str, ...]) -> set[str]:
+    """Return what components add: kinds of resources, and pools of huge pages, which they are named for."""
+    return (OPERATORS if "monitoring" in chosen else set()) | {name for name in chosen if name.startswith("hugepages-")}
+
+
+def judged(text: str, folder: Path) -> None:
+    """Hold all that is rendered against the strict schemas."""
+    file = folder / "all.yaml"
+    file.write_text(text)
+    done = say("kubernetes-validate", "--strict", "--no-warn", file)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("version", [OLDEST, "1.37"])
@@ -66,21 +94,39 @@ def test_a_wrong_key_would_be_found(tmp_path: Path) -> None:
     assert say("kubernetes-validate", "--strict", wrong).returncode == 1
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_overlays_are_whole(folder: Path, tmp_path: Path) -> None:
-    text = rendered(folder)
-    file = tmp_path / "all.yaml"
-    file.write_text(text)
-    done = say("kubernetes-validate", "--strict", "--no-warn", file)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize("chosen", COMBINATIONS, ids=lambda chosen: "+".join(chosen) or "base")
+def test_every_combination_of_components_is_whole(chosen: tuple[str, ...], tmp_path: Path) -> None:
+    text = rendered(combined(tmp_path, chosen))
+    judged(text, tmp_path)
     found = documents(text)
-    assert {"Namespace", "DaemonSet", "Service", "ConfigMap"} <= set(found)
-    assert {one["metadata"].get("namespace", "postcopy") for one in found.values()} == {"postcopy"}
+    assert set(found) == {"Namespace", "DaemonSet", "Service", "ConfigMap"} | (OPERATORS & wanted(chosen))
+    namespaces = {kind: one["metadata"].get("namespace") for kind, one in found.items()}
+    assert namespaces == {kind: None if kind == "Namespace" else "postcopy" for kind in found}
     volumes = found["DaemonSet"]["spec"]["template"]["spec"]["volumes"]
     assert found["ConfigMap"]["metadata"]["name"] in {one.get("configMap", {}).get("name") for one in volumes}
-    if folder.name == "hugepages":
-        limits = found["DaemonSet"]["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
-        assert {"hugepages-2Mi", "memory", "squat.ai/userfaultfd"} == set(limits)
+    assert ("insecure = true" in found["ConfigMap"]["data"]["destination.toml"]) == ("plain" in chosen)
+    limits = found["DaemonSet"]["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    pools = wanted(chosen) - OPERATORS
+    assert set(limits) == {"memory", "squat.ai/userfaultfd"} | pools
+    assert limits["memory"] == ("256Mi" if pools else "4160Mi")
+
+
+def test_a_namespace_of_ones_own_is_everywhere(tmp_path: Path) -> None:
+    found = documents(rendered(combined(tmp_path, COMPONENTS, namespace="guests")))
+    assert found.pop("Namespace")["metadata"]["name"] == "guests"
+    assert {one["metadata"]["namespace"] for one in found.values()} == {"guests"}
+
+
+def test_the_example_is_whole(tmp_path: Path) -> None:
+    """It names every component, and what it says is the last word."""
+    text = rendered(KUBERNETES / "example")
+    judged(text, tmp_path)
+    (container,) = documents(text)["DaemonSet"]["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"registry.example/postcopy:{__version__}"
+    assert container["resources"]["limits"]["hugepages-2Mi"] == "16Gi"
+    written = (KUBERNETES / "example/kustomization.yaml").read_text()
+    assert sorted(re.findall(r"^  (?:# )?- \.\./components/(\S+)$", written, re.MULTILINE)) == COMPONENTS
+    assert [name for name in COMPONENTS if f"`{name}`" not in (KUBERNETES / "README.md").read_text()] == []
 
 
 def test_parts_refer_to_each_other() -> None:
@@ -118,11 +164,11 @@ def test_the_configuration_is_right_and_named_as_the_pod_reads_it() -> None:
     assert str(said["metrics"]).rpartition(":")[2] == ports["metrics"]
 
 
-def test_guests_come_encrypted_unless_an_overlay_says_otherwise() -> None:
+def test_guests_come_encrypted_unless_a_component_says_otherwise() -> None:
     commands.register(cli)
     known = keys.sections(cli)
     said, plain = (
-        read.read_file(KUBERNETES / folder / "destination.toml", known) for folder in ("base", "overlays/plain")
+        read.read_file(KUBERNETES / folder / "destination.toml", known) for folder in ("base", "components/plain")
     )
     assert said[1] == plain[1] == []
     encrypted = dict(said[0]["destination"])
@@ -138,5 +184,5 @@ def test_guests_come_encrypted_unless_an_overlay_says_otherwise() -> None:
 def test_the_operator_gets_the_rules_that_are_tested() -> None:
     rules = yaml.safe_load((ROOT / "deploy/prometheus/rules/postcopy.yml").read_text())
     assert monitoring("prometheusrule.yaml")["spec"] == rules
-    kinds = {monitoring(file.name)["kind"] for file in KUBERNETES.glob("overlays/monitoring/[!k]*.yaml")}
+    kinds = {monitoring(file.name)["kind"] for file in KUBERNETES.glob("components/monitoring/[!k]*.yaml")}
     assert kinds == OPERATORS
