@@ -171,7 +171,7 @@ static int measure(struct floor *floor, int go) {
 static int destination_main(struct floor *floor, int listening, int go) {
     bool alias = floor->setup.demand == FLOOR_CONTINUE || floor->setup.push >= FLOOR_CONTINUE;
     if (memory_create(floor, alias) || memory_register(floor) || buffers_create(floor) ||
-        accept_both(floor, listening) || memory_warm(floor) || measure(floor, go))
+        accept_both(floor, listening) || measure(floor, go))
         return -1;
     close(floor->urgent);
     close(floor->push);

@@ -102,7 +102,6 @@ int floor_fail(struct floor *floor, const char *what);
 int memory_create(struct floor *floor, bool alias);
 int memory_register(struct floor *floor);
 void memory_fill(struct floor *floor);
-int memory_warm(struct floor *floor);
 int memory_check(struct floor *floor);
 int memory_orders(struct floor *floor);
 

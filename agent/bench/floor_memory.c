@@ -78,17 +78,6 @@ void memory_fill(struct floor *floor) {
         block_fill((uint64_t *)(void *)(floor->guest + block * BLOCK_BYTES), floor->setup.seed, block);
 }
 
-/*
- * Have the machine find as much memory as is about to be placed, and give it back at once: a virtual machine's free
- * memory may not be backed by its host, and whoever touches it first pays for both. Huge pages are set aside already.
- */
-int memory_warm(struct floor *floor) {
-    if (floor->setup.page_size > BLOCK_BYTES)
-        return 0;
-    void *found = mmap(NULL, floor->setup.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    return found == MAP_FAILED || munmap(found, floor->setup.size) ? floor_fail(floor, "warming memory") : 0;
-}
-
 /* A page with its touches: each toucher added 1 to its own word of the page's first block. */
 static bool page_matches(const struct floor *floor, uint64_t page, uint64_t touchers) {
     uint64_t expected[WORDS], blocks = floor->setup.page_size / BLOCK_BYTES;

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import platform
 import resource
@@ -19,8 +18,9 @@ from postcopy import __version__
 OTHERS_MAX = 0.08
 STEAL_MAX = 0.02
 
+THP = Path("/sys/kernel/mm/transparent_hugepage")
+
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
-_MADV_POPULATE_WRITE = 23  # Linux 5.14; not in the mmap module
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def environment(pinning: str) -> dict[str, object]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "virtual": "hypervisor" in _cpu_flags(),
         "pinning": pinning,
-        "shmem_huge_pages": _chosen("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
+        "shmem_huge_pages": chosen(THP / "shmem_enabled"),
         "tls": False,
         "version": __version__,
     }
@@ -97,19 +97,13 @@ def available_bytes() -> int:
     return _meminfo("MemAvailable") * 1024
 
 
-def warm(size: int) -> None:
-    """Have the machine find `size` bytes of memory, and give them back at once.
-
-    A virtual machine's free memory may not be backed by its host; who touches it first then pays for both. Without this
-    the first of two runs would pay for the second.
-    """
-    size = min(size, available_bytes() // 2)
-    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        try:
-            memory.madvise(_MADV_POPULATE_WRITE)
-        except OSError:
-            for offset in range(0, size, mmap.PAGESIZE):
-                memory[offset] = 1
+def chosen(setting: Path) -> str:
+    """Return the word in brackets of a kernel setting that lists its choices, "" where there is no such setting."""
+    try:
+        text = setting.read_text(encoding="ascii")
+    except OSError:
+        return ""
+    return text.partition("[")[2].partition("]")[0]
 
 
 def _meminfo(name: str) -> int:
@@ -133,12 +127,3 @@ def _cpu_model() -> str:
 
 def _cpu_flags() -> list[str]:
     return _cpuinfo("flags").split()
-
-
-def _chosen(path: str) -> str:
-    """Return the word in brackets of a kernel setting that lists its choices."""
-    try:
-        text = Path(path).read_text(encoding="ascii")
-    except OSError:
-        return ""
-    return text.partition("[")[2].partition("]")[0]

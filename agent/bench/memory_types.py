@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.bench.floor import FloorSetup, Way
+from agent.bench.machine import THP, chosen
 from agent.bench.pool import HUGE_POOL, free_pages
 from agent.bench.product import ProductSetup
 from postcopy.kernel.hugetlb import Hugetlb
@@ -23,7 +24,6 @@ SMALL_BYTES = 128 * MIB
 # Of huge pages, as `mixed` has it: a floor of 64 such pages is over in 15 ms, and what begins and ends takes longer.
 HUGE_BYTES = 512 * MIB
 MOUNTS = Path("/proc/self/mounts")
-THP = Path("/sys/kernel/mm/transparent_hugepage")
 POLL_NS = 200_000  # the product's default
 GIGANTIC_POOL = Hugetlb("hugetlb-1G", GIB)
 # Both ends have their page, and by COPY each connection a buffer of one besides.
@@ -124,8 +124,7 @@ def _mount(kind: str, folder: str | None = None, pagesize: str | None = None) ->
 def _thp(setting: str, *good: str) -> str | None:
     """Say how to have transparent huge pages used so, the first way named, None where they are."""
     file = THP / setting
-    try:
-        chosen = file.read_text(encoding="ascii").partition("[")[2].partition("]")[0]
-    except OSError:
+    found = chosen(file)
+    if not found:
         return "this kernel has no transparent huge pages of this memory"
-    return None if chosen in good else f"{file} says {chosen}: echo {good[0]} > {file}"
+    return None if found in good else f"{file} says {found}: echo {good[0]} > {file}"

@@ -17,7 +17,6 @@ from typing import Any
 
 from agent.admin import ask
 from agent.bench.link import Link
-from agent.bench.machine import warm
 from agent.bench.scrape import metrics_address, scrape, scraping
 from agent.children import ChildError, Daemon
 from postcopy.errors import PostcopyError
@@ -60,6 +59,11 @@ class ProductSetup:
     handover: bool = False
     trace: bool = False
     deadline: float = 60.0
+
+    @property
+    def data(self) -> int:
+        """Bytes of the memory that are not blank."""
+        return int(self.size * (1 - self.blank))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +144,6 @@ async def run_product(setup: ProductSetup, placement: Placement) -> ProductRun:
         try:
             async with asyncio.timeout(setup.deadline):
                 await pair.until("source", lambda status: min(status["guest"]["steps"]) >= SOURCE_STEPS, setup.deadline)
-                if not setup.handover and not setup.memory.startswith("huge"):  # huge pages are set aside already
-                    await asyncio.to_thread(warm, int(setup.size * (1 - setup.blank)))
                 async with own_memory(pair) if setup.watch_memory else nothing() as own_bytes:
                     run = await _migrate(setup, pair)
                 run.own_bytes = own_bytes

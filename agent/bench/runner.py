@@ -17,9 +17,10 @@ from agent.bench import checks
 from agent.bench.figures import figures_of, starvation
 from agent.bench.floor import FloorResult, FloorSetup, run_floor
 from agent.bench.link import RATE_BYTES, Link, link
-from agent.bench.machine import Load, Sample, warm
+from agent.bench.machine import Load, Sample
 from agent.bench.product import Placement, ProductRun, ProductSetup, run_product
 from agent.bench.scenarios import Scenario
+from agent.bench.warm import Warm
 from postcopy.errors import PostcopyError
 from postcopy.pump.histogram import Histogram
 
@@ -98,6 +99,7 @@ class Bench:
         self._tell = tell
         self._done = self._total = 0
         self._network: Link | None = None
+        self._warm = Warm()
 
     def run(self, scenarios: list[Scenario]) -> list[Measured]:
         """Run all scenarios; what went wrong with one is in its `failures`. Ctrl-C ends it with what there is."""
@@ -105,6 +107,7 @@ class Bench:
         self._total = self._plan.pairs * sum(1 + len(one.floors) for one in measured)
         began = time.monotonic()
         with ExitStack() as stack:
+            stack.enter_context(self._warm)
             try:
                 for one in measured * self._plan.pairs:
                     if len(one.failures) < FAILURES_MAX and self._time_for(one, time.monotonic() - began):
@@ -137,6 +140,7 @@ class Bench:
         setup, placement = one.scenario.product, self._plan.placement
         if one.scenario.on_link and self._network is not None:
             placement = placement.through(self._network)
+        self._warm.find(setup.memory, setup.data, thp=setup.thp)
         before = Sample.take()
         run = uvloop.run(run_product(setup, placement))
         after = Sample.take()
@@ -160,8 +164,7 @@ class Bench:
         if one.scenario.on_link and self._network is not None:
             source, destination = Link.path(self._network.source), Link.path(self._network.destination)
             setup = replace(setup, source_netns=source, destination_netns=destination, host=self._network.host)
-        if not memory.startswith("huge"):  # huge pages are set aside already
-            warm(2 * setup.size)
+        self._warm.find(memory, setup.size, thp=one.scenario.product.thp)
         before = Sample.take()
         result = run_floor(setup)
         after = Sample.take()

@@ -131,7 +131,6 @@ def choose(scenarios: Sequence[Scenario], patterns: Sequence[str], *, quick: boo
 def _judged(scenario: Scenario, machine: Machine) -> Scenario:
     """Say what the machine lacks for a scenario."""
     product = scenario.product
-    data = int(product.size * (1 - product.blank))
     if scenario.lacking is not None or product.memory.startswith("hugetlb-1G"):
         return scenario
     if product.memory == "hugetlb-2M":
@@ -141,7 +140,7 @@ def _judged(scenario: Scenario, machine: Machine) -> Scenario:
             return replace(scenario, lacking=f"{free}, {needed}: --reserve-huge-pages, or vm.nr_hugepages")
     else:
         copies = 1 if product.handover else 2
-        bytes_needed = copies * data + data // 4
+        bytes_needed = copies * product.data + product.data // 4
         if bytes_needed > machine.available:
             free = f"{format_size(machine.available)} of memory are available"
             return replace(scenario, lacking=f"{free}, {format_size(bytes_needed)} are needed")
