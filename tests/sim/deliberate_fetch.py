@@ -1,7 +1,5 @@
 """Deliberate faults of memory that is fetched, in the code and, where the real thing is a model here, in the model."""
 
-from functools import partial
-
 from postcopy.pages import PageState
 from postcopy.session import fetching as fetching_room
 from postcopy.session.destination_recovery import stay
@@ -9,11 +7,11 @@ from postcopy.session.destination_steps import Step
 from postcopy.session.fetched import FetchedMachine
 from postcopy.session.fetching import FetchingMachine
 
-from . import deliberate, fetching
-from .deliberate import row
+from . import fetching
+from .deliberate import Faults, forgetful, row
 
-FAULTS = []
-fault = partial(deliberate.fault, into=FAULTS)
+FAULTS = Faults()
+fault = FAULTS.fault
 
 
 @fault("other-memory-taken", "right-bytes")
@@ -69,3 +67,9 @@ def _(patch):
 def _(patch):
     """Who waited for a page that a killed agent had been told of waits on."""
     patch(fetching.FetchingLoop, "wake_all", lambda _self: None)
+
+
+@fault("does-not-hold", "held")
+def _(patch):
+    """Who was asked to pause dials again by itself."""
+    patch(FetchingMachine, "held", forgetful(), raising=False)

@@ -4,7 +4,7 @@ It does what `link/destination_interpreter.py`, `way_back.py`, `returning.py`, `
 a model of the pump and of the network.
 """
 
-from postcopy.errors import HostError, LinkError, ProtocolError
+from postcopy.errors import HostError, ProtocolError
 from postcopy.limits import MIGRATION_ID_BYTES, PROGRESS_SECONDS, RELEASE_SECONDS, TOKEN_BYTES
 from postcopy.link.residence import what_is_here
 from postcopy.session import commands as does
@@ -24,16 +24,15 @@ from postcopy.session.events import (
 )
 from postcopy.wire.control import AllPlaced, Refuse, Resume, Welcome
 from postcopy.wire.messages import UNKNOWN
-from postcopy.wire.preamble import ACCEPTED, PREAMBLE_BYTES, Role, unpack
+from postcopy.wire.preamble import ACCEPTED
 
 from .destination_pump import DestinationPump
-from .loop import Channel, Loop
+from .door import Door
+from .loop import Loop
 from .memory import DestinationMemory
-from .world import Host
 
 FIRST_STEP_LOOK_SECONDS = 0.001
 FIRST_STEP_SECONDS = 1.0
-UNPROVEN_SECONDS = 5.0
 
 
 class DestinationLoop(Loop):
@@ -215,14 +214,13 @@ class DestinationLoop(Loop):
         self.agent.ended(self)
 
 
-class DestinationAgent:
+class DestinationAgent(Door):
     """The process of the destination: its port, its one place for a guest, the migrations that it knows."""
 
+    peer = "source"
+
     def __init__(self, world, network, guest, rules):
-        self.world = world
-        self.host = Host(world, "destination")
-        self.host.killed.append(self._was_killed)
-        self.network = network
+        super().__init__(world, "destination", network)
         self.guest = guest
         self.layout = guest.layout
         self.rules = rules
@@ -236,7 +234,6 @@ class DestinationAgent:
         self.alias = False
         self.at_the_door = lambda: None  # called before a data connection is let in
         self._drawn = 0
-        network.port = (self.host, self._accept)
 
     def _token(self, size):
         self._drawn += 1
@@ -244,36 +241,7 @@ class DestinationAgent:
 
     # --- who comes in -------------------------------------------------------------------------------------
 
-    def _accept(self, end):
-        buffer = bytearray()
-
-        def taken(data):
-            buffer.extend(data)
-            if len(buffer) >= PREAMBLE_BYTES:
-                end.listen(None, None)
-                end.unread += buffer[PREAMBLE_BYTES:]
-                self._prove(end, unpack(bytes(buffer[:PREAMBLE_BYTES])))
-
-        end.listen(taken, lambda _why, _broken: end.close())
-        self.host.timer(UNPROVEN_SECONDS, self._close_unproven, end, buffer)
-
-    def _close_unproven(self, end, buffer):
-        if len(buffer) < PREAMBLE_BYTES:
-            end.close()
-
-    def _prove(self, end, preamble):
-        if preamble.role is Role.CONTROL:
-            channel = Channel(end, "source")
-            channel.begin_alone(lambda message: self._first(channel, message))
-            self.host.timer(UNPROVEN_SECONDS, lambda: channel.loop is None and end.close())
-            return
-        try:
-            self._attach(end, preamble)
-        except ProtocolError as error:
-            self.world.tell("destination", "closes", end.connection.name, str(error))
-            end.close()
-
-    def _attach(self, end, preamble):
+    def attach(self, role, preamble, end):
         current = self.current
         if current is None or current.finish is not None:
             raise ProtocolError("a data connection, and no migration is running")
@@ -281,23 +249,13 @@ class DestinationAgent:
         if (preamble.migration_id, preamble.token) != (machine.migration_id, machine.token):
             raise ProtocolError("unknown migration or wrong token")
         self.at_the_door()
-        current.attach("urgent" if preamble.role is Role.URGENT else "push", end)
+        current.attach(role, end)
 
-    def _first(self, channel, message):
-        if message is None:
-            channel.end.close()
-            return
-        try:
-            self._answer(channel, message)
-        except LinkError as error:  # it has gone meanwhile
-            self.world.tell("destination", "closes", channel.end.connection.name, str(error))
-            channel.end.close()
-
-    def _answer(self, channel, message):
+    def answer(self, channel, message):
         if isinstance(message, Resume):
             self._returns(channel, message)
         elif self.current is not None and (self.current.finish is None or self.current.guest_here):
-            self._refuse(channel, Refuse("busy", "this destination has a guest already"))
+            self.refuse(channel, Refuse("busy", "this destination has a guest already"))
         else:
             identity = (self._token(MIGRATION_ID_BYTES), self._token(TOKEN_BYTES))
             machine = DestinationMachine(
@@ -306,11 +264,6 @@ class DestinationAgent:
             loop = DestinationLoop(self, machine)
             loop.listen(channel)
             loop.post(Received(self.world.now, message), channel)
-
-    def _refuse(self, channel, refusal):
-        channel.loop = self
-        channel.send(refusal)
-        channel.end.close()
 
     def claim(self, loop):
         """Take the one place for a guest."""
@@ -324,7 +277,7 @@ class DestinationAgent:
         proven = loop is not None and resume.token == loop.machine.first_token
         refusal = loop.machine.refusal_of_return() if proven else Refuse(UNKNOWN, "there is no such migration here")
         if refusal is not None:
-            self._refuse(channel, refusal)
+            self.refuse(channel, refusal)
         elif loop.finish is None:
             loop.rejoin(channel, self._token(TOKEN_BYTES))
         else:
@@ -338,18 +291,6 @@ class DestinationAgent:
         self.rules.sends(loop, AllPlaced(loop.report or {}))
         channel.send(AllPlaced(loop.report or {}))
         self.host.timer(RELEASE_SECONDS, channel.end.close)
-
-    def now(self):
-        return self.world.now
-
-    def post(self, _event, channel=None):
-        """Hear what a connection that was answered here still says, and let it go."""
-        if channel is not None:
-            channel.end.close()
-
-    def received(self, _message, channel):
-        """Do the same."""
-        channel.end.close()
 
     def under_way(self):
         """Return pages of which a part has come."""
@@ -366,7 +307,7 @@ class DestinationAgent:
         """Take note of an end."""
 
     def _was_killed(self):
-        self.network.port = None
+        super()._was_killed()
         if self.guest.place is not None and self.guest.place.name == "destination":
             self.guest.stop()
             self.guest_lost = True
@@ -376,5 +317,4 @@ class DestinationAgent:
     def start_again(self):
         """Listen again, knowing nothing."""
         self.world.tell("destination", "is started again")
-        self.host.alive = True
-        self.network.port = (self.host, self._accept)
+        self.open()

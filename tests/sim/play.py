@@ -2,16 +2,14 @@
 
 import logging
 
-from postcopy.errors import UsageError
-from postcopy.link import by_hand
 from postcopy.session.states import SWITCHED, State
 
 from .destination import DestinationAgent
 from .guest import Guest, SourceMemory, layout_of
+from .guest_trouble import GuestTrouble
 from .net import Network
 from .rules import Rules
 from .source import SourceAgent
-from .trouble import Trouble
 from .world import RuleBrokenError, World
 
 TROUBLE_SECONDS = 30.0
@@ -36,7 +34,7 @@ class Story:
         self.destination = DestinationAgent(world, self.network, self.guest, self.rules)
         self.rules.source, self.rules.destination = self.source, self.destination
         self._draw_settings()
-        self.trouble = Trouble(world, self.network, self.source, self.destination, self.guest, self.rules)
+        self.trouble = GuestTrouble(world, self.network, self.source, self.destination, self.guest, self.rules)
         world.each_step = [self.trouble.look, self.rules.look]
         self.migrations_max = world.one_of((1, 1, 2, 3))
         self.insists = world.likely(0.6)  # once it is calm it has to work
@@ -96,11 +94,7 @@ class Story:
                 continue
             alone = other is None or (other.finish is not None and other.finish.state is State.LOST)
             if alone and self.world.now - loop.machine.paused_at > PATIENCE_SECONDS:
-                try:
-                    by_hand.lose(loop, "nothing can mend it")
-                    self.trouble.gave_up = True
-                except UsageError:
-                    pass
+                self.trouble.give_up(loop, "nothing can mend it")
         self.world.after(2.0, self._attend)
 
     def _all_over(self):

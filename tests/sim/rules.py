@@ -174,9 +174,7 @@ class Rules:
     def look(self):
         """Look at all that can be broken by any step."""
         here, there = self.source.loop, self.destination.current
-        for loop in self._held:
-            if not loop._events and loop.finish is None and loop.machine.state is State.POSTCOPY_ACTIVE:
-                raise RuleBrokenError("held", f"the {loop.role} goes on, and nobody has asked it to")
+        self._look_at_held()
         if there is None:
             return
         if (
@@ -191,6 +189,11 @@ class Rules:
             pump.moved = False
             self._look_at_pages(pump)
             self._look_at_faults(pump)
+
+    def _look_at_held(self):
+        for loop in self._held:
+            if not loop._events and loop.finish is None and loop.machine.state is State.POSTCOPY_ACTIVE:
+                raise RuleBrokenError("held", f"the {loop.role} goes on, and nobody has asked it to")
 
     @staticmethod
     def _look_at_pages(pump):

@@ -4,25 +4,22 @@ It does what `link/fetched.py` and `link/snapshot.py` do, with a model of the pu
 name and, for each process that restores from it, the memory that the process should find.
 """
 
-import contextlib
-
 import msgpack
 
-from postcopy.errors import LinkError, ProtocolError
+from postcopy.errors import ProtocolError
 from postcopy.limits import PROGRESS_SECONDS
 from postcopy.link.residence import Residence
 from postcopy.session import commands as does
 from postcopy.session.events import AliveDue, DataConnected, GuestStopped, PumpBroken, Received, Started
 from postcopy.session.fetched import FetchedMachine
 from postcopy.wire.control import Hello, Refuse, Welcome
-from postcopy.wire.preamble import ACCEPTED, PREAMBLE_BYTES, Role, unpack
+from postcopy.wire.preamble import ACCEPTED, Role
 
-from .loop import Channel, Loop
+from .door import Door
+from .loop import Loop
 from .source_pump import SourcePump
-from .world import Host
 
 PIECE = 1 << 30  # of the file, for each process
-UNPROVEN_SECONDS = 5.0
 
 
 class FetchedLoop(Loop):
@@ -110,14 +107,14 @@ class FetchedLoop(Loop):
         self.agent.loops.remove(self)
 
 
-class SnapshotAgent:
+class SnapshotAgent(Door):
     """The process of the source. `files`: name: memories; `name` is that of the file which it serves now."""
 
+    control = Role.FETCH
+    peer = "destination"
+
     def __init__(self, world, network):
-        self.world = world
-        self.host = Host(world, "source")
-        self.host.killed.append(self._was_killed)
-        self.network = network
+        super().__init__(world, "source", network)
         self.processes = []
         self.files = {}
         self.name = b""
@@ -125,37 +122,19 @@ class SnapshotAgent:
         self.most = 256
         self.evicting = 0.0  # how often whoever has said nothing yet is sent away
         self.pump_is = {}
-        network.port = (self.host, self._accept)
 
-    def _accept(self, end):
-        buffer = bytearray()
-
-        def taken(data):
-            buffer.extend(data)
-            if len(buffer) >= PREAMBLE_BYTES:
-                end.listen(None, None)
-                end.unread += buffer[PREAMBLE_BYTES:]
-                self._prove(end, unpack(bytes(buffer[:PREAMBLE_BYTES])))
-
-        end.listen(taken, lambda _why, _broken: end.close())
-        self.host.timer(UNPROVEN_SECONDS, lambda: len(buffer) < PREAMBLE_BYTES and end.close())
+    def accept(self, end):
+        close_unproven = super().accept(end)
         if self.world.likely(self.evicting):
-            self.host.after(0.01 * self.world.chance(), lambda: len(buffer) < PREAMBLE_BYTES and end.close())
+            self.host.after(0.01 * self.world.chance(), close_unproven)
+        return close_unproven
 
-    def _prove(self, end, preamble):
-        if preamble.role is Role.FETCH:
-            channel = Channel(end, "destination")
-            channel.begin_alone(lambda message: self._first(channel, message))
-            self.host.timer(UNPROVEN_SECONDS, lambda: channel.loop is None and end.close())
-            if not end.known_over:
-                channel.send(Hello((3, 3), "sim"))
-            return
-        try:
-            loop = self._find(preamble)
-            loop.let_in("urgent" if preamble.role is Role.URGENT else "push", end)
-        except (ProtocolError, LinkError) as error:
-            self.world.tell("source", "closes", end.connection.name, str(error))
-            end.close()
+    def greet(self, channel):
+        if not channel.end.known_over:
+            channel.send(Hello((3, 3), "sim"))
+
+    def attach(self, role, preamble, end):
+        self._find(preamble).let_in(role, end)
 
     def _find(self, preamble):
         for loop in reversed(self.loops):
@@ -163,15 +142,12 @@ class SnapshotAgent:
                 return loop
         raise ProtocolError("unknown migration or wrong token")
 
-    def _first(self, channel, message):
+    def answer(self, channel, message):
         if not isinstance(message, Welcome):
             channel.end.close()
             return
         if len(self.loops) >= self.most:
-            channel.loop = self
-            with contextlib.suppress(LinkError):
-                channel.send(Refuse("busy", "others fetch"))
-            channel.end.close()
+            self.refuse(channel, Refuse("busy", "others fetch"))
             return
         process = self.processes[message.pieces[0].offset // PIECE]
         loop = FetchedLoop(self, FetchedMachine(Hello((3, 3), "sim"), PIECE * len(self.processes)), process)
@@ -181,20 +157,8 @@ class SnapshotAgent:
         loop.post(Received(self.world.now, message))
         loop.listen(channel)
 
-    def now(self):
-        return self.world.now
-
-    def post(self, _event, channel=None):
-        """Let a connection go that was refused."""
-        if channel is not None:
-            channel.end.close()
-
-    def received(self, _message, channel):
-        """Do the same."""
-        channel.end.close()
-
     def _was_killed(self):
-        self.network.port = None
+        super()._was_killed()
         self.loops = []
         for process in self.processes:
             process.source = None
@@ -202,6 +166,5 @@ class SnapshotAgent:
     def start_again(self, name):
         """Listen again, with this file."""
         self.world.tell("source", "is started again with", name.decode())
-        self.host.alive = True
         self.name = name
-        self.network.port = (self.host, self._accept)
+        self.open()

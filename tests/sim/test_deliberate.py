@@ -4,16 +4,14 @@ import sys
 
 import pytest
 
-from . import deliberate_again, deliberate_fetch, fetch_story
-from .deliberate import FAULTS
+from . import deliberate_data, deliberate_fetch, deliberate_session, fetch_story
 from .play import play
 from .rules import RULES
 from .world import RuleBrokenError
 
 SEEDS = 3000
 
-
-OURS = FAULTS + deliberate_again.FAULTS
+OURS = deliberate_data.FAULTS + deliberate_session.FAULTS
 PLAYED = [(fault, play) for fault in OURS] + [(fault, fetch_story.play) for fault in deliberate_fetch.FAULTS]
 
 
@@ -45,7 +43,7 @@ def test_every_rule_is_broken_by_some_fault():
 
 
 def test_a_broken_rule_tells_its_seed_and_its_story(monkeypatch):
-    fault = next(fault for fault in FAULTS if fault.name == "plan-drops-the-last-extent")
+    fault = next(fault for fault in OURS if fault.name == "plan-drops-the-last-extent")
     fault.put(monkeypatch.setattr)
     seed, error = next(broken_stories())
     told = "\n".join(error.__notes__)
