@@ -27,7 +27,7 @@ from tests.certificates import directory
 from .network import two_hosts
 from .proxy import Proxy, upstream_of
 
-SETTLE_SECONDS = 10
+SETTLE_SECONDS = 30
 # A guest that did not get away keeps its keeper for the next time: record, connection, and the memory's file again.
 KEEPER_FILES = 3
 

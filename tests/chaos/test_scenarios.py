@@ -11,6 +11,7 @@ import pytest
 from tests.agent.agents import Command
 
 from .pair import Kind, Pair
+from .proxy import wait_for
 from .trouble import wish
 
 
@@ -58,7 +59,7 @@ def test_postcopy_recovery_plain(both):
     paused(both)
     assert both.leaving.status()["owner"] == both.coming.status()["owner"] == "destination"
     both.leaving.ask("resume", to=both.coming.address)  # at another address than before
-    assert both.proxy.roles() == []
+    wait_for(lambda: both.proxy.roles() == [], "connections through the proxy stay")
     completes(both, migration)
 
 
@@ -69,7 +70,7 @@ def test_recovery_double_failures_reconnect(both):
     paused(both)
     both.proxy.refuses = True
     assert not wish(both.leaving, "resume")
-    assert both.leaving.status()["state"] == "postcopy-paused"
+    both.leaving.until(lambda now: now["state"] == "postcopy-paused")  # between two attempts
     both.proxy.refuses = False
     both.leaving.ask("resume")
     completes(both, migration)

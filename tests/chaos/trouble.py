@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from agent.admin import admin_address, ask
 from postcopy.errors import PostcopyError
 
-from .proxy import CONTROL, PUSH, URGENT
+from .link import CONTROL, PUSH, URGENT
 
 ROLES = (CONTROL, URGENT, PUSH)
 LOOK_SECONDS = 0.004

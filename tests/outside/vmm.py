@@ -78,6 +78,11 @@ def destination(folder, *arguments, **options):
     return Daemon(folder, "destination", "--handover", f"unix:{folder}/uffd.sock", *arguments, **options)
 
 
+def let_go(daemon):
+    """Wait until a daemon holds nothing of anybody any more: it is closed a little later than it is told of."""
+    daemon.until(lambda _now: foreign_descriptors(daemon) == 0)
+
+
 def foreign_descriptors(daemon):
     """Count the descriptors of a daemon that came from outside, or are kept for whoever came."""
     folder = Path(f"/proc/{daemon.process.pid}/fd")
