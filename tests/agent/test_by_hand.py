@@ -37,7 +37,8 @@ def test_a_migration_by_hand(tmp_path):
         done = run("migrate", "--admin", here.admin, there.address, "--json")
         assert done.status == 0, done.err
         assert done.json["pages"]["total"] == 16384
-        before, after = here.status(), there.status()
+        after = there.until(lambda now: now["state"] == "completed")
+        before = here.status()
         assert (before["state"], before["owner"], before["guest"]) == ("completed", "destination", None)
         assert (after["state"], after["owner"]) == ("completed", "destination")
         assert after["pages"] == {"total": 16384, "placed": 16384}
@@ -146,7 +147,8 @@ def test_both_agents_count_a_connection_that_was_made_anew(tmp_path):
         assert [scrape(metrics_url(agent))["postcopy_reconnects_total"] for agent in (here, there)] == [0, 0]
         for command in ("pause", "resume"):
             assert run(command, "--admin", here.admin).status == 0
-        there.until(lambda now: now["reconnects"] == 1)
+        for agent in (here, there):
+            agent.until(lambda now: now["reconnects"] == 1)
         assert [scrape(metrics_url(agent))["postcopy_reconnects_total"] for agent in (here, there)] == [1, 1]
 
 

@@ -182,6 +182,7 @@ def test_what_is_said_to_a_migration_is_remembered_for_it(keeper, tmp_path):
             there.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] >= 5)
             way.refuses = True
             way.cut()
+            here.until(lambda now: now["paused"] is not None)
             assert run("resume", "--admin", here.admin, "--to", there.address).status == 0
             there.signal(signal.SIGSTOP)  # so that nothing comes of the push here
             here.ask("set", push=True)

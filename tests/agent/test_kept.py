@@ -44,7 +44,7 @@ def kept(tmp_path):
         yield kept
         kept.release()
         end_keepers_of(tmp_path)
-        kept._process.wait(5)
+        kept._process.wait(20)
 
 
 def leave(kept):
@@ -248,7 +248,7 @@ def test_a_keeper_of_an_agent_with_many_descriptors_stays(tmp_path):
             assert record == RECORD
             again.release()
             mappings[0].close()
-            assert kept._process.wait(5) == 0
+            assert kept._process.wait(20) == 0
     finally:
         for one in many:
             os.close(one)

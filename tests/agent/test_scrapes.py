@@ -186,6 +186,7 @@ def test_thousands_who_ask_for_nothing_are_in_nobodys_way(tmp_path, many_descrip
             assert scrape(url)['postcopy_migration_state{state="none"}'] == 1
             assert descriptors(there) <= before + scrapes.SCRAPERS_MAX + 1
             assert run("migrate", "--admin", here.admin, there.address).status == 0
+            there.until(lambda now: now["state"] == "completed")
             slow.trickle(b"i")
             assert scrape(url)['postcopy_migration_state{state="completed"}'] == 1
         there.runs_on()

@@ -93,7 +93,8 @@ class Prometheus:
         return [(one["metric"], float(one["value"][1])) for one in data["result"]]
 
     def value(self, expression: str) -> float:
-        """Return the value of an expression that has one sample."""
-        samples = self.query(expression)
-        assert len(samples) == 1, (expression, samples)
+        """Return the value of an expression that has one sample, once nobody is late for its scrape."""
+        samples: list[tuple[dict[str, str], float]] = self.until(
+            lambda: len(found := self.query(expression)) == 1 and found, f"one sample of {expression}"
+        )
         return samples[0][1]

@@ -180,7 +180,7 @@ def test_a_destination_that_is_killed_or_hangs_is_started_again_with_its_process
         there = Agent(systemd, "destination")
         with Vmm(systemd.path(handover.removeprefix("unix:")), file=file) as vmm:
             assert vmm.call("read", 0) == file.read_bytes()[0]
-            assert systemd.show(DESTINATION, "NFileDescriptorStore") == {"NFileDescriptorStore": "3"}
+            systemd.until(DESTINATION, NFileDescriptorStore="3")
             systemd.kill(DESTINATION, signal.SIGKILL)
             assert vmm.call("read", 5 * PAGE) == file.read_bytes()[5 * PAGE]
             systemd.restarted(DESTINATION, 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.agent.agents import LOSS_SECONDS
-from tests.outside.vmm import MIB, PAGE, Vmm, destination, foreign_descriptors, snapshot, source
+from tests.outside.vmm import MIB, PAGE, Vmm, destination, let_go, snapshot, source
 
 
 @pytest.fixture
@@ -80,9 +80,9 @@ def test_a_source_that_dies_and_is_given_up_leaves_a_clear_sigbus_and_no_zeros(t
             assert vmm.call("read", PAGE) == 0
             vmm.ask("read", 2 * PAGE)
             assert vmm.ends_with() == -signal.SIGBUS
-        there.until(none_left)
-        assert foreign_descriptors(there) == 0
-        assert there.status()["ended"]["exit_status"] == 6
+        ended = there.until(lambda now: none_left(now) and now["ended"])["ended"]
+        assert ended["exit_status"] == 6
+        let_go(there)
         assert there.process.poll() is None
 
 
@@ -166,7 +166,7 @@ def test_what_a_process_does_to_its_memory_is_its_own_business(tmp_path, file, u
             assert vmm.call("close_uffd") == vmm.call("hang_up") == 0
             assert vmm.call("read", 5 * MIB) == file.read_bytes()[5 * MIB]
         there.until(none_left)
-        assert foreign_descriptors(there) == 0
+        let_go(there)
 
 
 def test_strangers_at_the_source_s_port(tmp_path, file, uffd_socket):

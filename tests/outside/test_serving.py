@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import ctypes
-import re
 import signal
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 
 from tests.agent.agents import Command, scrape
 from tests.agent.agents import source as guest_source
-from tests.outside.vmm import MIB, PAGE, Vmm, destination, foreign_descriptors, snapshot, source
+from tests.outside.vmm import MIB, PAGE, Vmm, destination, let_go, snapshot, source
 
 HUGE = 2 * MIB
 
@@ -68,7 +67,7 @@ def test_only_what_is_touched_is_fetched_and_the_end_of_the_process_is_no_failur
         assert ended["outcome"] == "completed"
         assert ended["text"] == "the destination needs nothing more: 2045 pages were never asked for"
         there.until_log(r"process \d+: it has ended")
-        assert foreign_descriptors(there) == 0
+        let_go(there)
 
 
 def test_memory_is_served_although_who_handed_it_over_has_ended(tmp_path, file, uffd_socket):
@@ -161,9 +160,9 @@ def test_many_processes_at_once_and_one_after_the_other(tmp_path, file, uffd_soc
                     pass
             there.until(none_left)
         assert here.until(lambda now: now["ended_count"] == 8)["destinations"] == []
-        assert foreign_descriptors(there) == 0
+        let_go(there)
         for daemon, role in ((here, "source"), (there, "destination")):
-            url = re.search(r"http://\S+/metrics", daemon.log)[0]
+            url = daemon.until_log(r"http://\S+/metrics")[0]
             told = scrape(url)
             ended = [value for name, value in told.items() if name.startswith("postcopy_migrations_total")]
             assert sum(ended) == 8
@@ -191,7 +190,7 @@ def test_memory_whose_file_is_offered_is_filled_through_it(tmp_path, file, uffd_
             vmm.call("remove", 4 * MIB, HUGE)
             assert vmm.call("wrong", *gone, *range(4 * MIB, 4 * MIB + HUGE, PAGE)) == []
         there.until(none_left)
-        assert foreign_descriptors(there) == 0
+        let_go(there)
 
 
 def test_a_mapping_in_pieces_is_one_all_the_same(tmp_path, file, uffd_socket):
@@ -213,7 +212,7 @@ def test_a_file_of_which_nobody_may_see_where_it_is_mapped_is_not_used(tmp_path,
             (report,) = reports(there.until(reports))
             assert report["mode"] == "missing"
         there.until(none_left)
-        assert foreign_descriptors(there) == 0
+        let_go(there)
 
 
 def trace_nobody():
