@@ -34,6 +34,11 @@ GUEST_ARRAY_MAX = 8192
 # Bytes of one text; names and lines for people are far below, the texts of a report have no limit of their own.
 TEXT_BYTES_MAX = 64 << 10
 
+# Maps and arrays inside each other, in whatever is unpacked. The decoder takes a thousand; whoever then shows one in an
+# error, or packs it again, calls itself for each and comes to the end of the interpreter's stack. The answers of a
+# daemon are the deepest, and less than ten.
+NESTED_MAX = 32
+
 # Depth of the free part of a report; messages themselves are three deep.
 REPORT_DEPTH_MAX = 8
 

@@ -6,10 +6,12 @@ with keys of text or bytes, each once; or a ProtocolError. What that costs in me
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgpack
 
 from postcopy.errors import ProtocolError
-from postcopy.limits import ARRAY_MAX, ELEMENTS_MAX, TEXT_BYTES_MAX
+from postcopy.limits import ARRAY_MAX, ELEMENTS_MAX, NESTED_MAX, TEXT_BYTES_MAX
 from postcopy.wire.records import quote
 
 
@@ -21,7 +23,7 @@ def unpack(payload: bytes, subject: str, *, elements_max: int = ELEMENTS_MAX, ar
     """
     budget = _Budget(subject, elements_max)
     try:
-        return msgpack.unpackb(
+        value: object = msgpack.unpackb(
             payload,
             raw=False,
             strict_map_key=True,
@@ -38,6 +40,19 @@ def unpack(payload: bytes, subject: str, *, elements_max: int = ELEMENTS_MAX, ar
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         reason = str(error) or type(error).__name__
         raise ProtocolError(f"{subject}: not msgpack as agreed ({quote(reason)})") from None
+    _check_nesting(subject, value)
+    return value
+
+
+def _check_nesting(subject: str, value: Any) -> None:
+    """Look from level to level: what called itself here would fail on the very values that it is to refuse."""
+    level = [value]
+    for _ in range(NESTED_MAX + 1):
+        containers = [one for one in level if type(one) in {dict, list}]
+        if not containers:
+            return
+        level = [part for one in containers for part in (one.values() if type(one) is dict else one)]
+    raise ProtocolError(f"{subject}: more than {NESTED_MAX} maps and arrays inside each other")
 
 
 class _Budget:

@@ -117,6 +117,7 @@ class FakeSource:
             if not isinstance(answer, Refuse) or answer.code != "busy" or time.monotonic() > end:
                 break
             self.control.close()
+            time.sleep(0.2)  # between two looks; each is a line in the log, of which strangers have only so many
             self._connect()
         assert isinstance(answer, Welcome), answer
         self.welcome = answer

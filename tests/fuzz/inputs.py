@@ -50,16 +50,29 @@ TOKENS: Bytes = st.one_of(
 PACKED: Bytes = st.lists(st.tuples(TOKENS, st.sampled_from([1, 1, 1, 1, 2, 100, 1023, 1024, 3000])), max_size=8).map(
     lambda parts: b"".join(token * times for token, times in parts)
 )
+# In place of it come arrays inside each other, more of them than msgpack would pack.
+DEEPLY = "@deeply@"
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(2**63), 2**64 - 1)
     | st.floats()
     | st.text(max_size=8)
-    | st.binary(max_size=8),
+    | st.binary(max_size=8)
+    | st.just(DEEPLY),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=12,
 )
+
+
+def packed_of(values: st.SearchStrategy[Any]) -> Bytes:
+    """Return a strategy of values as msgpack."""
+    depths = st.sampled_from([1, 8, 31, 32, 500, 990, 1000, 1010])
+    return st.builds(
+        lambda value, depth: msgpack.packb(value).replace(msgpack.packb(DEEPLY), b"\x91" * depth + b"\xc0"),
+        values,
+        depths,
+    )
 
 
 def spoiled(draw: st.DrawFn, data: bytes) -> bytes:
@@ -98,9 +111,11 @@ def conversations(draw: st.DrawFn) -> bytes:
     """Return some messages one behind the other, of which the last ones are spoiled: inside, or anywhere."""
     whole = b"".join(encode(message) for message in draw(st.lists(st.sampled_from(EXAMPLES), max_size=2)))
     message = encode(draw(st.sampled_from(EXAMPLES)))
-    if draw(st.booleans()):
-        payload = spoiled(draw, message[4:])
-        return whole + struct.pack("<I", len(payload)) + payload
+    how = draw(st.integers(0, 2))
+    if how == 0:
+        return whole + prefixed(spoiled(draw, message[4:]))
+    if how == 1:
+        return whole + prefixed(draw(packed_of(changed(msgpack.unpackb(message[4:]), VALUES))))
     return whole + spoiled(draw, message)
 
 
@@ -123,7 +138,7 @@ PREAMBLES: Bytes = st.tuples(
     st.sampled_from([bytes(32), b"t" * 32]),
 ).map(lambda fields: struct.pack("<8sHHI16s32s", *fields)) | st.binary(max_size=80)
 
-STATES = changed(dict(sound()), VALUES | st.integers(-1, 70) | st.just([[0, 0, 0]] * 70)).map(msgpack.packb)
+STATES = packed_of(changed(dict(sound()), VALUES | st.integers(-1, 70) | st.just([[0, 0, 0]] * 70)))
 
 # A kilobyte that says a megabyte, one that says 64 times as much as it may, and one that says such a one.
 BOMB = zlib.compress(bytes(64 << 20))
@@ -162,14 +177,14 @@ RECORD = msgpack.unpackb(
         started=1.0, stopped=2.0, stopped_at=2.5, run_sent=3.0,
     ).pack()
 )  # fmt: skip
-RECORDS = spoiled_now_and_then(changed(RECORD, VALUES | NUMBERS_OF_MEMORY).map(msgpack.packb)) | PACKED
+RECORDS = spoiled_now_and_then(packed_of(changed(RECORD, VALUES | NUMBERS_OF_MEMORY))) | PACKED
 
 KEPT = (Given(1 << 32, 8192, 0, 4096), Given(2 << 32, 4 << 20, 8192, 2 << 20))
 HEADER = keeping.pack_record(KEPT, keeping.Migration(3, bytes(16), bytes(32), ("shmem", "hugetlb-2M")))
 FIELDS_OF_KEPT = changed(
     msgpack.unpackb(HEADER[4:]), VALUES | st.lists(st.lists(NUMBERS_OF_MEMORY, max_size=5), max_size=3)
 )
-HEADERS = spoiled_now_and_then(st.just(HEADER) | FIELDS_OF_KEPT.map(msgpack.packb).map(prefixed)) | PACKED.map(prefixed)
+HEADERS = spoiled_now_and_then(st.just(HEADER) | packed_of(FIELDS_OF_KEPT).map(prefixed)) | PACKED.map(prefixed)
 
 SECTIONS = st.sampled_from(["[source]", "[destination]", "[demo]", "[[source]]", "[sourc]", "[a.b]", "[]"])
 NAMES_OF_KEYS = st.sampled_from(sorted({key for section in KNOWN.values() for key in section}))
@@ -189,7 +204,7 @@ REQUESTS = changed(
     | LONG
     | st.dictionaries(st.sampled_from([*ARGUMENTS, "x"]) | LONG, VALUES | NUMBERS_OF_MEMORY | LONG, max_size=3),
 )
-FRAMES = st.lists(PACKED | VALUES.map(msgpack.packb) | st.binary(max_size=9), max_size=3)
+FRAMES = st.lists(PACKED | packed_of(VALUES) | st.binary(max_size=9), max_size=3)
 
 
 @st.composite
@@ -202,7 +217,7 @@ def framed(draw: st.DrawFn) -> bytes:
 
 
 INPUTS: dict[str, Bytes] = {
-    "packed": PACKED | VALUES.map(msgpack.packb),
+    "packed": PACKED | packed_of(VALUES),
     "control": CONTROL,
     "preambles": PREAMBLES,
     "guest_state": spoiled_now_and_then(STATES) | PACKED,
@@ -212,5 +227,5 @@ INPUTS: dict[str, Bytes] = {
     "kept_header": HEADERS,
     "configuration": CONFIGURATIONS,
     "admin_frames": framed(),
-    "admin_request": spoiled_now_and_then(REQUESTS.map(msgpack.packb)) | PACKED,
+    "admin_request": spoiled_now_and_then(packed_of(REQUESTS)) | PACKED,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+import msgpack
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -12,12 +13,22 @@ from postcopy import limits
 from postcopy.errors import ProtocolError
 from postcopy.wire.unpack import unpack
 
-from .inputs import INPUTS
+from .inputs import HEADER, INPUTS
 from .targets import DEPTH_MAX, GUEST, TARGETS, WORD, memory_of
 
 CORPUS = Path(__file__).parent / "said"
 CORPUS_BYTES_MAX = 1 << 20
 EXAMPLES = 500
+
+MIGRATE = msgpack.packb({"command": "migrate", "arguments": {"to": "tcp:127.0.0.1:1", "push": True}})
+
+
+def deep(packed: bytes, name: bytes, value: bytes, *, prefixed: bool = False) -> bytes:
+    """Have an array in an array, a thousand times, in place of a value."""
+    found = packed.replace(name + value, name + b"\x91" * 1000 + b"\xc0")
+    assert found != packed
+    return struct.pack("<I", len(found)) + found if prefixed else found
+
 
 # What once came to no good end, and is not told from other inputs by the lines that it reaches.
 FOUND = {
@@ -35,6 +46,10 @@ FOUND = {
     "a section whose name is no line": ("configuration", b'"\\n" = {}'),
     "a record that announces more than there is memory for": ("kept_record", b"\xdd\x00\xff\xff\xff" * 1000),
     "a header that announces 4 GiB": ("kept_header", b"\xff\xff\xff\xff\xc0"),
+    "a value that is nested deeper than it can be shown": ("packed", b"\x91" * 1024 + b"\xcb" + bytes(8)),
+    "a message whose type is": ("control", b"\xff" + struct.pack("<I", 1004) + b"\x81\xa1t" + b"\x91" * 1000 + b"\xc0"),
+    "a header whose version is": ("kept_header", deep(HEADER[4:], b"version", b"\x01", prefixed=True)),
+    "a request whose argument is": ("admin_request", deep(MIGRATE, b"push", b"\xc3")),
     "arguments that are no map": ("admin_request", b"\x82\xa7command\xa6status\xa9arguments\x91\x01"),
 }
 
