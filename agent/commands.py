@@ -363,7 +363,9 @@ def demo(memory: tuple[Memory, ...], size: int, as_json: bool, no_push: bool, lo
     from agent.interrupt import unless_interrupted  # noqa: PLC0415
     from agent.output import print_json, print_rows, progress  # noqa: PLC0415
     from agent.summary import rows  # noqa: PLC0415
+    from agent.together import judge_demo  # noqa: PLC0415
 
+    judge_demo(click.get_current_context().params)
     if logs is not None:
         logs.mkdir(parents=True, exist_ok=True)
     options = DemoOptions(memory=sized(memory, size), push=not no_push, keep_logs=logs, **rest)

@@ -19,7 +19,7 @@ from agent.admin import Tell, ask
 from agent.children import ChildError, Daemon
 from agent.output import say
 from agent.parameters import Memory
-from postcopy.errors import PostcopyError, UsageError
+from postcopy.errors import PostcopyError
 from postcopy.limits import DEMO_SECONDS
 from postcopy.link.address import UnixAddress
 from postcopy.link.report import with_check
@@ -85,8 +85,6 @@ def _security(options: DemoOptions, folder: Path) -> list[str]:
     """Return what both daemons are told of encryption; certificates are made where they are wanted."""
     if not options.tls:
         return []
-    if options.handover:
-        raise UsageError("--tls and --handover: memory is handed over through a Unix socket, which has no TLS")
     from agent.security.certificates import make_trial  # noqa: PLC0415 - for whoever asks for it
 
     return ["--tls-dir", str(make_trial(folder / "tls", "127.0.0.1"))]

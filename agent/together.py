@@ -1,7 +1,8 @@
-"""What the options of a daemon are together, whatever each of them is alone: judged before anything begins.
+"""What the options of a command are together, whatever each of them is alone: judged before anything begins.
 
-What click says of `source` or `destination` enters, with its context; UsageError leaves, which names the flag, the
-variable, or the line of a file to change. What only the host knows waits until it is used. `config check` asks, too.
+What click says of `source`, `destination` or `demo` enters, with its context; UsageError leaves, which names the flag,
+the variable, or the line of a file to change. What only the host knows waits until it is used. `config check` asks
+too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from postcopy.guest.state import GUEST_PAGE_BYTES
 from postcopy.guest.vcpus import pages_of
 from postcopy.kernel import memory_type_at
 from postcopy.link.address import Address, TcpAddress, UnixAddress
+from postcopy.link.placement import handling, traps_handed_over
 from postcopy.pages.regions import Region
 
 SNAPSHOT_LISTEN = TcpAddress("127.0.0.1", 0)
@@ -86,7 +88,8 @@ def judge_region(index: int, memory: Memory, size: int) -> None:
 def judge_whole(kind: WorkloadKind, said: Said) -> None:
     """Refuse memory that has no room for such a guest."""
     pages = pages_of([memory.size or said["size"] for memory in said["memory"]])
-    kind.judge(pages, workload=said["workload"], vcpus=said["vcpus"], blank=said["blank"], holes=said["holes"])
+    fields = {name: said[name] for name in ("workload", "vcpus", "blank", "holes") if name in said}
+    kind.judge(pages, **fields)
 
 
 def judge_destination(said: Said) -> None:
@@ -123,4 +126,24 @@ def judge_encryption(name: str, address: Address, said: Said) -> None:
         options.judge(address, said["tls_dir"], insecure=said["insecure"], allow=said["allow"])
 
 
-JUDGES: dict[str, Callable[[Said], None]] = {"source": judge_source, "destination": judge_destination}
+def judge_demo(said: Said) -> None:
+    """Judge what `demo` was told, which runs both daemons."""
+    if SNAPSHOT in {one.type for one in said["memory"]}:
+        with named("memory"):
+            raise UsageError("a snapshot has no guest that could be moved: it is for `source`")
+    judge_guest(said)
+    if said["handover"]:
+        only_with(said, "memory is handed over through a Unix socket, which has no TLS", "tls")
+    with named("mode"):
+        if said["handover"]:
+            traps_handed_over(said["mode"])
+        else:
+            for memory in said["memory"]:
+                handling(said["mode"], memory.type)
+
+
+JUDGES: dict[str, Callable[[Said], None]] = {
+    "source": judge_source,
+    "destination": judge_destination,
+    "demo": judge_demo,
+}

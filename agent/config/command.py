@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from agent.parameters import json_option
 
 if TYPE_CHECKING:
     from agent.config.keys import Keys
-    from agent.config.read import Problem
+    from agent.config.read import Problem, Settings
 
 
 @click.group()
@@ -30,41 +30,62 @@ def config() -> None:
 def check(context: click.Context, files: tuple[Path, ...], as_json: bool) -> None:
     """Check files as every command does before it begins.
 
-    Those in /etc/postcopy where none are named. Ends with 2 where something is wrong.
+    Where none are named: those that hold here, of /etc/postcopy or --config. They are read together, so one of them
+    is checked with all of them; any other file is checked by itself. Ends with 2 where something is wrong.
     """
     from agent.config.keys import sections  # noqa: PLC0415 - not for --help, here and below
+    from agent.config.origin import FILES  # noqa: PLC0415
     from agent.config.read import FOLDER, installed, read_file  # noqa: PLC0415
     from agent.output import print_json  # noqa: PLC0415
     from postcopy.errors import UsageError  # noqa: PLC0415
 
-    group = context.find_root().command
+    root = context.find_root()
+    group = root.command
     assert isinstance(group, click.Group)  # noqa: S101 - the program itself
-    checked = list(files) or installed()
+    checked = with_neighbours(files, root.meta.get(FILES) or installed())
     if not checked:
         raise UsageError(f"there is no file {FOLDER}/*.toml: name the file to check")
     known = sections(group)
     read = {file: read_file(file, known) for file in checked}
     problems = [problem for _, found in read.values() for problem in found]
+    judged: list[str] = []
     if not problems:
-        problems = together(group, checked, known)
+        judged, problems = together(group, checked, known)
     if as_json:
         told = [{"file": str(one.file), "line": one.line or None, "text": one.text} for one in problems]
-        print_json({"schema_version": 1, "files": [str(file) for file in checked], "problems": told})
+        print_json({"schema_version": 1, "files": [str(file) for file in checked], "judged": judged, "problems": told})
     else:
-        for problem in problems:
-            click.echo(str(problem))
-        for file, (settings, _) in read.items():
-            if not any(problem.file == file for problem in problems):
-                said = ", ".join(
-                    f"{len(values)} of [{name}]" if name else str(len(values)) for name, values in settings.items()
-                )
-                click.echo(f"{file}: right; settings: {said or 'none'}")
+        for line in words(problems, {file: settings for file, (settings, _) in read.items()}, judged):
+            click.echo(line)
     if problems:
         raise SystemExit(2)
 
 
-def together(group: click.Group, files: list[Path], known: Mapping[str, Keys]) -> list[Problem]:
-    """Return what is wrong with the files' settings beside each other, as the daemons judge them."""
+def with_neighbours(named: Sequence[Path], holding: Sequence[Path]) -> list[Path]:
+    """Return the files that are read together where some are named, in the order in which they are read."""
+    if not named:
+        return list(holding)
+    places = {file.resolve() for file in holding}
+    others = [file for file in named if file.resolve() not in places]
+    return list(named) if len(others) == len(named) else [*holding, *others]
+
+
+def words(problems: list[Problem], read: Mapping[Path, Settings], judged: list[str]) -> Iterator[str]:
+    """Yield a line for each problem, for each file that has none, and for what was judged beyond single values."""
+    yield from map(str, problems)
+    for file, settings in read.items():
+        if not any(problem.file == file for problem in problems):
+            said = (f"{len(values)} of [{name}]" if name else str(len(values)) for name, values in settings.items())
+            yield f"{file}: right; settings: {', '.join(said) or 'none'}"
+    if judged:
+        files = "" if len(read) == 1 else f" of these {len(read)} files, in this order"
+        yield f"judged as a whole: {', '.join(f'[{name}]' for name in judged)}{files}"
+    elif problems:
+        yield "nothing was judged as a whole: that takes files which are right by themselves"
+
+
+def together(group: click.Group, files: list[Path], known: Mapping[str, Keys]) -> tuple[list[str], list[Problem]]:
+    """Return the sections whose settings were judged beside each other, as their commands do, and what is wrong."""
     from agent.config import origin, read  # noqa: PLC0415
     from agent.together import JUDGES  # noqa: PLC0415
     from postcopy.errors import UsageError  # noqa: PLC0415
@@ -73,7 +94,8 @@ def together(group: click.Group, files: list[Path], known: Mapping[str, Keys]) -
     root = click.Context(group)
     root.meta[origin.FILES] = files
     problems = []
-    for section in JUDGES.keys() & settings.keys():
+    sections = [section for section in JUDGES if section in settings]
+    for section in sections:
         command = group.commands[section]
         try:
             with command.make_context(section, [], root, default_map=settings[section]) as context:
@@ -81,7 +103,7 @@ def together(group: click.Group, files: list[Path], known: Mapping[str, Keys]) -
         except (click.ClickException, UsageError) as error:
             text = error.format_message() if isinstance(error, click.ClickException) else str(error)
             problems.append(placed(text, files))
-    return sorted(problems, key=lambda one: (files.index(one.file), one.line))
+    return sections, sorted(problems, key=lambda one: (files.index(one.file), one.line))
 
 
 def placed(text: str, files: list[Path]) -> Problem:

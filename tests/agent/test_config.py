@@ -11,7 +11,7 @@ import pytest
 from agent import commands
 from agent.cli import cli, status_of, words_of
 from agent.config import keys, read
-from agent.config.command import together
+from agent.config.command import together, with_neighbours
 from postcopy.errors import UsageError
 from postcopy.limits import CONFIG_BYTES_MAX
 
@@ -225,7 +225,8 @@ def test_check_names_every_problem(tmp_path):
     bad.write_text("[source]\nsead = 1\nvcpus = 'x'\n")
     done = run("config", "check", good, bad)
     assert done.status == 2
-    assert [line.partition(" ")[0] for line in done.out.splitlines()] == [f"{bad}:2:", f"{bad}:3:", f"{good}:"]
+    told = [line.partition(" ")[0] for line in done.out.splitlines()]
+    assert told == [f"{bad}:2:", f"{bad}:3:", f"{good}:", "nothing"]
     assert f"{good}: right; settings: 1 of [source]" in done.out
     done = run("config", "check", bad, "--json")
     assert [one["line"] for one in done.json["problems"]] == [2, 3]
@@ -252,15 +253,25 @@ def test_check_names_every_problem(tmp_path):
         ('[source]\nguest="kvm"\nmemory="shmem:4KiB"', 3, "memory: guest: 1 pages of memory are too few"),
         ('[source]\nmemory = ["file:/x", "shmem"]', 2, "memory: a snapshot is one file"),
         ('[source]\nlisten = "tcp:127.0.0.1:0"', 2, "listen: it is for a snapshot"),
+        ('[demo]\nmemory = ["shmem", "hugetlb-2M:3MiB"]', 2, "memory: region 1: size 3145728 is not a multiple of"),
+        ('[demo]\nmemory = "file:/x"', 2, "memory: a snapshot has no guest"),
+        ('[demo]\nguest="kvm"\nvcpus=200', 3, "vcpus: guest: 200 vCPUs are not in 1 to 128"),
+        (
+            "[demo]\ntls = true\nhandover = true",
+            2,
+            "tls: memory is handed over through a Unix socket, which has no TLS",
+        ),
+        ('[demo]\nhandover = true\nmode = "move"', 3, "mode: memory that is handed over is not copied"),
+        ('[demo]\nmode = "minor"\nmemory = "anonymous"', 2, "mode: memory of type anonymous cannot be migrated in"),
     ],
 )
 def test_what_is_wrong_together_is_told_by_check_as_by_the_daemon(text, line, words, tmp_path):
     file = tmp_path / "x.toml"
     file.write_text(text)
-    problems = together(cli, [file], KNOWN)
-    assert [one.line for one in problems] == [line], problems
-    assert problems[0].text.startswith(words)
     section = text[1 : text.index("]")]
+    judged, problems = together(cli, [file], KNOWN)
+    assert ([section], [line]) == (judged, [one.line for one in problems]), problems
+    assert problems[0].text.startswith(words)
     with pytest.raises(UsageError) as caught:
         cli.main(["--config", str(file), "--log-format", "text", section], standalone_mode=False)
     assert str(caught.value) == str(problems[0])
@@ -270,9 +281,37 @@ def test_what_is_right_together_in_several_files_and_what_the_host_knows_pass(tm
     first, second = tmp_path / "1.toml", tmp_path / "2.toml"
     first.write_text('[destination]\nlisten = "tcp:0.0.0.0:1"\n[source]\nmemory = "hugetlbfs:/not/here"\n')
     second.write_text('[destination]\ntls-dir = "/not/here"\n[migrate]\nno-push = true\n')
-    assert run("config", "check", first, second).status == 0
+    both = run("config", "check", first, second)
+    whole = "judged as a whole: [source], [destination] of these 2 files, in this order"
+    assert (both.status, both.out.splitlines()[-1]) == (0, whole)
     first_alone = run("config", "check", first)
     assert (first_alone.status, first_alone.out.startswith(f"{first}:2: listen: ")) == (2, True)
+
+
+def test_a_file_that_holds_is_judged_with_those_beside_it(tmp_path, monkeypatch):
+    """No command reads one of them alone."""
+    first, second, other = (tmp_path / name for name in ("1.toml", "2.toml", "other.toml"))
+    first.write_text('[destination]\nlisten = "tcp:0.0.0.0:1"\n')
+    second.write_text('[destination]\ntls-dir = "/not/here"\n')
+    other.write_text("[demo]\nvcpus = 1\n")
+    held = ("--config", first, "--config", second)
+    for named in ([], [first], [second, first], [tmp_path / "x/.." / "1.toml"]):
+        done = run(*held, "config", "check", *named, "--json")
+        assert (done.status, done.json["problems"]) == (0, []), done.out
+        assert (done.json["files"], done.json["judged"]) == ([str(first), str(second)], ["destination"])
+    with_other = run(*held, "config", "check", other, first, "--json").json
+    assert (with_other["files"], with_other["judged"]) == ([*map(str, (first, second, other))], ["destination", "demo"])
+    assert run(*held, "config", "check", other, "--json").json["files"] == [str(other)]
+    monkeypatch.setattr(read, "FOLDER", tmp_path)
+    assert with_neighbours([second], read.installed()) == [first, second, other]
+
+
+def test_what_no_command_judges_as_a_whole_is_not_said_to_be(tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text("[migrate]\nno-push = true\n")
+    assert run("config", "check", file).out == f"{file}: right; settings: 1 of [migrate]\n"
+    file.write_text("[demo]\nvcpu = 1\n")
+    assert run("config", "check", file).out.splitlines()[-1].startswith("nothing was judged as a whole")
 
 
 @pytest.mark.parametrize(
