@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
         urls = tuple(daemon.until_log(r"metrics: (http://\S+)")[1] for daemon in (here, there))
         targets = [url.removeprefix("http://").removesuffix("/metrics") for url in urls]
         with Prometheus(folder, targets) as prometheus:
-            prometheus.until(lambda: len(prometheus.query("postcopy_build_info")) == 2, "scraping")
+            prometheus.until(lambda: len(prometheus.query("postcopy_build_info offset 1s")) == 2, "scraping")
             with Command("migrate", "--admin", here.admin, there.address, "--no-push", "--json") as migration:
                 active = 'postcopy_migration_state{state="postcopy-active"} == 1'
                 prometheus.until(lambda: len(prometheus.query(active)) == 2, "active")
@@ -265,6 +266,9 @@ def test_every_panel_says_what_it_shows() -> None:
             assert one["options"]["legend"]["calcs"] == ["lastNotNull", "max"], one["title"]
         elif one["type"] == "stat":
             assert "unit" in shown or "mappings" in shown or "count" in one["description"], one["title"]
+        # What asks for more than zero, or for a part of nothing, has a word for a range without any.
+        sifts = any(re.search(r"[^=]> 0", target["expr"]) for target in one["targets"])
+        assert "noValue" in shown or not (sifts or "histogram" in str(one["targets"])), one["title"]
 
 
 def test_the_dashboard_has_a_word_and_a_colour_for_each_state() -> None:
@@ -293,10 +297,36 @@ def test_every_expression_is_answered(
 ) -> None:
     if title == "Huge pages left":  # which a host without a pool has none of
         huge_pages("hugetlb-2M", 1)
-    elif title == "Switchover":  # which is in the range only for as long as its bars are narrow
-        scraped.prometheus.query(with_values(expression))
+    elif title == "Switchover":  # which was at a moment that is over
         return
     scraped.prometheus.until(lambda: scraped.prometheus.query(with_values(expression)), title)
+
+
+def test_nothing_is_drawn_of_what_is_not_a_number(scraped: Scraped) -> None:
+    """Without faults there is no percentile of them, which Grafana would show as the latest one."""
+    zero = "sum(rate(postcopy_fault_latency_seconds_count[500ms])) == 0"
+    scraped.prometheus.until(lambda: scraped.prometheus.query(zero), "quiet")
+    for title, expression in expressions():
+        asked = with_values(expression.replace("$__rate_interval", "500ms"))
+        assert not any(math.isnan(value) for _, value in scraped.prometheus.query(asked)), title
+
+
+def test_a_migration_that_both_sides_count_is_one(scraped: Scraped) -> None:
+    (expression,) = [asked for title, asked in expressions() if title == "Migrations in this range"]
+    found = scraped.prometheus.query(with_values(expression))
+    assert [(labels["outcome"], value) for labels, value in found] == [("completed", 1)]
+
+
+def test_a_switchover_is_marked_once_for_each_agent(scraped: Scraped) -> None:
+    """However narrow the bars are: no scrape comes in every one of them, and none of them marks it twice."""
+    (expression,) = [asked for title, asked in expressions() if title == "Switchover"]
+    end = time.time()
+    for step in (0.05, 0.3, 1):
+        asked = with_values(expression.replace("$__interval", f"{round(step * 1000)}ms"))
+        first = end - 400
+        found = scraped.prometheus.ask("query_range", query=asked, start=f"{first}", end=f"{end}", step=f"{step}")
+        assert len(found["result"]) == 2, (step, found)
+        assert [[value for _, value in one["values"]] for one in found["result"]] == [["1"], ["1"]], (step, found)
 
 
 # --- further migrations: the last test, for what is asked above is about the first one alone -------------------------
