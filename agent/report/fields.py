@@ -50,6 +50,7 @@ def check_details(details: dict[str, Any]) -> None:
         number_of(f"details.downtime_parts_seconds.{name}", part)
     for name, part in map_of("details.fault_parts_seconds", details.get("fault_parts_seconds") or {}).items():
         count_of(f"details.fault_parts_seconds.{name}", part)
+    count_of("details.reconnects", details.get("reconnects", 0))
     course = map_of("details.course", details.get("course") or {})
     if course.get("seconds"):
         check_columns("details.course", course, "seconds", COURSE)

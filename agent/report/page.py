@@ -79,9 +79,14 @@ def cells(row: Row) -> str:
         found += f"<td{wrong}>{escape(words)}</td>"
         if index:
             ratio = row.ratios[index - 1] if row.ratios else None
-            times = f"{ratio:.2f} &times;" if ratio is not None else ""
+            times = f"{multiple(ratio)} &times;" if ratio is not None else ""
             found += f'<td class="ratio {judged(row.name, ratio)}">{times}</td>'
     return found
+
+
+def multiple(ratio: float) -> str:
+    """Write a ratio so that one which is small is not nothing."""
+    return f"{ratio:.2f}" if ratio >= 0.1 or not ratio else f"{ratio:.1g}"
 
 
 def judged(name: str, ratio: float | None) -> str:

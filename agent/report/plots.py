@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -150,22 +151,20 @@ def latency_over_time(runs: Sequence[Run]) -> tuple[str, Figure] | None:
     figure, axes = blank("Fault latency over time")
     for index, run in enumerate(runs):
         course = run.course
+        looks = [0.0, *course.get("seconds", [])]
         for key, style in (("p50", "-"), ("p99", "--")):
-            known = [
-                (at, value) for at, value in zip(course.get("seconds", []), course.get(key, []), strict=True) if value
-            ]
-            axes.plot(
-                [one[0] for one in known],
-                [one[1] for one in known],
-                style,
-                color=colour(index),
-                label=f"{run.name}: {key}",
-            )
+            # A percentile is of the time since the look before. Where no fault was served there is none, and no line.
+            values = [nan, *(value or nan for value in course.get(key, []))]
+            axes.step(looks, values, style, color=colour(index), label=f"{run.name}: {key}")
     axes.set_yscale("log")
     in_seconds(axes.yaxis)
     mark_switchover(axes, runs)
     axes.legend()
-    return "Percentiles of the faults between two looks at the destination's counters. Shaded: the downtime.", figure
+    text = (
+        "Percentiles of the faults between two looks at the destination's counters; no line where none was served. "
+        "Shaded: the downtime."
+    )
+    return text, figure
 
 
 def residency(runs: Sequence[Run]) -> tuple[str, Figure] | None:
@@ -191,9 +190,9 @@ def throughput(runs: Sequence[Run]) -> tuple[str, Figure] | None:
     figure, axes = blank("Throughput", 3.2)
     for index, run in enumerate(runs):
         rates = run.throughput()
-        megabytes = [one[1] / 1e6 for one in rates]
-        axes.step([one[0] for one in rates], megabytes, color=colour(index), label=run.name)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} MB/s"))
+        mebibytes = [one[1] / (1 << 20) for one in rates]
+        axes.step([one[0] for one in rates], mebibytes, color=colour(index), label=run.name)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} MiB/s"))
     axes.set_ylim(bottom=0)
     mark_switchover(axes, runs)
     axes.legend()

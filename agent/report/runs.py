@@ -151,6 +151,9 @@ def rows(runs: Sequence[Run]) -> Iterator[Row]:
     for name in (*PARTS, "wake"):
         if any(name in one for one in parts):
             yield figures(f"fault's mean {name}", [one.get(name, 0.0) for one in parts], format_seconds)
+    reconnects = [report.get("details", {}).get("reconnects", 0) for report in reports]
+    if any(reconnects):
+        yield figures("connected anew", reconnects, lambda count: f"{count} times" if count != 1 else "once")
     for side in ("source", "destination"):
         yield figures(f"CPU, {side}", [report["cpu_seconds"][side] for report in reports], format_seconds)
     yield Row("check", [verdict(report) for report in reports], [])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter
 
 from agent.report.fields import UnfitError, at, list_of, map_of, shown
 from postcopy.errors import UsageError
@@ -125,7 +125,9 @@ def heat_map(trace: Trace) -> tuple[str, Figure]:
     axes.set_yticks(np.linspace(0, trace.size, 5))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_size(value)))
     axes.set_xlabel("seconds since the first fault")
-    figure.colorbar(image, ax=axes, label="faults in a cell")
+    scale = figure.colorbar(image, ax=axes, label="faults in a cell").ax.yaxis
+    scale.set_major_formatter(LogFormatter())
+    scale.set_minor_formatter(LogFormatter())
     parts = [f"{int((trace.found == number).sum())} {words}" for number, words in enumerate(FOUND)]
     lost = f" The ring had no room for {trace.lost} earlier ones." if trace.lost else ""
     threads = len(np.unique(trace.thread))

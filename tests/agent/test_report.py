@@ -56,6 +56,28 @@ def test_figures_of_a_run():
     assert (parts["wire"], parts["wake"]) == (20e-6, pytest.approx(10e-6))
 
 
+def test_a_time_without_faults_is_no_line():
+    """A migration that was paused: nothing is known of those seconds, least of all what lies between their ends."""
+    _, figure = plots.latency_over_time([one()])
+    p50, p99 = figure.axes[0].get_lines()[:2]
+    for line, ends in ((p50, (2e-5, 3e-5)), (p99, (1e-3, 2e-3))):
+        assert line.get_drawstyle() == "steps-pre"
+        assert list(line.get_xdata()) == [0.0, 0.1, 0.2, 0.4]
+        assert [str(value) for value in line.get_ydata()] == ["nan", str(ends[0]), "nan", str(ends[1])]
+
+
+def test_a_migration_that_was_paused_says_so():
+    again = one(details={**report()["details"], "reconnects": 2})
+    assert [row.words for row in runs.rows([one(), again]) if row.name == "connected anew"] == [["0 times", "2 times"]]
+    assert "connected anew" not in {row.name for row in runs.rows([one()])}
+
+
+def test_a_small_ratio_is_not_nothing():
+    assert [page.multiple(ratio) for ratio in (0.0, 0.00063, 0.042, 0.1, 1.0, 33.468)] == [
+        "0.00", "0.0006", "0.04", "0.10", "1.00", "33.47",
+    ]  # fmt: skip
+
+
 def test_runs_side_by_side_have_ratios():
     found = {row.name: row for row in runs.rows([one(), one(downtime_seconds=4e-3, throughput_bytes_per_second=6e6)])}
     assert (found["downtime"].words, found["downtime"].ratios) == (["2 ms", "4 ms"], [2.0])
