@@ -18,6 +18,7 @@ SHADES = " ░▒▓█"
 PROGRESS_COLUMNS = 40
 PERCENTILES = (("p50", "p50"), ("p90", "p90"), ("p99", "p99"), ("p999", "p99.9"), ("max", "max"))
 
+NO_GUEST = "no guest has come"
 FIXED_ROWS = 4
 """Of who this is, how far it is, and the pace."""
 FRAME_ROWS = 2
@@ -56,6 +57,8 @@ def map_rows(now: dict[str, Any], shares: Room) -> int:
 
 def line(now: dict[str, Any]) -> str:
     """Return one line for a pipe."""
+    if not now["memory_bytes"]:
+        return f"{now['role']} {now['state']}, {NO_GUEST}"
     latest = now["fault_latency_seconds"]["latest"]
     words = [
         f"{now['role']} {now['state']}",
@@ -74,6 +77,8 @@ def line(now: dict[str, Any]) -> str:
 
 def screen(now: dict[str, Any], height: int) -> RenderableType:
     """Return the whole screen, for a terminal of so many rows."""
+    if not now["memory_bytes"]:
+        return Group(heading(now), Text(NO_GUEST))
     shares = room(now, height)
     drawn: list[RenderableType] = []
     if now["residency"]:
@@ -103,7 +108,7 @@ def progress(now: dict[str, Any]) -> RenderableType:
     there = now["memory_bytes"] - now["remaining_bytes"]
     to_go = "" if now["to_go_seconds"] is None else f"{format_seconds(now['to_go_seconds'])} to go"
     table.add_row(
-        ProgressBar(total=1.0, completed=now["resident"] if now["memory_bytes"] else 0.0, width=PROGRESS_COLUMNS),
+        ProgressBar(total=1.0, completed=now["resident"], width=PROGRESS_COLUMNS),
         f"{100 * now['resident']:.1f} %",
         f"{format_size(there)} of {format_size(now['memory_bytes'])}",
         to_go,
@@ -118,7 +123,8 @@ def pace(now: dict[str, Any]) -> RenderableType:
     moved = [f"{way} {format_rate(rate)}" for way, rate in now["bytes_per_second"].items() if rate]
     if now["role"] == "destination":
         moved.insert(0, f"{now['faults_per_second']:.0f} faults/s, {now['waiting_faults']} waiting")
-    return Text("pages: " + ", ".join(words) + "\n" + "; ".join(moved))
+    lines = (f"pages: {', '.join(words)}" if words else "", "; ".join(moved))
+    return Text("\n".join(filter(None, lines)))
 
 
 def residency(parts: list[float], columns: int) -> Text:

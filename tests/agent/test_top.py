@@ -144,7 +144,8 @@ def test_a_screen_and_a_line():
     assert line.endswith("7 s to go")
     assert "faults" not in view.line({**now, "role": "source"})
     empty = look(1.0, 0, memory_bytes=0, pages={}, residency=[], stall_per_vcpu=[], state="none", owns_guest=False)
-    assert "owns no guest" in drawn(Watch().take(empty))
+    screen = drawn(Watch().take(empty))
+    assert ("owns no guest" in screen, "no guest has come" in screen, "0.0 %" in screen) == (True, True, False)
 
 
 @pytest.mark.parametrize("vcpus", [0, 2, 8, 64])
@@ -174,7 +175,7 @@ def test_every_part_has_its_place_on_a_low_terminal(vcpus, height):
 def test_a_real_migration_is_watched_from_both_sides(tmp_path):
     with destination(tmp_path) as there, source(tmp_path, "--steps-per-second", "2000") as here:
         idle = run("top", "--admin", there.admin, "--count", "1")
-        assert (idle.status, idle.out) == (0, "destination none, 0.0 % resident, 0 B to come, 0 faults/s, 0 B/s\n")
+        assert (idle.status, idle.out) == (0, "destination none, no guest has come\n")
         with Command("migrate", "--admin", here.admin, there.address, "--no-push") as migration:
             there.until(lambda now: now["pages"]["placed"] > 500)
             done = run("top", "--admin", there.admin, "--count", "3", "--interval", "0.1", "--json")
