@@ -266,9 +266,9 @@ ANSWERS_MAX = 64
 ANSWERS_BYTES_MAX = 2 << 20
 
 # A request for a page that the push has sent already: up to this size it is sent once more, ahead of whatever the push
-# connection still holds; the destination drops the copy that comes second. A larger page is not worth twice its time on
-# the wire.
-AGAIN_BYTES_MAX = 65536
+# connection still holds, which may be several huge pages; the destination drops the copy that comes second. A page of a
+# gibibyte is not worth twice its time on the wire.
+AGAIN_BYTES_MAX = 2 << 20
 
 # Extents that the owner may queue ahead: 64 MiB, for what is queued follows no fault any more. It hears when a quarter
 # is left, some milliseconds before the push runs dry.

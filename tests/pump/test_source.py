@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from postcopy.errors import HostError
+from postcopy.limits import AGAIN_BYTES_MAX
 from postcopy.pages.bitmap import Bitmap
 from postcopy.pages.regions import Layout, Region
 from postcopy.plan.push import PushExtent
@@ -186,8 +187,9 @@ def test_frames_are_short_only_while_pages_are_asked_for(make: Any) -> None:
     assert [(frame.offset // PAGE, frame.length // PAGE) for frame in frames] == [(0, 64), (64, 448), (512, 511)]
 
 
-def test_a_request_for_a_pushed_page_overtakes_the_push_once(make: Any) -> None:
-    source = make(4, data={0, 1})
+@pytest.mark.parametrize("page_size", [PAGE, 2 << 20])
+def test_a_request_for_a_pushed_page_overtakes_the_push_once(make: Any, page_size: int) -> None:
+    source = make(4, data={0, 1}, page_size=page_size)
     source.order(0, 2)
     frame_from(source.push)
     source.ask(0, 0)
@@ -197,13 +199,14 @@ def test_a_request_for_a_pushed_page_overtakes_the_push_once(make: Any) -> None:
     assert (stats.pages_again, stats.requests_ignored) == (1, 1)
 
 
-def test_a_large_page_is_not_worth_sending_twice(make: Any) -> None:
-    source = make(2, data={0, 1}, page_size=2 << 20)
+def test_a_page_larger_than_the_limit_is_not_worth_sending_twice(make: Any) -> None:
+    size = 2 * AGAIN_BYTES_MAX
+    source = make(2, data={0, 1}, page_size=size)
     source.order(0, 1)
     assert frame_from(source.push)[1] == source.content(0)
     source.ask(0, 1)
     header, content = frame_from(source.urgent)
-    assert (header.offset, content) == (2 << 20, source.content(1))
+    assert (header.offset, content) == (size, source.content(1))
     assert source.pump.snapshot().requests_ignored == 1
 
 
