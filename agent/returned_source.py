@@ -59,6 +59,8 @@ async def serve_return(options: ReturnOptions) -> int:
         if source.state is State.FAILED:
             log.info("source: the guest never ran anywhere else and runs here again, until this agent ends")
 
+    if record.held:
+        log.warning("source: somebody paused this migration: it waits for postcopy resume")
     going_on = asyncio.create_task(go_on())
     words = f"source: takes the place of an agent that was killed, with {record.address}"
     try:

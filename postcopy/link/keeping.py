@@ -36,7 +36,10 @@ class Keeping(Protocol):
 
 @dataclass(frozen=True)
 class Record:
-    """Enough to go on with a migration whose Run was sent. The token is a secret: it goes to no log and no disk."""
+    """Enough to go on with a migration whose Run was sent. The token is a secret: it goes to no log and no disk.
+
+    `held`: somebody has paused it, and it is not to go on before somebody says so.
+    """
 
     version: int
     migration_id: bytes
@@ -47,6 +50,7 @@ class Record:
     tls: bool
     state: bytes = field(repr=False)
     push: bool
+    held: bool
     rate: int | None
     started: float
     stopped: float
@@ -63,7 +67,7 @@ class Record:
         """Return what pack() gave; UsageError where it did not."""
         try:
             values = unpack(data, "the record")
-            if not isinstance(values, dict) or values.keys() != _SHAPES.keys():
+            if not isinstance(values, dict) or (values := _LATER | values).keys() != _SHAPES.keys():
                 raise UsageError("what was kept cannot be read: it is no record of a migration")
             wrong = [name for name, fits in _SHAPES.items() if not fits(values[name])]
             if wrong:
@@ -102,6 +106,7 @@ _SHAPES: dict[str, Callable[[object], bool]] = {
     "tls": _is(bool),
     "state": _is(bytes),
     "push": _is(bool),
+    "held": _is(bool),
     "rate": _is(int, type(None)),
     "started": _time,
     "stopped": _time,
@@ -109,6 +114,9 @@ _SHAPES: dict[str, Callable[[object], bool]] = {
     "run_sent": _time,
 }
 """What each field of a Record has to be: it may come from an agent of another version, or from anybody."""
+
+_LATER: dict[str, object] = {"held": False}
+"""Fields that agents before this one did not keep, and what that meant."""
 
 
 Restore = Callable[[Sequence[Mapping], object], MigratingGuest]

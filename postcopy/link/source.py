@@ -122,7 +122,7 @@ class Source:
         offer = LayoutOffer.of(self.layout, GuestOffer(*record.guest))
         machine = SourceMachine(hello, offer, push=record.push, give_up_seconds=self._give_up_after)
         identity = (record.version, record.migration_id, record.token)
-        take_up(machine, SourceInterpreter.now(), *identity)
+        take_up(machine, SourceInterpreter.now(), *identity, held=record.held)
         when = machine.timeline
         when.started, when.stopped, when.run_sent = record.started, record.stopped, record.run_sent
         when.stopped_at = record.stopped_at

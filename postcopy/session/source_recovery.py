@@ -16,6 +16,7 @@ from postcopy.session.commands import (
     DialData,
     DropControl,
     Finish,
+    KeepRecord,
     Note,
     NoteResidence,
     Send,
@@ -32,12 +33,17 @@ if TYPE_CHECKING:
     from postcopy.session.source import SourceMachine
 
 
-def take_up(machine: SourceMachine, now: float, version: int, migration_id: bytes, token: bytes) -> None:
-    """Make a fresh machine that of a migration whose Run was sent, in the place of an agent that is gone."""
+def take_up(machine: SourceMachine, now: float, version: int, migration_id: bytes, token: bytes, *, held: bool) -> None:
+    """Make a fresh machine that of a migration whose Run was sent, in the place of an agent that is gone.
+
+    `held`: somebody had paused it, so it waits for somebody to have it go on.
+    """
     machine.step = Step.PAUSED
     machine.version, machine.migration_id = version, migration_id
     machine.token = machine.first_token = token
-    machine.now = machine.paused_at = machine.heard_at = machine.deadline = now
+    machine.now = machine.paused_at = machine.heard_at = now
+    machine.held = held
+    machine.deadline = machine.give_up_at if held else now
     machine.trouble = "the source's agent was killed"
 
 
@@ -52,10 +58,11 @@ def pause(machine: SourceMachine, subject: Event | Message) -> list[Command]:
     if machine.step is Step.ACTIVE:
         machine.paused_at = machine.now
         machine.push, machine.pushing = machine.push or machine.pushing, False
-    machine.held = machine.held or isinstance(subject, PauseAsked)
+    machine.held = isinstance(subject, PauseAsked)
     machine.trouble = text
     goes_on = "until it is asked to resume" if machine.held else "trying to reconnect"
-    return [StopPump(), DropControl(), Note(f"paused: {text}; {goes_on}")]
+    kept = [KeepRecord()] if machine.held else []
+    return [*kept, StopPump(), DropControl(), Note(f"paused: {text}; {goes_on}")]
 
 
 def try_later(machine: SourceMachine, subject: Event | Message) -> list[Command]:
@@ -68,7 +75,7 @@ def try_later(machine: SourceMachine, subject: Event | Message) -> list[Command]
 def hold(machine: SourceMachine, _event: Event) -> list[Command]:
     """Try no more until somebody asks for it."""
     machine.held = True
-    return [StopPump(), DropControl(), Note("paused until it is asked to resume")]
+    return [KeepRecord(), StopPump(), DropControl(), Note("paused until it is asked to resume")]
 
 
 def redial(_machine: SourceMachine, _event: Event) -> list[Command]:
@@ -78,9 +85,10 @@ def redial(_machine: SourceMachine, _event: Event) -> list[Command]:
 
 def redial_now(machine: SourceMachine, _event: Event) -> list[Command]:
     """Try to reconnect at once, whatever attempt is under way, and go on trying."""
+    kept = [KeepRecord()] if machine.held else []
     machine.held = False
     machine.attempts = 0
-    return [StopPump(), DropControl(), Connect()]
+    return [*kept, StopPump(), DropControl(), Connect()]
 
 
 def rejoin(machine: SourceMachine, _event: Event) -> list[Command]:
@@ -110,7 +118,6 @@ def go_on(machine: SourceMachine, _event: Event) -> list[Command]:
     """Send pages again."""
     machine.reconnects += 1
     machine.attempts += 1  # until there is Progress: what is cut each time at once has led to nothing
-    machine.held = False
     paused = machine.now - machine.paused_at
     return [StartPump(), WatchData(), *machine.begin_push(), Note(f"resumed after a pause of {paused:.1f} s")]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from postcopy.limits import RECONNECT_SECONDS
 from tests.certificates import directory
 from tests.chaos.proxy import Proxy, upstream_of
 
@@ -190,6 +191,33 @@ def test_what_is_said_to_a_migration_is_remembered_for_it(keeper, tmp_path):
             here.wait()
         there.signal(signal.SIGCONT)
         with returned(tmp_path, keeper) as again:
+            assert again.wait(40) == 0, again.log
+        there.until(lambda now: now["state"] == "completed")
+        assert there.ask("check")["pages_mismatched"] == 0
+
+
+def test_a_pause_by_hand_outlives_the_agent_that_was_asked_for_it(keeper, tmp_path):
+    with (
+        destination(tmp_path) as there,
+        source(tmp_path, "--keeper", keeper, *SLOW, size="8MiB") as here,
+    ):
+        with Command("migrate", "--admin", here.admin, there.address, "--no-push"):
+            there.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] >= 5)
+            assert run("pause", "--admin", here.admin).status == 0
+            here.signal(signal.SIGKILL)
+            here.wait()
+        with returned(tmp_path, keeper) as again:
+            again.until_log("somebody paused this migration: it waits for postcopy resume")
+            long = 2 * sum(RECONNECT_SECONDS[:3])
+            now = again.until(lambda now: now["state"] != "postcopy-paused" or now["paused"]["seconds"] > long)
+            assert (now["state"], now["reconnects"]) == ("postcopy-paused", 0)
+            assert (now["paused"]["held"], now["paused"]["attempts"]) == (True, 0)
+            assert run("resume", "--admin", again.admin).status == 0
+            again.signal(signal.SIGKILL)  # and that is kept as well
+            again.wait()
+        with returned(tmp_path, keeper) as again:
+            there.until(lambda now: now["state"] == "postcopy-active" and now["reconnects"] == 2)
+            again.ask("set", push=True)
             assert again.wait(40) == 0, again.log
         there.until(lambda now: now["state"] == "completed")
         assert there.ask("check")["pages_mismatched"] == 0

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgpack
 import pytest
 
 from agent import keeper as process
@@ -92,6 +93,17 @@ def test_a_record_of_nonsense_is_refused_and_harms_no_keeper(kept, written, why)
     with pytest.raises(UsageError, match=why):
         take_place(kept.address)
     kept._write(RECORD.pack())
+    again, record, mappings = take_place(kept.address)
+    assert record == RECORD
+    mappings[0].close()
+    again.release()
+
+
+def test_a_record_of_an_agent_that_kept_no_pauses_is_one_of_a_migration_that_goes_on(kept):
+    before = msgpack.unpackb(RECORD.pack())
+    del before["held"]
+    kept.keep(msgpack.packb(before))
+    leave(kept)
     again, record, mappings = take_place(kept.address)
     assert record == RECORD
     mappings[0].close()

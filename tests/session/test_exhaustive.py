@@ -91,7 +91,8 @@ def check_source(step, event, machine, commands):
     if step in {source_room.Step.ACTIVE, *source_room.PAUSES} and not unsent and not unrun:
         assert machine.state in {*SWITCHED, State.COMPLETED, State.LOST}
     if machine.step is source_room.Step.PAUSED and step is not machine.step:
-        assert commands[:2] == ["StopPump", "DropControl"]
+        assert ("KeepRecord" in commands) == machine.held
+        assert commands[machine.held :][:2] == ["StopPump", "DropControl"]
 
 
 WHOLE = {destination_room.Step.SETTLING, destination_room.Step.RELEASING}

@@ -1,5 +1,8 @@
 """Deliberate faults of the session: who may do what and when, on the way forward and on the way back."""
 
+from dataclasses import replace
+
+from postcopy.link.keeping import Record
 from postcopy.session import commands as does
 from postcopy.session import destination_actions, source, source_recovery
 from postcopy.session.destination import DestinationMachine
@@ -163,6 +166,13 @@ def _(patch):
 def _(patch):
     """A destination that was asked to pause takes its source back."""
     patch(DestinationMachine, "held", forgetful(), raising=False)
+
+
+@fault("pause-not-kept", "held")
+def _(patch):
+    """A source that takes a killed one's place does not know that somebody paused."""
+    unpack = Record.unpack
+    patch(Record, "unpack", classmethod(lambda _cls, data: replace(unpack(data), held=False)))
 
 
 @fault("residence-not-told", "told-all")

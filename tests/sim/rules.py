@@ -52,6 +52,7 @@ class Rules:
         self._tokens = {}  # of the attempts at data connections
         self._placed = set()  # before the connections ended
         self._held = set()  # sides that somebody asked to pause
+        self._kept = None  # the source of which this is kept, too
 
     # --- where something happens --------------------------------------------------------------------------
 
@@ -145,6 +146,17 @@ class Rules:
             self._held.add(loop)
         else:
             self._held.discard(loop)
+            self._kept = None if self._kept is loop else self._kept
+
+    def keeps(self, loop):
+        """Take note of what whoever takes a source's place can know."""
+        self._kept = loop if loop.machine.held and loop in self._held else None
+
+    def takes_up(self, loop):
+        """Expect of who takes a source's place what was expected of that one."""
+        if self._kept is not None:
+            self._held.add(loop)
+            self._kept = loop
 
     def mute(self, end):
         """Look whether it is noticed that nothing comes to this end any more."""

@@ -194,13 +194,15 @@ class SourceLoop(Loop):
             guest=("emulated", 1),
             tls=False,
             state=self._state,
-            push=machine.push,
+            push=machine.push or machine.pushing,
+            held=machine.held,
             rate=None,
             started=when.started,
             stopped=when.stopped,
             stopped_at=when.stopped_at,
             run_sent=when.run_sent,
         ).pack()
+        self.agent.rules.keeps(self)
 
     async def do_ResumeGuest(self, _command):  # noqa: N802
         self._guest_stopped = True  # what is about to stop it has lost its say
@@ -290,7 +292,10 @@ class SourceAgent:
         machine = SourceMachine(
             Hello(self.versions, "sim"), offer, push=record.push, give_up_seconds=self.give_up_seconds
         )
-        take_up(machine, self.world.now, record.version, record.migration_id, record.token)
+        identity = (record.version, record.migration_id, record.token)
+        take_up(machine, self.world.now, *identity, held=record.held)
         self.loop = SourceLoop(self, machine)
         self.loop._guest_stopped = True
+        self.loop._state = record.state
+        self.rules.takes_up(self.loop)
         self.loop.begin()
