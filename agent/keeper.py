@@ -22,6 +22,8 @@ HEAD = struct.Struct("<QQ")
 """How the record's file begins: where in it the record lies, and its length, 0: nothing is there to go on with."""
 HERE = b"K"
 """What a keeper says once it holds everything, and with the files."""
+LIVES = struct.Struct("<ci")
+"""What it says to whoever comes too early: an L, and the process of the agent that lives."""
 
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -68,20 +70,31 @@ class Keeper:
         self._owner = None
 
     def _admit(self) -> None:
-        """Give everything to an agent that takes the former one's place; close whoever may not, or comes too early."""
+        """Give everything to an agent that takes the former one's place; close whoever may not, or comes too early.
+
+        The latter is told whose place he would take.
+        """
         try:
             connection, _ = self._listening.accept()
         except OSError:  # it has gone again
             return
         try:
-            packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            if _CREDENTIALS.unpack(packed)[1] in {0, os.geteuid()} and self._owner is None:
-                socket.send_fds(connection, [HERE], self._files)
-                self._owner = connection
-                return
+            if peer_of(connection)[1] in {0, os.geteuid()}:
+                if self._owner is None:
+                    socket.send_fds(connection, [HERE], self._files)
+                    self._owner = connection
+                    return
+                connection.send(LIVES.pack(b"L", peer_of(self._owner)[0]))
         except OSError:
             pass
         connection.close()
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """Return the process at the other end, and its user."""
+    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(packed)
+    return pid, uid
 
 
 def main() -> None:

@@ -37,6 +37,12 @@ log = logging.getLogger("postcopy.agent")
 AGAIN_SECONDS = 2.0
 
 
+class NothingKeptError(PostcopyError):
+    """Nothing is left to go on with at a keeper's address: nothing is wrong there, and nothing to be done."""
+
+    exit_status = 8
+
+
 class Kept:
     """A guest's memory that another process holds, too: the Keeping of a source.
 
@@ -269,33 +275,60 @@ def start_keeper(address: UnixAddress, mappings: Sequence[Mapping]) -> Kept:
 
 
 def take_place(address: UnixAddress) -> tuple[Kept, Record, list[Mapping]]:
-    """Take what a killed agent left with its keeper; UsageError where there is none, or nothing to go on with.
+    """Take what a killed agent left with its keeper.
 
-    PostcopyError where it does not answer: it may be in want of memory, and another try is worth while.
+    NothingKeptError where there is none that would have anything; UsageError where its agent lives, or what it has
+    makes no sense; PostcopyError where it does not answer: it may be in want of memory, and another try is worth while.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     files: list[int] = []
     try:
         connection.settimeout(KEEPER_ANSWER_SECONDS)
-        connection.connect(address.path)
-        if wake(check_peer(connection)):
-            log.warning("source: the keeper at %s was stopped: it goes on now", address)
-        _, files, _ = receive_with_files(connection, 1, 1 + REGIONS_MAX)
-        if not files:
-            raise UsageError("it has nothing to go on with, or its agent lives")
+        files = ask_for_all(connection, address)
         connection.settimeout(None)
         record = read_record(files[0])
         mappings = mapped(record, files[1:])
     except (OSError, PostcopyError) as error:
         connection.close()
         close_files(files)
-        text = f"no migration can be taken up at {address}"
-        if isinstance(error, TimeoutError | BlockingIOError):  # or has not let in those who asked before
-            raise PostcopyError(f"{text} yet: its keeper does not answer") from error
-        raise UsageError(f"{text}: {getattr(error, 'strerror', error)}") from error
+        raise refusal(error, address) from error
     kept = Kept(address, files)
     kept.adopt(connection)
     return kept, record, mappings
+
+
+def ask_for_all(connection: socket.socket, address: UnixAddress) -> list[int]:
+    """Return the files that the keeper there has, the caller's from now on.
+
+    ConnectionResetError where it ended by itself while it was asked.
+    """
+    connection.connect(address.path)
+    if wake(check_peer(connection)):
+        log.warning("source: the keeper at %s was stopped: it goes on now", address)
+    said, files, _ = receive_with_files(connection, keeper.LIVES.size, 1 + REGIONS_MAX)
+    if files:
+        return files
+    if len(said) == keeper.LIVES.size:
+        _, pid = keeper.LIVES.unpack(said)
+        raise UsageError(f"its agent lives, process {pid}, and goes on itself; once that one has ended another can")
+    raise UsageError("it closed the connection and said nothing: its agent lives, or this user is a stranger to it")
+
+
+def refusal(error: OSError | PostcopyError, address: UnixAddress) -> PostcopyError:
+    """Say why nothing is taken up there, and what to do."""
+    text = f"no migration can be taken up at {address}"
+    match error:
+        case TimeoutError() | BlockingIOError():  # or it has not let in those who asked before
+            return PostcopyError(f"{text} yet: its keeper does not answer")
+        case ConnectionRefusedError() if Path(address.path).exists():  # where it ends by itself the name goes first
+            return UsageError(f"{text}: its keeper was killed, and what it had went with it unless its agent lives")
+        case FileNotFoundError() | ConnectionRefusedError() | ConnectionResetError():
+            return NothingKeptError(
+                f"{text}: nothing is kept there. Either its guest had not left when its agent ended, or all of it has "
+                "arrived: `postcopy status` at the destination says which"
+            )
+        case _:
+            return UsageError(f"{text}: {getattr(error, 'strerror', error)}")
 
 
 def mapped(record: Record, files: Sequence[int]) -> list[Mapping]:
@@ -311,5 +344,5 @@ def read_record(file: int) -> Record:
     """Return the record that a file holds; UsageError where it holds none."""
     where, length = read_head(file)
     if not 0 < length <= os.fstat(file).st_size:
-        raise UsageError("it has nothing to go on with")
+        raise UsageError("what was kept cannot be read: it has no place in its file")
     return Record.unpack(os.pread(file, length, where))

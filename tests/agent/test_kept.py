@@ -20,7 +20,7 @@ from agent import returned_source
 from agent.counts import Totals
 from agent.daemon import Parent
 from agent.departure import Departure
-from agent.kept import read_head, start_keeper, take_place
+from agent.kept import NothingKeptError, read_head, start_keeper, take_place
 from agent.running_guest import Use
 from postcopy.errors import HostError, PostcopyError, UsageError
 from postcopy.kernel import memory_type
@@ -76,7 +76,7 @@ def lying(record):
 @pytest.mark.parametrize(
     ("written", "why"),
     [
-        (process.HEAD.pack(16, 1 << 60), "it has nothing to go on with"),
+        (process.HEAD.pack(16, 1 << 60), "what was kept cannot be read"),
         (process.HEAD.pack(16, 5) + b"\xc1junk", "what was kept cannot be read"),
         (process.HEAD.pack(1 << 50, 5) + b"12345", "what was kept cannot be read"),
         (lying(replace(RECORD, version="three")), "what was kept cannot be read: version"),
@@ -304,6 +304,37 @@ def test_what_is_written_late_is_not_kept_for_ever(kept, monkeypatch):
     os.close(record)
     kept.keep(RECORD.pack())  # and that is no harm
     kept.forget()
+
+
+def test_a_keeper_that_ends_as_it_is_asked_had_nothing(tmp_path, monkeypatch):
+    """It lost its agent, whose guest had not left, or the last page arrived."""
+    address = UnixAddress(f"{tmp_path}/kept.sock")
+    with socket.socket(socket.AF_UNIX) as ending:
+        ending.bind(address.path)
+        ending.listen(1)
+
+        def end(_pid):
+            Path(address.path).unlink()
+            ending.close()
+
+        monkeypatch.setattr(keeping, "wake", end)  # between the connection and the answer
+        with pytest.raises(NothingKeptError, match="nothing is kept there") as told:
+            take_place(address)
+    assert told.value.exit_status == 8
+    with pytest.raises(NothingKeptError):  # and now it has
+        take_place(address)
+    late = keeping.refusal(ConnectionRefusedError(), address)  # the name was there and the keeper was not
+    assert isinstance(late, NothingKeptError)
+
+
+def test_a_keeper_that_was_killed_is_not_one_that_had_nothing(kept):
+    kept.keep(RECORD.pack())
+    kept._released = True  # or another keeper would be started
+    os.kill(kept._pid, signal.SIGKILL)
+    kept._process.wait()
+    with pytest.raises(UsageError, match="its keeper was killed, and what it had went with it"):
+        take_place(kept.address)
+    Path(kept.address.path).unlink()
 
 
 def test_a_keeper_that_does_not_answer_may_be_asked_again(tmp_path, monkeypatch):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -153,8 +155,25 @@ def test_what_is_stopped_leaves_nothing(boot: Callable[..., Booted]) -> None:
         nothing_left(systemd)
         # it was asked for; had it been quicker than the keeper's end it would have found nothing to go on with
         until(lambda: systemd.show(RESUME, asked) != {asked: "0"}, "nobody asked for it")
-        until(lambda: systemd.show(RESUME, "ActiveState")["ActiveState"] in {"inactive", "failed"}, "it goes on")
+        systemd.until(RESUME, **FREE)
         assert "Traceback" not in systemd.log
+
+
+def test_a_keeper_that_ends_as_it_is_asked_leaves_no_unit_that_failed(boot: Callable[..., Booted]) -> None:
+    with boot(source=source()) as systemd:
+        place = systemd.path(KEEPER)
+        systemd.systemctl("start", SOURCE, check=True)
+        systemd.systemctl("stop", SOURCE, check=True)
+        nothing_left(systemd)
+        with socket.socket(socket.AF_UNIX) as keeper:
+            keeper.bind(str(place))
+            place.chmod(0o666)
+            keeper.listen()
+            systemd.systemctl("start", "--no-block", RESUME, check=True)
+            assert select.select([keeper], [], [], 30)[0], systemd.log
+            place.unlink()
+        systemd.until(RESUME, ExecMainStatus="8", **FREE)
+        assert "nothing is kept there" in systemd.log
 
 
 def test_a_destination_that_is_killed_or_hangs_is_started_again_with_its_processes(
