@@ -62,7 +62,7 @@ async def serve_return(options: ReturnOptions) -> int:
     if record.held:
         log.warning("source: somebody paused this migration: it waits for postcopy resume")
     going_on = asyncio.create_task(go_on())
-    words = f"source: takes the place of an agent that was killed, with {record.address}"
+    words = f"source: takes the place of an agent that was killed, with {record.elsewhere or record.address}"
     try:
         async with reachable(options, daemon.commands(), daemon.figures, words):
             await first_of(stop.asked, daemon.over)

@@ -38,13 +38,15 @@ class Keeping(Protocol):
 class Record:
     """Enough to go on with a migration whose Run was sent. The token is a secret: it goes to no log and no disk.
 
-    `held`: somebody has paused it, and it is not to go on before somebody says so.
+    `elsewhere`: where somebody says that the destination is now, while it has not answered there. `held`: somebody
+    has paused it, and it is not to go on before somebody says so.
     """
 
     version: int
     migration_id: bytes
     token: bytes = field(repr=False)
     address: str
+    elsewhere: str
     regions: tuple[tuple[str, int, int], ...]  # type, page size and size of each
     guest: tuple[str, int]  # kind and number of vCPUs
     tls: bool
@@ -101,6 +103,7 @@ _SHAPES: dict[str, Callable[[object], bool]] = {
     "migration_id": lambda value: type(value) is bytes and len(value) == MIGRATION_ID_BYTES,
     "token": lambda value: type(value) is bytes and len(value) == TOKEN_BYTES,
     "address": _is(str),
+    "elsewhere": _is(str),
     "regions": _regions,
     "guest": _list_of(str, int),
     "tls": _is(bool),
@@ -115,7 +118,7 @@ _SHAPES: dict[str, Callable[[object], bool]] = {
 }
 """What each field of a Record has to be: it may come from an agent of another version, or from anybody."""
 
-_LATER: dict[str, object] = {"held": False}
+_LATER: dict[str, object] = {"elsewhere": "", "held": False}
 """Fields that agents before this one did not keep, and what that meant."""
 
 

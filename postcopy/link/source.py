@@ -24,6 +24,7 @@ from postcopy.kernel.handover import seal_files
 from postcopy.limits import POLL_MAX_NS
 from postcopy.link import by_hand
 from postcopy.link.address import Address, UnixAddress, parse_address
+from postcopy.link.endpoint import Endpoint
 from postcopy.link.guest import MigratingGuest
 from postcopy.link.keeping import Keeping, Record
 from postcopy.link.report import Report, completed
@@ -108,7 +109,7 @@ class Source:
         where = parse_address(address) if isinstance(address, str) else address
         hello = Hello(versions_over(tls, self._versions), SOFTWARE)
         machine = SourceMachine(hello, self._offer(where), push=push, give_up_seconds=self._give_up_after)
-        self._current = self._interpreter(machine, where, rate, tls)
+        self._current = self._interpreter(machine, Endpoint(where), rate, tls)
         self._current.post(Started(self._current.now(), timeout))
         return await self._drive(self._current)
 
@@ -117,7 +118,8 @@ class Source:
 
         HostError where the guest turns out to have run nowhere else and cannot be made here; its record stays.
         """
-        where = parse_address(record.address)
+        elsewhere = parse_address(record.elsewhere) if record.elsewhere else None
+        where = Endpoint(parse_address(record.address), elsewhere)
         hello = Hello(versions_over(tls, self._versions), SOFTWARE)
         offer = LayoutOffer.of(self.layout, GuestOffer(*record.guest))
         machine = SourceMachine(hello, offer, push=record.push, give_up_seconds=self._give_up_after)
@@ -131,7 +133,7 @@ class Source:
         return await self._drive(self._current)
 
     def _interpreter(
-        self, machine: SourceMachine, where: Address, rate: int | None, tls: Credentials | None
+        self, machine: SourceMachine, where: Endpoint, rate: int | None, tls: Credentials | None
     ) -> SourceInterpreter:
         known = (machine, where, self.layout, self.mappings, self._guest)
         made = SourceInterpreter(*known, poll_max_ns=self._poll_max_ns, rate=rate, tls=tls, keeping=self.keeping)
@@ -184,7 +186,10 @@ class Source:
         by_hand.pause(self._current)
 
     def resume(self, address: Address | str | None = None) -> None:
-        """Have a paused migration go on, at another address of the same destination if one is given. UsageError."""
+        """Have a paused migration go on, at another address of the same destination if one is given. UsageError.
+
+        Where nobody answers there the former one is tried as well, in turn.
+        """
         by_hand.resume(self._current)
         if self._current is not None and address is not None:
             self._current.move_to(parse_address(address) if isinstance(address, str) else address)

@@ -16,6 +16,7 @@ from postcopy.kernel.handover import send_files
 from postcopy.limits import PARK_AT_ONCE_SECONDS
 from postcopy.link.address import Address
 from postcopy.link.dial import dial_control, dial_data
+from postcopy.link.endpoint import Endpoint
 from postcopy.link.guest import MigratingGuest
 from postcopy.link.interpreter import boot_id
 from postcopy.link.keeping import Keeping, KeptGuest, Record
@@ -60,7 +61,7 @@ class SourceInterpreter(SourcePumpInterpreter):
     def __init__(
         self,
         machine: SourceMachine,
-        address: Address,
+        endpoint: Endpoint,
         layout: Layout,
         mappings: Sequence[Mapping],
         guest: MigratingGuest,
@@ -72,7 +73,8 @@ class SourceInterpreter(SourcePumpInterpreter):
     ) -> None:
         super().__init__(machine)
         self.pace = Pace(rate)
-        self.address = address
+        self._endpoint = endpoint
+        self._address = endpoint.good  # of the attempt under way
         self._tls = tls
         self.encrypted = tls is not None  # whoever dials knows before he has
         self._keeping = keeping
@@ -113,10 +115,11 @@ class SourceInterpreter(SourcePumpInterpreter):
 
     async def _connect(self, _command: Connect) -> None:
         self._residence = Residence(self._layout)
+        self._address = self._endpoint.at(self.machine.attempts)
         self._connecting = self.spawn(self._dial_control())
 
     async def _dial_control(self) -> None:
-        channel = await dial_control(self.address, self._tls)
+        channel = await dial_control(self._address, self._tls)
         channel.version = self.machine.version or channel.version
         self.listen(channel)
         self.post(Connected(self.now()), channel)
@@ -143,16 +146,21 @@ class SourceInterpreter(SourcePumpInterpreter):
         version = self.machine.version
         for role in (Role.URGENT, Role.PUSH):
             preamble = Preamble(role, version, command.migration_id, command.token)
-            connection = await dial_data(self.address, preamble, tls=self._tls is not None)
+            connection = await dial_data(self._address, preamble, tls=self._tls is not None)
             pump.attach("urgent" if role is Role.URGENT else "push", *connection)
         self.post(DataConnected(self.now()))
+
+    async def _start_pump(self, command: StartPump) -> None:
+        self._endpoint.answered(self._address)
+        self.note_change(**self._where())
+        await super()._start_pump(command)
 
     async def _hand_over(self, command: HandOver) -> None:
         self._dialling = self.spawn(self._hand_files(command))
 
     async def _hand_files(self, command: HandOver) -> None:
         preamble = Preamble(Role.MEMORY, self.machine.version, command.migration_id, command.token)
-        accepted = await dial_data(self.address, preamble)
+        accepted = await dial_data(self._address, preamble)
         with socket.socket(fileno=accepted.fd) as connection:
             send_files(connection, FILES, [mapping.fd for mapping in self._mappings])
             self.post(FilesHanded(self.now()))
@@ -182,7 +190,7 @@ class SourceInterpreter(SourcePumpInterpreter):
             version=machine.version,
             migration_id=machine.migration_id,
             token=machine.first_token,
-            address=str(self.address),
+            **self._where(),
             regions=tuple((region.type, region.page_size, region.size) for region in self._layout.regions),
             guest=(self._guest.kind, self._guest.vcpus),
             tls=self._tls is not None,
@@ -197,6 +205,10 @@ class SourceInterpreter(SourcePumpInterpreter):
         )
         self._keeping.keep(self._record.pack())
 
+    def _where(self) -> dict[str, str]:
+        """Return what a record says of where the destination is."""
+        return {"address": str(self._endpoint.good), "elsewhere": str(self._endpoint.elsewhere or "")}
+
     def take_up(self, record: Record) -> None:
         """Begin in the place of an agent that is gone: the guest stands still here for good."""
         self._guest_stopped = True
@@ -204,9 +216,10 @@ class SourceInterpreter(SourcePumpInterpreter):
 
     def note_change(self, **changed: Any) -> None:
         """Have it kept, too, where a migration that is under way changes in what its record says."""
-        if self._keeping is not None and self._record is not None:
-            self._record = replace(self._record, **changed)
-            self._keeping.keep(self._record.pack())
+        before = self._record
+        if self._keeping is not None and before is not None and before != (now := replace(before, **changed)):
+            self._record = now
+            self._keeping.keep(now.pack())
 
     async def _resume_guest(self, _command: ResumeGuest) -> None:
         if self._stopping is not None:
@@ -272,6 +285,6 @@ class SourceInterpreter(SourcePumpInterpreter):
         self.note_change(rate=rate)
 
     def move_to(self, address: Address) -> None:
-        """Dial there from now on."""
-        self.address = address
-        self.note_change(address=str(address))
+        """Dial there, too, from now on."""
+        self._endpoint.move_to(address)
+        self.note_change(**self._where())

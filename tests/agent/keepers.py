@@ -11,8 +11,8 @@ from tests.chaos.proxy import wait_for
 
 KEEPER = process.__file__
 RECORD = Record(
-    version=3, migration_id=b"m" * 16, token=b"t" * 32, address="tcp:127.0.0.1:7000", regions=(("shmem", 4096, 8192),),
-    guest=("emulated", 2), tls=False, state=b"", push=True, held=False, rate=None,
+    version=3, migration_id=b"m" * 16, token=b"t" * 32, address="tcp:127.0.0.1:7000", elsewhere="",
+    regions=(("shmem", 4096, 8192),), guest=("emulated", 2), tls=False, state=b"", push=True, held=False, rate=None,
     started=1.0, stopped=2.0, stopped_at=2.0, run_sent=3.0,
 )  # fmt: skip
 

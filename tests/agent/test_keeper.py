@@ -54,7 +54,8 @@ def test_a_killed_source_is_followed_by_another(memory, encrypted, keeper, tmp_p
                 if times == 1:  # and killed once more
                     if memory == "shmem":
                         there.until(lambda now, placed=placed: now["pages"]["placed"] > placed)
-                    assert run("source", "--resume", keeper, *tls).status == 2  # its agent lives
+                    early = run("source", "--resume", keeper, *tls)
+                    assert (early.status, f"process {again.status()['pid']}" in early.one_line()) == (2, True)
                     again.signal(signal.SIGKILL)
                     again.wait()
                     continue
@@ -95,14 +96,14 @@ def test_without_a_migration_it_ends_with_its_agent(keeper, tmp_path):
         assert Path(keeper.removeprefix("unix:")).stat().st_mode & 0o777 == 0o600
         early = run("source", "--resume", keeper)
         assert early.status == 2
-        assert "it has nothing to go on with, or its agent lives" in early.one_line()
+        assert f"its agent lives, process {here.status()['pid']}, and goes on itself" in early.one_line()
         here.runs_on()
         here.signal(signal.SIGKILL)
         here.wait()
         gone(keeper)
     nobody = run("source", "--resume", keeper)
-    assert nobody.status == 2
-    assert "no migration can be taken up" in nobody.one_line()
+    assert nobody.status == 8
+    assert f"no migration can be taken up at {keeper}: nothing is kept there" in nobody.one_line()
 
 
 def test_memory_without_a_file_cannot_be_kept(keeper):
@@ -191,6 +192,34 @@ def test_what_is_said_to_a_migration_is_remembered_for_it(keeper, tmp_path):
             here.wait()
         there.signal(signal.SIGCONT)
         with returned(tmp_path, keeper) as again:
+            assert again.wait(40) == 0, again.log
+        there.until(lambda now: now["state"] == "completed")
+        assert there.ask("check")["pages_mismatched"] == 0
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_where_a_destination_is_said_to_be_outlives_the_agent_that_was_told_as_does_where_it_was(
+    right, keeper, tmp_path
+):
+    with (
+        destination(tmp_path) as there,
+        source(tmp_path, "--keeper", keeper, *SLOW, size="8MiB") as here,
+        Proxy(upstream_of(there.address)) as way,
+    ):
+        with Command("migrate", "--admin", here.admin, way.address, "--no-push"):
+            there.until(lambda now: now["state"] == "postcopy-active" and now["pages"]["placed"] >= 5)
+            assert run("pause", "--admin", there.admin).status == 0  # so that nobody answers, wherever
+            here.until(lambda now: now["state"] == "postcopy-paused")
+            told = there.address if right else "tcp:127.0.0.1:1"
+            assert run("resume", "--admin", here.admin, "--to", told).status == 5
+            here.signal(signal.SIGKILL)
+            here.wait()
+        way.refuses = right  # the one or the other leads there
+        assert run("resume", "--admin", there.admin).status == 0
+        with returned(tmp_path, keeper) as again:
+            there.until(lambda now: now["state"] == "postcopy-active" and now["reconnects"] == 1)
+            assert bool(way.roles()) != right
+            again.ask("set", push=True)
             assert again.wait(40) == 0, again.log
         there.until(lambda now: now["state"] == "completed")
         assert there.ask("check")["pages_mismatched"] == 0

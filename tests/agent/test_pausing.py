@@ -9,6 +9,7 @@ from agent import pausing
 from postcopy.errors import HostError, UsageError
 from postcopy.guest.outside.session import OutsideInterpreter
 from postcopy.link.address import parse_address
+from postcopy.link.endpoint import Endpoint
 from postcopy.link.source_interpreter import SourceInterpreter
 from postcopy.session.states import State
 from tests.session.samples import OFFER
@@ -28,8 +29,8 @@ def test_who_took_over_an_encrypted_migration_dials_elsewhere_encrypted_before_i
     def taken_up(tls):
         if fetches:
             handed = SimpleNamespace(memory_fd=-1, process="process 1")
-            return OutsideInterpreter(SimpleNamespace(), handed, address=there, poll_max_ns=0, tls=tls)
-        known = (SimpleNamespace(), there, OFFER.layout(), [], None)
+            return OutsideInterpreter(SimpleNamespace(), handed, endpoint=Endpoint(there), poll_max_ns=0, tls=tls)
+        known = (SimpleNamespace(), Endpoint(there), OFFER.layout(), [], None)
         return SourceInterpreter(*known, poll_max_ns=0, rate=None, tls=tls)
 
     assert pausing.another_address(taken_up(object()), {"to": elsewhere}) == parse_address(elsewhere)

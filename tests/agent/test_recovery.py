@@ -192,6 +192,18 @@ def test_by_hand(story):
     story.checked()
 
 
+def test_a_wrong_address_costs_an_attempt_and_no_more(story):
+    here = story.here
+    assert run("pause", "--admin", here.admin).status == 0
+    failed = run("resume", "--admin", here.admin, "--to", "tcp:127.0.0.1:1")
+    assert failed.status == 5
+    assert "cannot connect to tcp:127.0.0.1:1" in failed.one_line()
+    story.resumed()  # where it was
+    assert run("set", "--admin", here.admin, "--push").status == 0
+    story.there.until(lambda now: now["state"] == "completed")
+    story.checked()
+
+
 @pytest.mark.parametrize("side", ["here", "there"])
 def test_an_agent_that_stands_still_for_a_while(story, side):
     agent = getattr(story, side)

@@ -172,7 +172,7 @@ HAND_OVERS = spoiled_now_and_then(MESSAGES.map(lambda said: json.dumps(said).enc
 
 RECORD = msgpack.unpackb(
     Record(
-        version=3, migration_id=bytes(16), token=bytes(32), address="tcp:127.0.0.1:7000",
+        version=3, migration_id=bytes(16), token=bytes(32), address="tcp:127.0.0.1:7000", elsewhere="",
         regions=(("shmem", 4096, 8192),), guest=("emulated", 2), tls=True, state=b"\x80", push=True, held=False,
         rate=None, started=1.0, stopped=2.0, stopped_at=2.5, run_sent=3.0,
     ).pack()

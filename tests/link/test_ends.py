@@ -24,6 +24,7 @@ async def accept_after_the_end():
     from postcopy.link import source_interpreter
     from postcopy.link.address import parse_address
     from postcopy.link.dial import DataConnection
+    from postcopy.link.endpoint import Endpoint
     from postcopy.pages.regions import Layout
     from postcopy.session.commands import DialData, StopPump
     from tests.session.samples import source
@@ -37,7 +38,7 @@ async def accept_after_the_end():
     source_interpreter.dial_data = dial_data
     mapping, guest = make_source("shmem")
     interpreter = source_interpreter.SourceInterpreter(
-        source(), parse_address("tcp:127.0.0.1:1"), Layout((mapping.region,)), [mapping], guest,
+        source(), Endpoint(parse_address("tcp:127.0.0.1:1")), Layout((mapping.region,)), [mapping], guest,
         poll_max_ns=0, rate=None,
     )  # fmt: skip
     interpreter.machine.version = 3

@@ -144,6 +144,17 @@ def test_by_hand_it_is_held_taken_elsewhere_and_given_up(tmp_path, file, uffd_so
                 assert "whoever fetches from it (--from) dials" in refused.one_line()
 
 
+def test_a_wrong_address_costs_an_attempt_and_no_more(tmp_path, file, uffd_socket):
+    with source(tmp_path, file) as here, destination(tmp_path, "--from", here.address, "--no-push") as there:
+        with Vmm(uffd_socket, file=file) as vmm:
+            assert vmm.call("read", 0) == file.read_bytes()[0]
+            assert run("pause", "--admin", there.admin).status == 0
+            assert run("resume", "--admin", there.admin, "--to", "tcp:127.0.0.1:1").status == 5
+            with Vmm(uffd_socket, file=file) as late:  # nor is anybody else sent there
+                assert late.call("read", 0) == file.read_bytes()[0]
+            assert vmm.call("read", PAGE) == file.read_bytes()[PAGE]
+
+
 def test_a_source_that_stays_away_too_long_is_given_up(tmp_path, file, uffd_socket):
     with source(tmp_path, file) as here:
         with destination(tmp_path, "--from", here.address, "--no-push", "--give-up-after", "0.5") as there:

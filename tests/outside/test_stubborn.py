@@ -20,6 +20,7 @@ from postcopy.limits import REJOIN_SECONDS
 from postcopy.link.address import UnixAddress, parse_address
 from postcopy.link.control import ControlChannel
 from postcopy.link.destination_interpreter import DestinationInterpreter
+from postcopy.link.endpoint import Endpoint
 from postcopy.pump.status import PumpStatus
 from postcopy.session.commands import StartPump, StopPump, TellResidence
 from postcopy.session.events import Received
@@ -31,6 +32,8 @@ from tests.outside.vmm import MIB, PAGE, Vmm, destination
 from tests.session.samples import destination as destination_machine
 from tests.session.test_fetching import BACK, HELLO, fetching
 from tests.session.test_transcripts import play, upto
+
+NOWHERE = Endpoint(parse_address("tcp:127.0.0.1:1"))
 
 
 @pytest.fixture
@@ -145,7 +148,7 @@ class EndedPump:
 def test_a_pump_that_failed_right_behind_its_last_page_is_heard():
     async def scene():
         handed = SimpleNamespace(memory_fd=-1, process="process 1")
-        interpreter = OutsideInterpreter(SimpleNamespace(), handed, address=None, poll_max_ns=0)
+        interpreter = OutsideInterpreter(SimpleNamespace(), handed, endpoint=None, poll_max_ns=0)
         interpreter._pump = EndedPump(resident=True)
         interpreter._course = SimpleNamespace(look=lambda _pump: None)
         interpreter._resident()
@@ -159,7 +162,7 @@ def test_what_the_source_said_as_the_last_page_was_given_back_is_of_a_connection
     async def scene():
         handed = SimpleNamespace(memory_fd=-1, process="process 1")
         machine = play(fetching(), upto(BACK, "rejoining"))
-        interpreter = OutsideInterpreter(machine, handed, address=parse_address("tcp:127.0.0.1:1"), poll_max_ns=0)
+        interpreter = OutsideInterpreter(machine, handed, endpoint=NOWHERE, poll_max_ns=0)
         interpreter._pump, interpreter._watched = EndedPump(resident=True), True
         interpreter._course = SimpleNamespace(look=lambda _pump: None)
         near, far = socket.socketpair()
@@ -177,7 +180,7 @@ def test_a_source_has_its_time_to_answer_however_long_it_took_to_say_what_is_her
     async def scene():
         handed = SimpleNamespace(memory_fd=-1, process="process 1")
         machine = play(fetching(), upto(BACK, "reloading"))  # long ago
-        interpreter = OutsideInterpreter(machine, handed, address=parse_address("tcp:127.0.0.1:1"), poll_max_ns=0)
+        interpreter = OutsideInterpreter(machine, handed, endpoint=NOWHERE, poll_max_ns=0)
         now = interpreter.now()
         await interpreter._tell_residence(TellResidence())
         return machine.deadline - now

@@ -190,6 +190,7 @@ class SourceLoop(Loop):
             migration_id=machine.migration_id,
             token=machine.first_token,
             address="tcp:destination:1",
+            elsewhere="",
             regions=tuple((region.type, region.page_size, region.size) for region in self.agent.layout.regions),
             guest=("emulated", 1),
             tls=False,

@@ -26,6 +26,7 @@ from postcopy.link.address import Address, UnixAddress
 from postcopy.link.control import ControlChannel
 from postcopy.link.data import shake_hands
 from postcopy.link.dial import dial_fetch
+from postcopy.link.endpoint import Endpoint
 from postcopy.link.interpreter import boot_id
 from postcopy.link.listen import Listener, bind, connections, first_message, unbind
 from postcopy.link.snapshot import find
@@ -72,7 +73,7 @@ class OutsideDestination(Following):
     ) -> None:
         super().__init__(fetches=fetch is not None, ended=ended, left=left)
         self.handover = handover
-        self._fetch = fetch
+        self._endpoint = None if fetch is None else Endpoint(fetch)
         self._tls = tls
         self._pages = ALL if push else ASKED_FOR
         self._poll_max_ns = poll_max_ns
@@ -147,12 +148,12 @@ class OutsideDestination(Following):
 
     async def _begin_with(self, handed: HandedOver) -> None:
         """Dial for a process, or keep it for a source that dials."""
-        if self._fetch is None:
+        if self._endpoint is None:
             self.waiting.append(handed)
             self._freed.set()
             await self._wait(handed)
         else:
-            await self._serve(handed, self._fetch)
+            await self._serve(handed, self._endpoint)
 
     async def _go_on(self, kept: Kept) -> None:
         """Serve a process that a former agent served, from here on to its end."""
@@ -191,7 +192,7 @@ class OutsideDestination(Following):
         if migration is None:
             types = ("file",) * len(handed.message.mappings)
             migration = Migration(VERSION, secrets.token_bytes(MIGRATION_ID_BYTES), b"", types)
-        interpreter = self._begin(handed, self._fetch if migration.memory else None, migration.migration_id)
+        interpreter = self._begin(handed, self._endpoint if migration.memory else None, migration.migration_id)
         machine = interpreter.machine
         if isinstance(machine, FetchingMachine):
             fetching.take_up(machine, interpreter.now(), migration.version, migration.memory)
@@ -216,8 +217,8 @@ class OutsideDestination(Following):
         interpreter.finish = next(one for one in commands if isinstance(one, Finish))  # a source that comes is told
         await self._abandon(interpreter, text)
 
-    async def _serve(self, handed: HandedOver, address: Address) -> None:
-        interpreter = self._begin(handed, address)
+    async def _serve(self, handed: HandedOver, endpoint: Endpoint) -> None:
+        interpreter, address = self._begin(handed, endpoint), endpoint.good
         try:
             async with asyncio.timeout(DIAL_SECONDS):
                 channel = await dial_fetch(address, self._tls)
@@ -232,8 +233,8 @@ class OutsideDestination(Following):
             interpreter.machine.begin(interpreter.now())
             await self._drive(interpreter, channel)
 
-    def _begin(self, handed: HandedOver, address: Address | None, migration_id: bytes = b"") -> OutsideInterpreter:
-        return self._interpret(handed, self._machine(handed if address is not None else None, migration_id), address)
+    def _begin(self, handed: HandedOver, endpoint: Endpoint | None, migration_id: bytes = b"") -> OutsideInterpreter:
+        return self._interpret(handed, self._machine(handed if endpoint is not None else None, migration_id), endpoint)
 
     def _machine(self, fetches_for: HandedOver | None, migration_id: bytes = b"") -> DestinationMachine:
         """Make the machine of a migration: of one that is fetched for a process, or of one that a source begins."""
@@ -250,11 +251,12 @@ class OutsideDestination(Following):
         )
 
     def _interpret(
-        self, handed: HandedOver, machine: DestinationMachine, address: Address | None
+        self, handed: HandedOver, machine: DestinationMachine, endpoint: Endpoint | None
     ) -> OutsideInterpreter:
-        interpreter = OutsideInterpreter(machine, handed, address=address, poll_max_ns=self._poll_max_ns, tls=self._tls)
+        waits = self._poll_max_ns
+        interpreter = OutsideInterpreter(machine, handed, endpoint=endpoint, poll_max_ns=waits, tls=self._tls)
         self.current.append(interpreter)
-        if address is None:
+        if endpoint is None:
             self._known.add(interpreter)
         return interpreter
 
@@ -332,14 +334,15 @@ class OutsideDestination(Following):
         return self._ask(by_hand.pause, {State.POSTCOPY_ACTIVE, *by_hand.PAUSED}, "paused: none misses pages")
 
     def resume(self, address: Address | None = None) -> int:
-        """Have all paused migrations go on, with `address` from another agent that has the same memory. UsageError."""
-        if address is not None and self._fetch is None:
+        """Have all paused migrations go on, with `address` from another agent that has the same memory. UsageError.
+
+        Where that one does not answer they are fetched from the former one as well, in turn.
+        """
+        if address is not None and self._endpoint is None:
             raise UsageError("it is the source that dials: say --to to its agent")
         count = self._ask(by_hand.resume, by_hand.PAUSED, "resumed: none is paused")
-        if address is not None:
-            self._fetch = address
-            for one in self.current:
-                one.address = address if one.address is not None else None
+        if address is not None and self._endpoint is not None:
+            self._endpoint.move_to(address)
         return count
 
     def lose(self) -> int:

@@ -23,6 +23,7 @@ from postcopy.limits import ANSWER_SECONDS, DIAL_SECONDS, TOKEN_BYTES
 from postcopy.link.address import Address
 from postcopy.link.destination_interpreter import DestinationInterpreter
 from postcopy.link.dial import DataConnection, dial_data, dial_fetch
+from postcopy.link.endpoint import Endpoint
 from postcopy.link.pumping import BEAT_NS
 from postcopy.link.tls import Credentials
 from postcopy.pump.destination import DestinationStats
@@ -34,6 +35,7 @@ from postcopy.session.commands import (
     DropControl,
     Finish,
     Prepare,
+    ResumePump,
     Settle,
     StartGuest,
     StartPump,
@@ -61,7 +63,7 @@ ROLES: dict[Role, DataRole] = {Role.URGENT: "urgent", Role.PUSH: "push"}
 
 
 class OutsideInterpreter(DestinationInterpreter):
-    """One migration. `address` is where its source is dialled, None: the source does that. With `tls` encrypted.
+    """One migration. `endpoint` is where its source is dialled, None: the source does that. With `tls` encrypted.
 
     After the end `finish` says what came of it; end() it once nothing of it is needed any more.
     """
@@ -71,7 +73,7 @@ class OutsideInterpreter(DestinationInterpreter):
         machine: DestinationMachine,
         handed: HandedOver,
         *,
-        address: Address | None,
+        endpoint: Endpoint | None,
         poll_max_ns: int,
         tls: Credentials | None = None,
     ) -> None:
@@ -79,9 +81,10 @@ class OutsideInterpreter(DestinationInterpreter):
         name = str(handed.process)
         super().__init__(machine, {}, {}, claim=self._claimed, mode=mode, poll_max_ns=poll_max_ns, name=name)
         self.handed = handed
-        self.address = address
+        self._endpoint = endpoint
+        self._address = None if endpoint is None else endpoint.good  # of the attempt under way
         self._tls = tls
-        self.encrypted = address is not None and tls is not None  # whoever dials knows before he has
+        self.encrypted = endpoint is not None and tls is not None  # whoever dials knows before he has
         self._dialling: asyncio.Task[None] | None = None
         self.failed = asyncio.Event()  # the pump, after the end: pages that are given back wait for it
         self.trouble = ""
@@ -99,10 +102,10 @@ class OutsideInterpreter(DestinationInterpreter):
         self.memory = await asyncio.to_thread(OutsideMemory.of, self.handed, command.offer)
         # a source that dialled expects to hear from it
         self._pump = self.memory.pump(self._poll_max_ns, BEAT_NS if self.machine.version >= RECOVERY_SINCE else 0)
-        if self.address is None:
+        if self._address is None:
             self.post(Prepared(self.now()))
         elif not self.machine.ended:
-            self._dialling = self.spawn(self._dial_first(self.address))
+            self._dialling = self.spawn(self._dial_first(self._address))
 
     async def _dial_first(self, address: Address) -> None:
         """Dial, and be prepared then. A task of its own: a source that does not answer holds no end up."""
@@ -134,8 +137,9 @@ class OutsideInterpreter(DestinationInterpreter):
     # --- on the way back, where this side dials -----------------------------------------------------------
 
     async def _connect(self, _command: Connect) -> None:
-        if self.address is not None:
-            self._dialling = self.spawn(self._dial_again(self._dial_control, self.address))
+        if self._endpoint is not None:
+            self._address = self._endpoint.at(self.machine.attempts)
+            self._dialling = self.spawn(self._dial_again(self._dial_control, self._address))
 
     async def _dial_control(self, address: Address) -> None:
         channel = await dial_fetch(address, self._tls)
@@ -143,8 +147,8 @@ class OutsideInterpreter(DestinationInterpreter):
         self.post(Connected(self.now(), secrets.token_bytes(TOKEN_BYTES)), channel)
 
     async def _dial_data(self, _command: DialData) -> None:
-        if self.address is not None:
-            self._dialling = self.spawn(self._dial_again(self._dial_and_take, self.address))
+        if self._address is not None:
+            self._dialling = self.spawn(self._dial_again(self._dial_and_take, self._address))
 
     async def _dial_and_take(self, address: Address) -> None:
         self._take(await self._dial_both(address))
@@ -157,11 +161,16 @@ class OutsideInterpreter(DestinationInterpreter):
             self.post(DialFailed(self.now(), str(error)))
 
     async def _drop_control(self, command: DropControl) -> None:
-        if self.address is None:
+        if self._endpoint is None:
             await super()._drop_control(command)
             return
         await self._dial_no_more()
         self._leave_channel()  # of whatever attempt: nobody but itself could have brought another one meanwhile
+
+    async def _resume_pump(self, command: ResumePump) -> None:
+        if self._endpoint is not None and self._address is not None:
+            self._endpoint.answered(self._address)
+        await super()._resume_pump(command)
 
     async def _dial_no_more(self) -> None:
         if self._dialling is not None:
