@@ -162,6 +162,11 @@ ANSWER_SECONDS = 10.0
 # For LayoutOffer after Welcome: a source has it ready. Whoever says no more than Hello does not stay longer.
 OFFER_SECONDS = 5.0
 
+# Where processes wait for any source that dials: from a source's offer until it is refused or asked to cancel, and from
+# there until it is left. Together they are less than the ANSWER_SECONDS for which another source's offer waits there.
+OFFERED_SECONDS = 7.0
+HEARD_OUT_SECONDS = 2.0
+
 # For Ready: the destination reserves and registers, and clears nothing, so it takes milliseconds whatever the size
 # (pages are made when they are placed). The rest is for a host under pressure and for a probe that is being answered.
 # One that says Welcome and then nothing holds the source no longer than this.

@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from postcopy.limits import LINES_MAX, LINES_SECONDS
+from postcopy.limits import ANSWER_SECONDS, HEARD_OUT_SECONDS, LINES_MAX, LINES_SECONDS, OFFERED_SECONDS
 from postcopy.link.address import parse_address
-from postcopy.link.dial import dial_control
-from postcopy.wire.control import GuestOffer, Hello, LayoutOffer, Ready, RegionOffer, Welcome
+from postcopy.link.dial import dial_control, dial_data
+from postcopy.wire.control import GuestOffer, Hello, LayoutOffer, Loaded, Ready, RegionOffer, State, Welcome
+from postcopy.wire.preamble import Preamble, Role
 from postcopy.wire.version import VERSION, VERSION_MIN
 from tests.agent.agents import Command
 from tests.agent.agents import source as guest_source
@@ -42,6 +43,29 @@ def talk(there, *messages):
             channel.send(message)
             answer = await channel.receive()
         return channel, answer
+
+    loop = asyncio.new_event_loop()
+    return loop, *loop.run_until_complete(asyncio.wait_for(say(), 20))
+
+
+def talk_up_to(there, step, versions):
+    """Do all that a source does up to a step, and nothing more; return the open channel with its loop, and the rest."""
+    address = parse_address(there.address)
+
+    async def say():
+        channel = await dial_control(address)
+        channel.send(Hello(versions, "a stranger"))
+        welcome = await channel.receive()
+        channel.version = welcome.version
+        channel.send(OFFER)
+        assert isinstance(await channel.receive(), Ready)
+        told = (welcome.version, welcome.migration_id, welcome.token)
+        roles = () if step == "ready" else (Role.URGENT, Role.PUSH)
+        data = [await dial_data(address, Preamble(role, *told)) for role in roles]
+        if step == "loaded":
+            channel.send(State(b"\x80", 0.0, "boot"))
+            assert isinstance(await channel.receive(), Loaded)
+        return channel, data
 
     loop = asyncio.new_event_loop()
     return loop, *loop.run_until_complete(asyncio.wait_for(say(), 20))
@@ -83,3 +107,21 @@ def test_who_makes_an_offer_and_hangs_up_gives_the_process_to_the_source_that_wa
         hang_up(loop, channel)
         assert moving.result(30).json["outcome"] == "completed"
     assert vmm.call("filled") > 0
+
+
+@pytest.mark.parametrize(
+    ("step", "versions"),
+    [("ready", (3, 3)), ("attached", (3, 3)), ("loaded", (3, 3)), ("loaded", (2, 2))],
+    ids=["ready", "attached", "loaded", "loaded-2"],
+)
+def test_who_makes_an_offer_and_stalls_holds_the_process_for_less_than_a_source_waits_for_it(step, versions, waiting):
+    there, vmm, here = waiting
+    assert OFFERED_SECONDS + HEARD_OUT_SECONDS < ANSWER_SECONDS
+    loop, channel, data = talk_up_to(there, step, versions)
+    assert there.status()["waiting"] == 0
+    with Command("migrate", "--admin", here.admin, there.address, "--json") as moving:
+        assert moving.result(40).json["outcome"] == "completed"
+    assert vmm.call("filled") > 0
+    hang_up(loop, channel)
+    for one in data:
+        one.close()

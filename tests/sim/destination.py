@@ -229,6 +229,8 @@ class DestinationAgent(Door):
         self.guest_lost = False  # it ran here, and its process was killed
         self.failing = 0.0
         self.versions = (2, 3)
+        self.kind = DestinationMachine
+        self.hasty = []  # patience with the first sources, where there is one limit up to Run
         self.give_up_seconds = None
         self.takes_poison = True
         self.alias = False
@@ -258,9 +260,11 @@ class DestinationAgent(Door):
             self.refuse(channel, Refuse("busy", "this destination has a guest already"))
         else:
             identity = (self._token(MIGRATION_ID_BYTES), self._token(TOKEN_BYTES))
-            machine = DestinationMachine(
+            machine = self.kind(
                 self.versions, identity, "sim", "boot", self.world.now, give_up_seconds=self.give_up_seconds
             )
+            if self.hasty:  # Run comes before, in the middle of, or behind the end of its patience
+                machine.offered_seconds = machine.heard_out_seconds = self.hasty.pop()
             loop = DestinationLoop(self, machine)
             loop.listen(channel)
             loop.post(Received(self.world.now, message), channel)

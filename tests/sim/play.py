@@ -2,6 +2,7 @@
 
 import logging
 
+from postcopy.session.offered import OfferedMachine
 from postcopy.session.states import SWITCHED, State
 
 from .destination import DestinationAgent
@@ -34,6 +35,9 @@ class Story:
         self.destination = DestinationAgent(world, self.network, self.guest, self.rules)
         self.rules.source, self.rules.destination = self.source, self.destination
         self._draw_settings()
+        if seed % 4 == 3:
+            self.destination.kind = OfferedMachine
+            self.destination.hasty = [world.between(4.0, 20.0) * delay for _ in range(2)]
         self.trouble = GuestTrouble(world, self.network, self.source, self.destination, self.guest, self.rules)
         world.each_step = [self.trouble.look, self.rules.look]
         self.migrations_max = world.one_of((1, 1, 2, 3))

@@ -37,6 +37,7 @@ from postcopy.session.commands import Finish, Send
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import ControlLost, Received, WorkFailed
 from postcopy.session.fetching import NAMELESS, FetchingMachine
+from postcopy.session.offered import OfferedMachine
 from postcopy.session.states import SWITCHED, State
 from postcopy.wire.control import LayoutOffer, Message, Probe, Refuse, Resume
 from postcopy.wire.messages import ALL, ASKED_FOR
@@ -238,7 +239,7 @@ class OutsideDestination(Following):
 
     def _machine(self, fetches_for: HandedOver | None, migration_id: bytes = b"") -> DestinationMachine:
         """Make the machine of a migration: of one that is fetched for a process, or of one that a source begins."""
-        kind = DestinationMachine if fetches_for is None else FetchingMachine
+        kind = OfferedMachine if fetches_for is None else FetchingMachine
         return kind(
             versions_over(self._tls, (VERSION_MIN if fetches_for is None else FETCH_SINCE, VERSION)),
             (migration_id or secrets.token_bytes(MIGRATION_ID_BYTES), secrets.token_bytes(TOKEN_BYTES)),
