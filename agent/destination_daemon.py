@@ -367,8 +367,8 @@ class DestinationDaemon:
         figures = metrics.Figures("destination", destination.state)
         figures.owns_guest = destination.owner is Owner.DESTINATION
         if destination.report is not None:
-            figures.duration_seconds = destination.report["total_seconds"]
-            figures.downtime_seconds = destination.report["downtime_seconds"]
+            figures.duration_seconds = destination.report["total_seconds"] or 0.0  # None: it is lost
+            figures.downtime_seconds = destination.report["downtime_seconds"] or 0.0
         stats, layout = destination.snapshot(), destination.layout
         if stats is not None and layout is not None:
             figures.queue_depth = stats.pending

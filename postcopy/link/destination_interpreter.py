@@ -14,17 +14,14 @@ from postcopy.errors import ProtocolError, UsageError
 from postcopy.kernel import Userfaultfd
 from postcopy.kernel.handover import close_files
 from postcopy.limits import FIRST_STEP_SECONDS, GUEST_ARRAY_MAX, GUEST_ELEMENTS_MAX, PROGRESS_SECONDS
-from postcopy.link.course import Course
 from postcopy.link.guest import Kinds, MigratingGuest
 from postcopy.link.prepare import Memory, MemoryTypes, prepare
 from postcopy.link.probe import try_out
 from postcopy.link.pumping import BEAT_NS
-from postcopy.link.report import Report, arrived
 from postcopy.link.residence import Extent
 from postcopy.link.takeover import take_files, take_over
 from postcopy.link.way_back import WayBack
-from postcopy.pump.destination import DestinationPump, DestinationStats
-from postcopy.pump.histogram import Histogram
+from postcopy.pump.destination import DestinationPump
 from postcopy.pump.status import PumpStatus
 from postcopy.pump.tls import TlsSession
 from postcopy.pump.trace import FaultTrace
@@ -46,7 +43,6 @@ from postcopy.session.commands import (
 )
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import (
-    AllResident,
     Broken,
     Connected,
     ControlLost,
@@ -97,18 +93,10 @@ class DestinationInterpreter(WayBack):
         trace: FaultTrace | None = None,
         name: str = "",
     ) -> None:
-        super().__init__("destination", machine, name)
-        self.mode = mode
+        super().__init__(machine, mode, name)
         self._discards = discards
-        self.memory: Memory | None = None
-        self.guest: MigratingGuest | None = None
-        self.report: Report | None = None
-        self._left: MigratingGuest | None = None  # which was the guest here
         self.lost: list[Extent] | None = None  # once they were given up and the guest goes on without them
         self.held = False
-        self.stopped_at = 0.0
-        self.run_at = 0.0
-        self.resident_at = 0.0
         self._claim = claim
         self._local = local
         self._files: list[int] = []
@@ -120,9 +108,7 @@ class DestinationInterpreter(WayBack):
         self._poll_max_ns = poll_max_ns
         self._trace = trace
         self._attached: set[str] = set()
-        self._traps_for_ever = False
         self._working: asyncio.Task[None] | None = None
-        self._course = Course()
         self._told_running = False
 
     def performers(self) -> dict[type[Command], Callable[[Any], Awaitable[None]]]:
@@ -282,35 +268,13 @@ class DestinationInterpreter(WayBack):
                     await self._watch_first_step(self.guest)
         self._sum_up()
 
-    def _sum_up(self) -> None:
-        """Make the report, once, and post it."""
-        stats = self.snapshot()
-        if self.report is None and self.memory is not None and self.guest is not None and stats is not None:
-            course = self._course.columns(stats.pages_total)
-            whole = (self.mode, self.memory.layout, stats, self.guest, self.timing())
-            self.report = arrived(*whole, course=course, tls=self.encrypted, left=self.left(stats))
-            self.post(AllResident(self.now(), self.report))
-
-    def left(self, _stats: DestinationStats) -> int:
-        """Return how many pages never came, and are not missed by anybody."""
-        return 0
-
-    def timing(self) -> dict[str, float]:
-        """Return what this side's clock says: downtime where both ends share a clock, time to full residency."""
-        first = self.guest.first_step_at if self.guest is not None else None
-        comparable = first is not None and self.machine.comparable
-        return {
-            "downtime_seconds": first - self.stopped_at if comparable and first is not None else 0.0,
-            # the last page of a small guest may be here before Run is
-            "resident_seconds": max(0.0, self.resident_at - self.run_at),
-        }
-
     async def _settle(self, _command: Settle) -> None:
         if self.memory is not None and not self.memory.resident:
             try:
                 await asyncio.to_thread(self.memory.trap_no_more)
             except BaseException:
                 self._traps_for_ever = True
+                self._told = None
                 raise
         self._sum_up()  # the source may have gone before it was made
 
@@ -359,26 +323,6 @@ class DestinationInterpreter(WayBack):
         if self.memory is None:
             raise UsageError("there is no guest's memory here")
         self.memory.add_view(self._pump, uffd, addresses)
-
-    def snapshot(self) -> DestinationStats | None:
-        """Return the pump's counters; those of memory that was handed over, where it needs no pump."""
-        stats = super().snapshot()
-        if stats is None and self.memory is not None and self.memory.resident:
-            stats = DestinationStats.of_handed_over(self.memory.layout)
-        return stats
-
-    @property
-    def stall(self) -> Histogram | None:
-        """What the guest's own clock told here, also once it has left; None before there was one."""
-        guest = self.guest or self._left
-        return None if guest is None else guest.stall
-
-    def residency(self, cells: int) -> list[float]:
-        """Return which part of each of `cells` pieces of memory is resident; [] before there is any."""
-        if self._pump is not None:
-            return self._pump.residency(cells)
-        stats = self.snapshot()
-        return [stats.pages_resident / stats.pages_total] * cells if stats is not None else []
 
     async def end_guest(self) -> None:
         """End the whole guest and give its memory back, after the migration."""

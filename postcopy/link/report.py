@@ -138,11 +138,15 @@ def gone(
 ) -> Report:
     """Build what the destination knows of a guest that lost pages: `pages.lost` of them, which will never come.
 
-    `details.lost_extents` says which, the first of them: region, offset and length in bytes.
+    What nobody knows or what never was is None: when all was here and with that the throughput, the source's CPU time,
+    the downtime where the hosts share no clock. `details.lost_extents` says which pages, the first of them: region,
+    offset and length in bytes.
     """
     here = replace(stats, pages_total=stats.pages_resident)
     report = arrived(mode, layout, here, guest, timing, course=course, tls=tls)
-    report["outcome"] = "lost"
+    never = ("total_seconds", "resident_seconds", "throughput_bytes_per_second")
+    report |= {"outcome": "lost", "downtime_seconds": report["downtime_seconds"] or None, **dict.fromkeys(never)}
+    report["cpu_seconds"]["source"] = None
     report["pages"] |= {"total": stats.pages_total, "lost": stats.pages_total - stats.pages_resident}
     report["details"]["lost_extents"] = [list(one) for one in lost[:LOST_EXTENTS_MAX]]
     return report

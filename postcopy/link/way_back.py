@@ -8,39 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from abc import abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from postcopy.errors import HostError
 from postcopy.link.control import ControlChannel
-from postcopy.link.course import Course
-from postcopy.link.guest import MigratingGuest
-from postcopy.link.prepare import Memory
-from postcopy.link.pumping import PumpInterpreter
-from postcopy.link.report import Report, gone
+from postcopy.link.destination_figures import DestinationFigures
+from postcopy.link.report import gone
 from postcopy.link.residence import Extent, extents_of, what_is_here
 from postcopy.pages.ledger import PageState
 from postcopy.pages.regions import Layout
-from postcopy.pump.destination import DestinationPump, DestinationStats
+from postcopy.pump.destination import DestinationPump
 from postcopy.session.commands import Command, DetachData, Poison, ResumePump, Send, TellResidence
-from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import Rejoined
 
 log = logging.getLogger("postcopy.session")
 
 
-class WayBack(PumpInterpreter[DestinationPump, DestinationStats]):
+class WayBack(DestinationFigures):
     """The part of a destination's interpreter that outlives connections."""
 
-    machine: DestinationMachine
-    mode: str
-    memory: Memory | None
-    guest: MigratingGuest | None
-    report: Report | None
     lost: list[Extent] | None
     _attached: set[str]
-    _course: Course
 
     def performers_of_pauses(self) -> dict[type[Command], Callable[[Any], Awaitable[None]]]:
         """Return how these commands are performed."""
@@ -50,10 +39,6 @@ class WayBack(PumpInterpreter[DestinationPump, DestinationStats]):
             ResumePump: self._resume_pump,
             Poison: self._poison,
         }
-
-    @abstractmethod
-    def timing(self) -> dict[str, float]:
-        """Return what this side's clock says."""
 
     def rejoin(self, channel: ControlChannel, token: bytes) -> None:
         """Take the connection of a source that came back and proved itself."""

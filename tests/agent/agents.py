@@ -187,6 +187,15 @@ def scrape(url):
     return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
 
 
+def check_lost_times(report):
+    """What is known is said, also of a guest that is lost, and nothing else is."""
+    for never in ("total_seconds", "resident_seconds", "throughput_bytes_per_second"):
+        assert report[never] is None
+    assert report["downtime_seconds"] > 0
+    assert report["cpu_seconds"]["source"] is None
+    assert report["cpu_seconds"]["destination"] > 0
+
+
 def given_up(there, pages, text="the guest goes on without"):
     """See that a guest of so many pages (4 KiB) goes on without those that are lost, and end its agent; how many."""
     status = there.until(lambda now: now["state"] == "lost" and now["ended"] is not None)
@@ -196,6 +205,7 @@ def given_up(there, pages, text="the guest goes on without"):
     there.runs_on()
     met = there.until(lambda now: now["guest"]["lost_steps"] > 0)["guest"]
     assert (met["trouble"], status["report"]["outcome"]) == (None, "lost")
+    check_lost_times(status["report"])
     extents = status["report"]["details"]["lost_extents"]
     assert extents
     assert sum(length for _, _, length in extents) <= 4096 * lost

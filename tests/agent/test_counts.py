@@ -1,13 +1,18 @@
 """What a daemon counts never goes back, whatever its migrations do."""
 
+import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
-from agent.counts import Counts, Totals, faults_by_result, mode_of, no_less, pages_sent
+from agent.counts import Counts, Totals, counts_of, faults_by_result, mode_of, no_less, pages_sent
 from postcopy.link.destination_interpreter import DestinationInterpreter
 from postcopy.pages.regions import Layout, Region
 from postcopy.pump.destination import DestinationStats
 from postcopy.pump.histogram import BUCKETS, Histogram
+from postcopy.session.commands import StopPump
 from postcopy.session.states import State
+from postcopy.wire.frame import HEADER_BYTES
+from tests.session import samples
 
 
 def recorded(bucket, count=1):
@@ -54,6 +59,51 @@ def test_migrations_add_up_and_the_latest_is_told_apart():
     assert totals.ended == 1
     assert totals.latest("destination").pages["received", "demand"] == 1
     assert totals.latest("source") == Counts()
+
+
+class Beaten:
+    """A pump on whose connections a heartbeat comes at each look."""
+
+    LAYOUT = Layout((Region(0, "shmem", 4096, 65536),))
+
+    def __init__(self):
+        self.looks = 0
+
+    def snapshot(self):
+        self.looks += 1
+        whole = DestinationStats.of_handed_over(self.LAYOUT)
+        return replace(
+            whole, pages_handed_over=0, pages_push=16, pending=1, beats=self.looks,
+            bytes_received_push=65536, bytes_received_urgent=HEADER_BYTES * self.looks,
+        )  # fmt: skip
+
+    def stop(self):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_what_comes_between_the_report_and_the_pumps_end_is_in_neither():
+    one = DestinationInterpreter(samples.destination(), {}, {}, claim=None, mode="auto", poll_max_ns=0)
+    one.memory = SimpleNamespace(layout=Beaten.LAYOUT, resident=False)
+    one.guest = SimpleNamespace(stall=Histogram(), first_step_at=None)
+    one._pump = Beaten()
+
+    def received():
+        return sum(count for (way, _), count in counts_of(one).transferred.items() if way == "received")
+
+    before = received()
+    one._sum_up()
+    told = one.report["bytes"]["wire"]
+    assert told > before
+    assert (received(), one.snapshot().pending) == (told, 0)
+    asyncio.run(one._stop_pump(StopPump()))
+    assert received() == told
+    one.memory.resident, one._told = True, None  # where each page that is touched is trapped and counted, it goes on
+    one.report, one._pump = None, Beaten()
+    one._sum_up()
+    assert received() > one.report["bytes"]["wire"]
 
 
 def test_memory_that_was_handed_over_to_nobody_is_not_counted():

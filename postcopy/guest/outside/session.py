@@ -249,6 +249,11 @@ class OutsideInterpreter(DestinationInterpreter):
             asyncio.get_running_loop().remove_reader(self._pump.event_fd)
             self._served_on = False
 
+    @property
+    def serves_on(self) -> bool:
+        """Say so: a process gives pages back, and touches what is zeros, until it ends."""
+        return True
+
     def left(self, stats: DestinationStats) -> int:
         """Return what a process that has ended never touched."""
         return stats.pages_total - stats.pages_resident

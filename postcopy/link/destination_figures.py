@@ -1,0 +1,92 @@
+"""What a destination can tell of a migration: counters, how long what took, and the report that is made of them.
+
+The pump, the memory and the guest enter as the interpreter comes by them; figures leave, for whoever watches, and the
+report, for the source and for people.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from postcopy.link.course import Course
+from postcopy.link.guest import MigratingGuest
+from postcopy.link.prepare import Memory
+from postcopy.link.pumping import PumpInterpreter
+from postcopy.link.report import Report, arrived
+from postcopy.pump.destination import DestinationPump, DestinationStats
+from postcopy.pump.histogram import Histogram
+from postcopy.session.destination import DestinationMachine
+from postcopy.session.events import AllResident
+
+
+class DestinationFigures(PumpInterpreter[DestinationPump, DestinationStats]):
+    """The part of a destination's interpreter that counts and sums up. Times are CLOCK_MONOTONIC in seconds."""
+
+    machine: DestinationMachine
+
+    def __init__(self, machine: DestinationMachine, mode: str, name: str) -> None:
+        super().__init__("destination", machine, name)
+        self.mode = mode
+        self.memory: Memory | None = None
+        self.guest: MigratingGuest | None = None
+        self.report: Report | None = None
+        self.stopped_at = 0.0
+        self.run_at = 0.0
+        self.resident_at = 0.0
+        self._left: MigratingGuest | None = None  # which was the guest here
+        self._course = Course()
+        self._traps_for_ever = False
+        self._told: DestinationStats | None = None  # the counters of the report, where no later ones count
+
+    def _sum_up(self) -> None:
+        """Make the report, once, and post it."""
+        stats = self.snapshot()
+        if self.report is None and self.memory is not None and self.guest is not None and stats is not None:
+            course = self._course.columns(stats.pages_total)
+            whole = (self.mode, self.memory.layout, stats, self.guest, self.timing())
+            self.report = arrived(*whole, course=course, tls=self.encrypted, left=self.left(stats))
+            if not self.serves_on:  # heartbeats and duplicates come until its end; nobody waits for a page any more
+                self._told = replace(stats, pending=0)
+            self.post(AllResident(self.now(), self.report))
+
+    @property
+    def serves_on(self) -> bool:
+        """Whether the pump has work when every page is here."""
+        return self._traps_for_ever or (self.memory is not None and self.memory.resident)
+
+    def left(self, _stats: DestinationStats) -> int:
+        """Return how many pages never came, and are not missed by anybody."""
+        return 0
+
+    def timing(self) -> dict[str, float]:
+        """Return what this side's clock says: downtime where both ends share a clock, time to full residency."""
+        first = self.guest.first_step_at if self.guest is not None else None
+        comparable = first is not None and self.machine.comparable
+        return {
+            "downtime_seconds": first - self.stopped_at if comparable and first is not None else 0.0,
+            # the last page of a small guest may be here before Run is
+            "resident_seconds": max(0.0, self.resident_at - self.run_at),
+        }
+
+    def snapshot(self) -> DestinationStats | None:
+        """Return the pump's counters; those of memory that was handed over, where it needs no pump.
+
+        Once there is a report they are what it says, unless the pump serves on.
+        """
+        stats = self._told or super().snapshot()
+        if stats is None and self.memory is not None and self.memory.resident:
+            stats = DestinationStats.of_handed_over(self.memory.layout)
+        return stats
+
+    @property
+    def stall(self) -> Histogram | None:
+        """What the guest's own clock told here, also once it has left; None before there was one."""
+        guest = self.guest or self._left
+        return None if guest is None else guest.stall
+
+    def residency(self, cells: int) -> list[float]:
+        """Return which part of each of `cells` pieces of memory is resident; [] before there is any."""
+        if self._pump is not None:
+            return self._pump.residency(cells)
+        stats = self.snapshot()
+        return [stats.pages_resident / stats.pages_total] * cells if stats is not None else []
