@@ -6,12 +6,14 @@ UsageError that says why this makes no sense now.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from postcopy.errors import UsageError
 from postcopy.link.interpreter import Interpreter
-from postcopy.session.events import LoseAsked, PauseAsked, ResumeAsked
-from postcopy.session.states import SWITCHED, State
+from postcopy.session.events import CancelAsked, LoseAsked, PauseAsked, ResumeAsked
+from postcopy.session.states import ENDED, SWITCHED, State
+
+InterpreterT = TypeVar("InterpreterT", bound=Interpreter)
 
 PAUSED = SWITCHED - {State.POSTCOPY_ACTIVE}
 
@@ -57,3 +59,41 @@ def _switched(current: Interpreter | None, what: str) -> Interpreter:
     if not getattr(current.machine, "recoverable", False):
         raise UsageError(f"this migration cannot be {what}: an agent knows no recovery, or the memory was handed over")
     return current
+
+
+class Steered(Generic[InterpreterT]):
+    """A side with one migration at a time, the latest being `_current`, as people steer and see it."""
+
+    _current: InterpreterT | None = None
+
+    @property
+    def state(self) -> State:
+        """Where the latest migration stands."""
+        return State.NONE if self._current is None else self._current.machine.state
+
+    @property
+    def pause_state(self) -> dict[str, Any] | None:
+        """Why the latest migration is paused (text), for how many seconds, and whether it is held by hand."""
+        return describe(self._current)
+
+    @property
+    def reconnects(self) -> int:
+        """How often the latest migration was resumed."""
+        machine: Any = None if self._current is None else self._current.machine
+        return 0 if machine is None else machine.reconnects
+
+    def cancel(self, text: str = "cancelled by the user") -> bool:
+        """Ask the running migration to end; False where there is none, or the guest is the destination's already."""
+        current = self._current
+        if current is None or current.finish is not None or current.machine.state in {*SWITCHED, *ENDED}:
+            return False
+        current.post(CancelAsked(current.now(), text))
+        return True
+
+    def pause(self) -> None:
+        """Close the connections of a migration that has switched over, until resume(). UsageError: there is none."""
+        pause(self._current)
+
+    def lose(self, text: str = "given up by the user", *, paused: bool = True) -> None:
+        """Give up the pages that are still at the source of a `paused` migration: they come no more. UsageError."""
+        lose(self._current, text, paused=paused)

@@ -14,13 +14,14 @@ import socket
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as ReadOnly
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from postcopy.errors import HostError, ProtocolError, UsageError
 from postcopy.kernel import Userfaultfd, memory_types_in
 from postcopy.limits import CLOSE_SECONDS, GREETED_MAX, MIGRATION_ID_BYTES, POLL_MAX_NS, TOKEN_BYTES
 from postcopy.link import by_hand
 from postcopy.link.address import Address, UnixAddress, parse_address
+from postcopy.link.by_hand import Steered
 from postcopy.link.control import ControlChannel
 from postcopy.link.data import shake_hands
 from postcopy.link.destination_interpreter import DestinationInterpreter
@@ -40,8 +41,8 @@ from postcopy.pump.half import Role as DataRole
 from postcopy.pump.trace import FaultTrace
 from postcopy.session.commands import Finish
 from postcopy.session.destination import DestinationMachine
-from postcopy.session.events import CancelAsked, Received
-from postcopy.session.states import ENDED, OWNERS, SWITCHED, Owner, State
+from postcopy.session.events import Received
+from postcopy.session.states import OWNERS, SWITCHED, Owner, State
 from postcopy.wire.control import Refuse, Resume
 from postcopy.wire.preamble import Preamble, Role, Security
 from postcopy.wire.version import VERSION, VERSION_MIN
@@ -58,7 +59,7 @@ class BusyError(HostError):
     code = "busy"
 
 
-class Destination:
+class Destination(Steered[DestinationInterpreter]):
     """A host that a guest may come to.
 
     `kinds` are the kinds of guest that it knows, by name.
@@ -100,7 +101,6 @@ class Destination:
         self._versions = versions_over(tls, versions)
         self._give_up_after = give_up_after
         self.known = Known()  # whose sources may come back
-        self._current: DestinationInterpreter | None = None
         self._onward: Onward | None = None  # of the guest that the current one brought
         self._before: tuple[DestinationInterpreter | None, Onward | None] = (None, None)
         self._greeted: dict[DestinationInterpreter, asyncio.Task[None]] = {}
@@ -237,14 +237,6 @@ class Destination:
 
     # --- for whoever watches and steers -------------------------------------------------------------------
 
-    def cancel(self, text: str = "cancelled by the user") -> bool:
-        """Ask the running migration to end; False where there is none, or the guest runs here already."""
-        current = self._current
-        if current is None or current.finish is not None or current.machine.state in {*SWITCHED, *ENDED}:
-            return False
-        current.post(CancelAsked(current.now(), text))
-        return True
-
     async def onward(self) -> Onward:
         """Return the way out for the guest that came here, a Source: always the same for one guest.
 
@@ -264,27 +256,9 @@ class Destination:
         """The way out of the latest guest, if it was asked for."""
         return self._onward
 
-    def pause(self) -> None:
-        """Close the connections of a migration that has switched over, until resume(). UsageError: there is none."""
-        by_hand.pause(self._current)
-
     def resume(self) -> None:
         """Let the source come back to a migration that was paused here. UsageError."""
         by_hand.resume(self._current)
-
-    def lose(self, text: str = "given up by the user", *, paused: bool = True) -> None:
-        """Give up the pages that a `paused` migration lacks: who touches one gets SIGBUS. UsageError."""
-        by_hand.lose(self._current, text, paused=paused)
-
-    @property
-    def pause_state(self) -> dict[str, Any] | None:
-        """Why the latest migration is paused (text), for how many seconds, and whether it is held by hand."""
-        return by_hand.describe(self._current)
-
-    @property
-    def reconnects(self) -> int:
-        """How often the latest migration was resumed."""
-        return 0 if self._current is None else self._current.machine.reconnects
 
     def give_back(self, region: int, offset: int, length: int) -> None:
         """Take whole pages away from the guest (a balloon): they read as zeros from now on and are fetched no more.
@@ -319,11 +293,6 @@ class Destination:
         if self._onward is not None and self._onward.left:
             return None
         return OWNERS[current.machine.state]
-
-    @property
-    def state(self) -> State:
-        """Where the latest migration stands."""
-        return State.NONE if self._current is None else self._current.machine.state
 
     @property
     def guest(self) -> MigratingGuest | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Self
 
 from postcopy import __version__
 from postcopy.errors import (
@@ -24,6 +24,7 @@ from postcopy.kernel.handover import seal_files
 from postcopy.limits import POLL_MAX_NS
 from postcopy.link import by_hand
 from postcopy.link.address import Address, UnixAddress, parse_address
+from postcopy.link.by_hand import Steered
 from postcopy.link.endpoint import Endpoint
 from postcopy.link.guest import MigratingGuest
 from postcopy.link.keeping import Keeping, Record
@@ -33,10 +34,10 @@ from postcopy.link.tls import Credentials, versions_over
 from postcopy.pages.regions import Layout
 from postcopy.pump.source import SourceStats
 from postcopy.session.commands import Finish
-from postcopy.session.events import CancelAsked, Started
+from postcopy.session.events import Started
 from postcopy.session.source import SourceMachine
 from postcopy.session.source_recovery import take_up
-from postcopy.session.states import ENDED, OWNERS, SWITCHED, Owner, State
+from postcopy.session.states import OWNERS, Owner, State
 from postcopy.wire.control import GuestOffer, Hello, LayoutOffer
 from postcopy.wire.messages import HANDED_OVER
 from postcopy.wire.version import VERSION, VERSION_MIN
@@ -44,7 +45,7 @@ from postcopy.wire.version import VERSION, VERSION_MIN
 SOFTWARE = f"postcopy {__version__}"
 
 
-class Source:
+class Source(Steered[SourceInterpreter]):
     """One guest on this host that may migrate away. The guest and the mappings are the caller's until they left.
 
     `give_up_after` is how many seconds a migration may be paused before its guest is given up, None: for ever.
@@ -72,7 +73,6 @@ class Source:
         self._poll_max_ns = poll_max_ns
         self._versions = versions
         self._give_up_after = give_up_after
-        self._current: SourceInterpreter | None = None
         self._running: asyncio.Task[Finish] | None = None
 
     async def __aenter__(self) -> Self:
@@ -173,18 +173,6 @@ class Source:
             ) from error
         return LayoutOffer.of(self.layout, guest, data, HANDED_OVER)
 
-    def cancel(self, text: str = "cancelled by the user") -> bool:
-        """Ask the running migration to end; False where there is none, or the guest has left already."""
-        current = self._current
-        if current is None or current.finish is not None or current.machine.state in {*SWITCHED, *ENDED}:
-            return False
-        current.post(CancelAsked(current.now(), text))
-        return True
-
-    def pause(self) -> None:
-        """Close the connections of a migration that has switched over, until resume(). UsageError: there is none."""
-        by_hand.pause(self._current)
-
     def resume(self, address: Address | str | None = None) -> None:
         """Have a paused migration go on, at another address of the same destination if one is given. UsageError.
 
@@ -203,20 +191,6 @@ class Source:
     def encrypted(self) -> bool:
         """Whether the latest migration is."""
         return self._current is not None and self._current.encrypted
-
-    def lose(self, text: str = "given up by the user", *, paused: bool = True) -> None:
-        """Give up a migration that is `paused`: its guest gets the pages that are here no more. UsageError."""
-        by_hand.lose(self._current, text, paused=paused)
-
-    @property
-    def pause_state(self) -> dict[str, Any] | None:
-        """Why the latest migration is paused (text), for how many seconds, and whether it is held by hand."""
-        return by_hand.describe(self._current)
-
-    @property
-    def reconnects(self) -> int:
-        """How often the latest migration was resumed."""
-        return 0 if self._current is None else self._current.machine.reconnects
 
     @property
     def busy(self) -> bool:
@@ -237,11 +211,6 @@ class Source:
     def duration(self) -> float:
         """Seconds that the latest migration took until its last page was placed, 0.0 before."""
         return 0.0 if self._current is None else self._current.machine.timeline.total
-
-    @property
-    def state(self) -> State:
-        """Where the latest migration stands."""
-        return State.NONE if self._current is None else self._current.machine.state
 
     @property
     def placed_pages(self) -> int:

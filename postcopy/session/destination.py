@@ -21,7 +21,6 @@ from postcopy.session.commands import Command
 from postcopy.session.destination_steps import PATIENCE, PAUSES, STATES, Step
 from postcopy.session.events import (
     DataAttached,
-    Elapsed,
     Event,
     Prepared,
     Progressed,
@@ -30,7 +29,7 @@ from postcopy.session.events import (
     Rejoined,
     WorkFailed,
 )
-from postcopy.session.machine import Machine
+from postcopy.session.machine import PausingMachine
 from postcopy.session.states import ENDED, SWITCHED, State
 from postcopy.wire.messages import ALL, GONE, UNKNOWN, UNRUN, Hello, LayoutOffer, Piece, Refuse, Run
 from postcopy.wire.version import RECOVERY_SINCE, common
@@ -38,7 +37,7 @@ from postcopy.wire.version import RECOVERY_SINCE, common
 ROLES = frozenset({"urgent", "push"})
 
 
-class DestinationMachine(Machine[Step]):
+class DestinationMachine(PausingMachine[Step]):
     """One migration as its destination sees it.
 
     `identity` is (migration id, token), fresh random bytes for every migration; `versions` are the lowest
@@ -49,6 +48,9 @@ class DestinationMachine(Machine[Step]):
     states: ClassVar = STATES
     patience: ClassVar = PATIENCE
     lingering: ClassVar = frozenset({Step.SETTLING, Step.RELEASING})
+    active: ClassVar = Step.ACTIVE
+    pauses: ClassVar = PAUSES
+    severs: ClassVar = ("ControlLost", "Broken", "PumpBroken", "Refuse", "Elapsed", "Starved")
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class DestinationMachine(Machine[Step]):
         give_up_seconds: float | None = None,
         recovers: bool = True,
     ) -> None:
-        super().__init__(Step.IDLE)
+        super().__init__(Step.IDLE, give_up_seconds)
         self.pieces, self.pages = pieces, pages
         self.begin(now)
         self.versions = versions
@@ -76,17 +78,10 @@ class DestinationMachine(Machine[Step]):
         self.probed = False  # it was only ever a question: no migration began
         self.resident = False  # every page is here before Run has been read
         self.offer: LayoutOffer | None = None  # of memory that is handed over
-        self.give_up_seconds = give_up_seconds
         self.recovers = recovers
         self.acknowledged = False  # the source has said that it let go of its memory
         self.report: dict[str, object] | None = None
         self.first_instruction_at: float | None = None
-        self.heard_at = 0.0
-        self.paused_at = 0.0
-        self.held = False  # paused until somebody here asks to go on
-        self.reconnects = 0
-        self.attempts = 0  # the source's business
-        self.trouble = ""  # why it is paused, for people
         self._fed = (-1, 0)  # bytes, and tries to place them
         self._unfed = 0  # looks in a row
 
@@ -98,23 +93,11 @@ class DestinationMachine(Machine[Step]):
         """Give the source its time from `now` on: what this side had to do first took time of its own."""
         self.deadline = self._deadline(now, entered=True)
 
-    def key(self, event: Event) -> str:
-        """Tell a Hello in no common version, memory that is handed over, the last data connection, a mute source.
-
-        After Run: a refusal for good, a data connection for an attempt that is over, a source that comes back while it
-        may not, and an end that is one.
-        """
-        name = self._late_key(event) or self._key(event)
-        if self.step is Step.ACTIVE and not self.recoverable and name in SEVERS:
-            return "Severed"
-        return name
-
     def _late_key(self, event: Event) -> str:
+        """Tell a refusal for good, and a source that comes back while it may not."""
         match event:
             case Received(message=Refuse(code=code)) if code == GONE and self.state in SWITCHED:
                 return "RefuseGone"
-            case Elapsed(now=now) if self.give_up_at is not None and now >= self.give_up_at:
-                return "GiveUpElapsed"
             case PumpFailed() if self.offer is not None and self.step is Step.LOADED:
                 return "PumpFailedHandedOver"
             case Rejoined() if self.held and self.step is Step.PAUSED:
@@ -125,6 +108,7 @@ class DestinationMachine(Machine[Step]):
                 return ""
 
     def _key(self, event: Event) -> str:
+        """Tell a Hello in no common version, memory that is handed over, which data connection it is, a mute source."""
         match event:
             case Received(message=Hello(versions=offered)) if not common(offered, self.versions):
                 return "HelloUnspoken"
@@ -136,9 +120,9 @@ class DestinationMachine(Machine[Step]):
             case Progressed() if self._starved(event):
                 return "Starved"
             case Prepared() | Received(message=Run()) if self.resident:
-                return super().key(event) + "Resident"
+                return super()._key(event) + "Resident"
             case _:
-                return super().key(event)
+                return super()._key(event)
 
     @property
     def recoverable(self) -> bool:
@@ -149,13 +133,6 @@ class DestinationMachine(Machine[Step]):
     def unheard(self) -> bool:
         """Whether all is here and the source, which may not know, keeps its pages and comes back to ask."""
         return self.state is State.COMPLETED and self.recoverable and not self.acknowledged
-
-    @property
-    def give_up_at(self) -> float | None:
-        """When a pause has lasted too long."""
-        return (
-            None if self.give_up_seconds is None or self.step not in PAUSES else self.paused_at + self.give_up_seconds
-        )
 
     def handle(self, event: Event) -> list[Command]:
         """Note when the source was heard last; then as any machine."""
@@ -212,7 +189,6 @@ class DestinationMachine(Machine[Step]):
 
 
 _EARLY = (Step.GREETED, Step.PROBING, Step.TAKING, Step.PREPARING, Step.WAITING, Step.ATTACHED, Step.LOADING)
-SEVERS = ("ControlLost", "Broken", "PumpBroken", "Refuse", "Elapsed", "Starved")
 _FAILURES = ("ControlLost", "NotSent", "Broken", "WorkFailed", "PumpFailed", "PumpBroken", "Refuse", "Elapsed")
 _GOODBYES = ("ControlLost", "Broken", "Refuse", "Elapsed")
 _LATE = ("NotSent", "PumpFailed", "Starved", "Resident")

@@ -10,7 +10,7 @@ the other side sent it, SessionError where this side made the mistake.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -102,3 +102,54 @@ class Machine(Generic[StepT]):
         if isinstance(event, Received):
             return ProtocolError(f"{type(event.message).__name__} is not allowed in state {self.state} ({self.step})")
         return SessionError(f"{key} cannot happen in state {self.state} ({self.step})")
+
+
+class PausingMachine(Machine[StepT]):
+    """A machine whose migration may outlive its connections once it is `active`, as either side has it.
+
+    `give_up_seconds` is how long a pause may last, None: for ever. Where the migration is not `recoverable` what ends a
+    connection severs it.
+    """
+
+    active: ClassVar[Any]
+    pauses: ClassVar[Collection[Any]]
+    """Steps of a migration that is paused, or on its way back."""
+    severs: ClassVar[Collection[str]]
+    """What ends a connection, by the keys of the table."""
+
+    def __init__(self, step: StepT, give_up_seconds: float | None) -> None:
+        super().__init__(step)
+        self.give_up_seconds = give_up_seconds
+        self.heard_at = 0.0
+        self.paused_at = 0.0
+        self.held = False  # paused until somebody on this side asks to go on
+        self.attempts = 0  # to reconnect, in a row, of a side that dials
+        self.reconnects = 0
+        self.trouble = ""  # why it is paused, for people
+
+    @property
+    def recoverable(self) -> bool:
+        """Whether it outlives its connections."""
+        raise NotImplementedError
+
+    @property
+    def give_up_at(self) -> float | None:
+        """When a pause has lasted too long."""
+        if self.give_up_seconds is None or self.step not in self.pauses:
+            return None
+        return self.paused_at + self.give_up_seconds
+
+    def key(self, event: Event) -> str:
+        """Tell a pause that has lasted too long, and an end that is one."""
+        if isinstance(event, Elapsed) and self.give_up_at is not None and event.now >= self.give_up_at:
+            return "GiveUpElapsed"
+        name = self._late_key(event) or self._key(event)
+        return "Severed" if self.step is self.active and not self.recoverable and name in self.severs else name
+
+    def _late_key(self, event: Event) -> str:
+        """Name what means something else once the guest has left; nothing for all else."""
+        raise NotImplementedError
+
+    def _key(self, event: Event) -> str:
+        """Name what means something of its own on this side, or else what happened."""
+        return super().key(event)

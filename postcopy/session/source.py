@@ -48,7 +48,7 @@ from postcopy.session.events import (
     Started,
     WorkFailed,
 )
-from postcopy.session.machine import Machine
+from postcopy.session.machine import PausingMachine
 from postcopy.session.source_steps import BEFORE_RUN, PATIENCE, PAUSES, STATES, Step
 from postcopy.session.states import SWITCHED, Owner, State
 from postcopy.session.timeline import Timeline
@@ -72,7 +72,7 @@ from postcopy.wire.messages import State as StateMessage
 from postcopy.wire.version import HANDED_OVER_SINCE, RECOVERY_SINCE
 
 
-class SourceMachine(Machine[Step]):
+class SourceMachine(PausingMachine[Step]):
     """One migration as its source sees it.
 
     `hello` and `offer` are sent as they are. `push`: pages are to be sent in the background, too; what was begun is
@@ -81,11 +81,14 @@ class SourceMachine(Machine[Step]):
 
     states: ClassVar = STATES
     patience: ClassVar = PATIENCE
+    active: ClassVar = Step.ACTIVE
+    pauses: ClassVar = PAUSES
+    severs: ClassVar = ("ControlLost", "Broken", "PumpBroken", "Refuse", "Elapsed")
 
     def __init__(
         self, hello: Hello, offer: LayoutOffer, *, push: bool = True, give_up_seconds: float | None = None
     ) -> None:
-        super().__init__(Step.IDLE)
+        super().__init__(Step.IDLE, give_up_seconds)
         self.hello = hello
         self.offer = offer
         self.push = push
@@ -97,13 +100,6 @@ class SourceMachine(Machine[Step]):
         self.placed_pages = 0
         self.report: dict[str, Any] = {}
         self._limit_at: float | None = None
-        self.give_up_seconds = give_up_seconds
-        self.heard_at = 0.0
-        self.paused_at = 0.0
-        self.held = False  # paused until somebody asks to go on
-        self.attempts = 0  # to reconnect, in a row
-        self.reconnects = 0
-        self.trouble = ""  # why it is paused, for people
 
     @property
     def recoverable(self) -> bool:
@@ -118,23 +114,15 @@ class SourceMachine(Machine[Step]):
                 self.attempts = 0
         return super().handle(event)
 
-    def key(self, event: Event) -> str:
-        """Tell limits of the user's from a step's, a Run that never left, memory that is handed over, and refusals."""
-        name = self._late_key(event) or self._key(event)
-        if self.step is Step.ACTIVE and not self.recoverable and name in SEVERS:
-            return "Severed"
-        return name
-
     def _late_key(self, event: Event) -> str:
         match event:
-            case Elapsed(now=now) if self.give_up_at is not None and now >= self.give_up_at:
-                return "GiveUpElapsed"
             case Received(message=Refuse(code=code)) if self.state in SWITCHED:
                 return {GONE: "RefuseGone", UNRUN: "RefuseUnrun"}.get(code, "Refuse")
             case _:
                 return ""
 
     def _key(self, event: Event) -> str:
+        """Tell limits of the user's from a step's, a Run that never left, and memory that is handed over."""
         if isinstance(event, Elapsed) and self._limit_at is not None and event.now >= self._limit_at:
             return "LimitElapsed"
         if isinstance(event, NotSent) and isinstance(event.message, Run):
@@ -144,8 +132,8 @@ class SourceMachine(Machine[Step]):
                 case Welcome(version=version) if version < HANDED_OVER_SINCE:
                     return "WelcomeTooOld"
                 case Welcome() | Ready():
-                    return super().key(event) + "HandedOver"
-        return super().key(event)
+                    return super()._key(event) + "HandedOver"
+        return super()._key(event)
 
     def _deadline(self, now: float, entered: bool) -> float | None:
         if self.step is Step.ACTIVE:
@@ -157,13 +145,6 @@ class SourceMachine(Machine[Step]):
             deadline = None if self.held else now + wait if entered else deadline
         limits = [limit for limit in (deadline, self._limit_at, self.give_up_at) if limit is not None]
         return min(limits, default=None) if deadline is not None or self.step is Step.PAUSED else None
-
-    @property
-    def give_up_at(self) -> float | None:
-        """When a pause has lasted too long."""
-        return (
-            None if self.give_up_seconds is None or self.step not in PAUSES else self.paused_at + self.give_up_seconds
-        )
 
     def why(self, subject: Event | Message) -> str:
         """Say what happened, for a person."""
@@ -360,8 +341,7 @@ def _cancel(machine: SourceMachine, subject: Event | Message) -> list[Command]:
     return _back(machine, subject, State.CANCELLED)
 
 
-SEVERS = ("ControlLost", "Broken", "PumpBroken", "Refuse", "Elapsed")
-_FAILURES = (*SEVERS, "NotSent", "WorkFailed", "PumpFailed")
+_FAILURES = (*SourceMachine.severs, "NotSent", "WorkFailed", "PumpFailed")
 _CANCELS = ("Cancel", "CancelAsked", "LimitElapsed")
 
 SourceMachine.table = {
