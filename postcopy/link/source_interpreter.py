@@ -186,6 +186,7 @@ class SourceInterpreter(SourcePumpInterpreter):
         if self._keeping is None:
             return
         machine, when = self.machine, self.machine.timeline
+        wished = self._record is not None and self._record.push  # also by what the machine has not heard of yet
         self._record = Record(
             version=machine.version,
             migration_id=machine.migration_id,
@@ -195,7 +196,7 @@ class SourceInterpreter(SourcePumpInterpreter):
             guest=(self._guest.kind, self._guest.vcpus),
             tls=self._tls is not None,
             state=self._state,
-            push=machine.push or machine.pushing,
+            push=machine.push or machine.pushing or wished,
             held=machine.held,
             rate=self.pace.rate,
             started=when.started,
