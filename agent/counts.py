@@ -58,14 +58,17 @@ class Counts:
 
     def add(self, other: Counts) -> None:
         """Add what another one has counted."""
-        for one in fields(Counts):
-            setattr(self, one.name, added(getattr(self, one.name), getattr(other, one.name)))
+        for name in _COUNTED:
+            setattr(self, name, added(getattr(self, name), getattr(other, name)))
+
+
+_COUNTED = tuple(one.name for one in fields(Counts))
 
 
 def added(one: Any, other: Any) -> Any:
     """Return the sum of two numbers, two histograms or two mappings to numbers; None is nothing."""
-    if one is None or other is None:
-        return other if one is None else one
+    if not one or not other:
+        return one or other
     if isinstance(one, Histogram):
         return one.merge(other)
     if isinstance(one, dict):

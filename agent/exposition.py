@@ -1,15 +1,14 @@
 """The text of a scrape. Families of samples enter, text leaves, as prometheus_client writes it.
 
-Which samples there are hardly ever changes, their values do with every scrape. So prometheus_client writes each set of
-samples that is asked for once, and a scrape fills numbers into what it wrote: a tenth of the time of writing all anew.
+Which samples a family has hardly ever changes, and most of its values do not between two scrapes. So prometheus_client
+writes a family once for the samples that it has; from then on numbers are filled into what it wrote, and a family
+that has not changed is told again as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -19,15 +18,12 @@ Values = Mapping[Any, float]
 """By the values of their labels: tuples, as long as there are labels."""
 
 FAMILIES = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
-# Before, while and after a guest is here, with and without huge pages: that many sets of samples there are.
-SETS_KEPT = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
+class Family(NamedTuple):
     """Samples of one name: `values` by the values of their `labels`, of a histogram by its bounds, and its `total`.
 
-    `kind` is "counter", "gauge" or "histogram".
+    `kind` is "counter", "gauge" or "histogram". Nothing changes in it once it is made.
     """
 
     name: str
@@ -38,14 +34,37 @@ class Family:
     total: float = 0.0
 
 
-# A family without its numbers.
-_Shape = tuple[str, str, str, tuple[str, ...], tuple[tuple[str, ...], ...]]
+class Exposition:
+    """Writes families again and again; what it wrote last of each name is kept."""
+
+    def __init__(self) -> None:
+        self._written: dict[str, _Written] = {}
+
+    def text_of(self, families: Sequence[Family]) -> str:
+        """Write all samples of some families, whose names differ."""
+        return "".join(map(self._text_of, families))
+
+    def _text_of(self, family: Family) -> str:
+        last = self._written.get(family.name)
+        if last is not None and last.family == family:
+            return last.text
+        keys = tuple(family.values)
+        if last is not None and last.keys == keys and last.family[1:4] == family[1:4]:
+            around = last.around
+        else:
+            around = _around(family)
+        text = around % tuple(_numbers(family))
+        self._written[family.name] = _Written(family, keys, around, text)
+        return text
 
 
-def text_of(families: Sequence[Family]) -> str:
-    """Write all samples of some families."""
-    shapes = tuple((one.name, one.kind, one.text, one.labels, tuple(one.values)) for one in families)
-    return _around(shapes) % tuple(number for one in families for number in _numbers(one))
+class _Written(NamedTuple):
+    """A family, its text, and that `around` its numbers."""
+
+    family: Family
+    keys: tuple[tuple[str, ...], ...]
+    around: str
+    text: str
 
 
 def _numbers(family: Family) -> Iterator[float]:
@@ -56,29 +75,28 @@ def _numbers(family: Family) -> Iterator[float]:
         yield family.total
 
 
-class _Shapes(Collector):
-    """Families whose numbers are all 0."""
+class _Alone(Collector):
+    """One family whose numbers are all 0."""
 
-    def __init__(self, shapes: Sequence[_Shape]) -> None:
-        self._shapes = shapes
+    def __init__(self, family: Family) -> None:
+        self._family = family
 
     def collect(self) -> Iterator[Metric]:
-        """Yield them in their order."""
-        for name, kind, text, labels, keys in self._shapes:
-            if kind == "histogram":
-                yield HistogramMetricFamily(name, text, buckets=[(le, 0) for (le,) in keys], sum_value=0)
-                continue
-            family = FAMILIES[kind](name, text, labels=labels)
-            for key in keys:
-                family.add_metric(key, 0)
-            yield family
+        """Yield it."""
+        name, kind, text, labels, values, _ = self._family
+        if kind == "histogram":
+            yield HistogramMetricFamily(name, text, buckets=[(le, 0) for (le,) in values], sum_value=0)
+            return
+        family = FAMILIES[kind](name, text, labels=labels)
+        for key in values:
+            family.add_metric(key, 0)
+        yield family
 
 
-@lru_cache(SETS_KEPT)
-def _around(shapes: tuple[_Shape, ...]) -> str:
+def _around(family: Family) -> str:
     """Have samples written, with a place where each of the numbers goes."""
     registry = CollectorRegistry()
-    registry.register(_Shapes(shapes))
+    registry.register(_Alone(family))
     return "".join(map(_with_place, generate_latest(registry).decode().splitlines(keepends=True)))
 
 

@@ -10,11 +10,12 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client import ProcessCollector
 
 from agent.counts import NO_MODE, Counts
-from agent.exposition import Family, Values, text_of
+from agent.exposition import Exposition, Family, Values
 from postcopy import __version__
 from postcopy.errors import HostError
 from postcopy.kernel import MEMORY_TYPES
@@ -42,6 +43,21 @@ DIRECTIONS = {"source": ("sent",), "destination": ("received", "sent")}
 # A destination is the source of a guest that goes on.
 ROLES = {"source": ("source",), "destination": ("destination", "source")}
 
+# All series of a family, at 0, in the order in which they are told.
+_STATES = dict.fromkeys(((one.value,) for one in State), 0)
+_ENDS = {
+    told: dict.fromkeys(
+        ((role, mode, end.value) for role in roles for mode in (*MODES, NO_MODE) for end in sorted(ENDED)), 0
+    )
+    for told, roles in ROLES.items()
+}
+_PAGES = {
+    role: dict.fromkeys(((direction, path) for direction in directions for path in PATHS), 0)
+    for role, directions in DIRECTIONS.items()
+}
+_MOVED = {role: dict.fromkeys((*channels, *CONTROL), 0) for role, channels in CHANNELS.items()}
+_FAULTS = dict.fromkeys(((kind, result) for kind in KINDS for result in RESULTS), 0)
+
 
 @dataclass
 class Figures:
@@ -66,6 +82,7 @@ class Metrics:
 
     def __init__(self, figures: Callable[[], Figures]) -> None:
         self._figures = figures
+        self._exposition = Exposition()
         self._slow: list[Family] = []
         self._slow_until = 0.0
 
@@ -78,7 +95,7 @@ class Metrics:
         if now.counts.stall is not None:
             text = "The guests' accesses here that took 1 microsecond or more."
             families.append(histogram("stall_seconds", text, now.counts.stall))
-        return text_of([*families, *self._slowly()])
+        return self._exposition.text_of([*families, *self._slowly()])
 
     def _slowly(self) -> list[Family]:
         now = time.monotonic()
@@ -90,12 +107,11 @@ class Metrics:
 def session_families(now: Figures) -> Iterator[Family]:
     """Tell where migrations stand and what became of them."""
     yield gauge("build_info", "What this agent is; always 1.", {(__version__, now.role): 1}, ("version", "role"))
-    states = {(one.value,): int(one is now.state) for one in State}
-    yield gauge("migration_state", "1 for the state the migration is in.", states, ("state",))
+    state = {**_STATES, (now.state.value,): 1}
+    yield gauge("migration_state", "1 for the state the migration is in.", state, ("state",))
     yield gauge("guest_owned", "1 while this agent owns a guest, which would be gone with it.", int(now.owns_guest))
     text = f"Migrations that ended; mode {NO_MODE}: before this side was told it."
-    every = [(role, mode, end.value) for role in ROLES[now.role] for mode in (*MODES, NO_MODE) for end in sorted(ENDED)]
-    ended = {**dict.fromkeys(every, 0), **now.counts.migrations}
+    ended = {**_ENDS[now.role], **now.counts.migrations}
     yield counter("migrations", text, ended, ("role", "mode", "outcome"))
     text = "From the start of the latest migration to its last page; of one to here, from the guest's start here."
     yield gauge("migration_duration_seconds", text, now.duration_seconds)
@@ -109,10 +125,9 @@ def page_families(now: Figures) -> Iterator[Family]:
     """Tell what moved, and what is still to move."""
     text = "Pages by direction and by the way they went first; path duplicate: they went again, in vain; path "
     text += "handed_over: not sent, but given away with their file."
-    every = ((direction, path) for direction in DIRECTIONS[now.role] for path in PATHS)
-    yield counter("pages", text, {key: now.counts.pages.get(key, 0) for key in every}, ("direction", "path"))
-    moved = {key: now.counts.transferred.get(key, 0) for key in (*CHANNELS[now.role], *CONTROL)}
+    yield counter("pages", text, _every(_PAGES[now.role], now.counts.pages), ("direction", "path"))
     text = "Bytes that this agent sent and received, by connection."
+    moved = _every(_MOVED[now.role], now.counts.transferred)
     yield counter("transferred_bytes", text, moved, ("direction", "channel"))
     yield gauge("remaining_bytes", "Bytes of guest memory that are not at the destination yet.", now.remaining_bytes)
 
@@ -121,8 +136,7 @@ def fault_families(now: Figures) -> Iterator[Family]:
     """Tell what the guest's touch set off, which only a destination sees."""
     counts = now.counts
     text = "Page faults read from userfaultfd: the page was requested, or joined: on its way or here already."
-    every = ((kind, result) for kind in KINDS for result in RESULTS)
-    yield counter("faults", text, {key: counts.faults.get(key, 0) for key in every}, ("kind", "result"))
+    yield counter("faults", text, _every(_FAULTS, counts.faults), ("kind", "result"))
     text = "Pages handed to the kernel, by what it said."
     yield counter("placements", text, {(one,): counts.placements.get(one, 0) for one in OUTCOMES}, ("result",))
     yield gauge("request_queue_depth", "Faults that wait for their page.", now.queue_depth)
@@ -150,6 +164,11 @@ def process_families() -> Iterator[Family]:
     for family in ProcessCollector(registry=None).collect():
         values = {tuple(one.labels.values()): one.value for one in family.samples}
         yield Family(family.name, family.type, family.documentation, (), values)
+
+
+def _every(every: Mapping[Any, int], counts: Mapping[Any, int]) -> dict[Any, int]:
+    """Return counts of all series there are; what was counted beside them is not told."""
+    return {key: counts.get(key, 0) for key in every}
 
 
 def gauge(name: str, text: str, value: float | Values, labels: tuple[str, ...] = ()) -> Family:

@@ -85,6 +85,22 @@ static uint64_t trace_where_of(uint64_t page, uint32_t region, uint32_t found, u
     return trace_where(page, region, found, thread);
 }
 static uint32_t hist_index_of(uint64_t ns) { return hist_index(ns); }
+static void waiter_begin(struct waiter *waiter, uint64_t window_ns, const void *busy) {
+    *waiter = (struct waiter){.window_ns = window_ns, .busy = busy};
+}
+/* How many of a snapshot's values are in the buckets before each of the ends, which ascend. */
+static void hist_below(const int64_t *buckets, const uint32_t *ends, uint32_t count, int64_t *below) {
+    int64_t sum = 0;
+    for (uint32_t i = 0, bucket = 0; i < count; i++) {
+        for (; bucket < ends[i]; bucket++)
+            sum += buckets[bucket];
+        below[i] = sum;
+    }
+}
+static void hist_add_up(int64_t *buckets, const int64_t *others) {
+    for (uint32_t i = 0; i < HIST_BUCKETS; i++)
+        buckets[i] += others[i];
+}
 """
 
 # By its path, for nothing of the package need be importable where it is built.

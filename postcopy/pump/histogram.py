@@ -6,12 +6,16 @@ cumulative power-of-two buckets for Prometheus. A `Histogram` is a value: a snap
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from operator import add, sub
+from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import sub
 from typing import Any
+
+from postcopy.pump._pump import ffi as pump_ffi
+from postcopy.pump._pump import lib
 
 BUCKETS = 1152
 _SUB_BITS = 5
@@ -31,21 +35,33 @@ def bucket_lower_ns(index: int) -> int:
 _LOWER_NS = tuple(bucket_lower_ns(index) for index in range(BUCKETS + 1))
 
 
+# A signed word for each count, whatever becomes of the difference of two.
+_WORD = "q"
+_NOTHING = bytes(8 * BUCKETS)
+
+
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """A snapshot: `buckets` holds BUCKETS counts; `sum_ns` and `max_ns` are exact, everything else to 3 %."""
+    """A snapshot: `buckets` holds BUCKETS counts; `sum_ns` and `max_ns` are exact, everything else to 3 %.
 
-    buckets: tuple[int, ...] = (0,) * BUCKETS
+    The counts are kept as C's own words: a scrape copies them and adds them up without a Python number for each.
+    """
+
+    buckets: Sequence[int] = field(default_factory=lambda: array(_WORD, _NOTHING))
     sum_ns: int = 0
     max_ns: int = 0
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.buckets, array):
+            object.__setattr__(self, "buckets", array(_WORD, self.buckets))
+
     @classmethod
-    def from_words(cls, words: Sequence[int]) -> Histogram:
-        """Build from the words of a `struct hist`: count, sum, max, then the buckets.
+    def from_words(cls, words: memoryview) -> Histogram:
+        """Build from the words of a `struct hist` (format "Q"): count, sum, max, then the buckets.
 
         The count is taken from the buckets: while a thread records, its own counter may be a record behind.
         """
-        return cls(tuple(words[3 : 3 + BUCKETS]), words[1], words[2])
+        return cls(array(_WORD, words[3 : 3 + BUCKETS].tobytes()), words[1], words[2])
 
     @classmethod
     def from_sparse(cls, sparse: Mapping[str, Any]) -> Histogram:
@@ -53,7 +69,7 @@ class Histogram:
         buckets = [0] * BUCKETS
         for index, count in sparse["buckets"]:
             buckets[index] = count
-        return cls(tuple(buckets), sparse["sum_ns"], sparse["max_ns"])
+        return cls(buckets, sparse["sum_ns"], sparse["max_ns"])
 
     def sparse(self) -> dict[str, Any]:
         """Return it as plain data: "buckets" are pairs of index and count, those that are empty left out."""
@@ -96,8 +112,8 @@ class Histogram:
 
         A bucket that straddles a bound (it is 3 % wide) counts as above it.
         """
-        pieces = (sum(self.buckets[start:end]) for start, end in pairwise((0, *_BELOW, BUCKETS)))
-        return [(le, float(count)) for le, count in zip(_BOUNDS, accumulate(pieces), strict=True)]
+        lib.hist_below(_words(self.buckets), _ENDS, len(_BOUNDS), below := pump_ffi.new("int64_t[]", len(_BOUNDS)))
+        return list(zip(_BOUNDS, map(float, below), strict=True))
 
     def bounds(self, width: int = 1) -> list[tuple[float, int]]:
         """Return (upper bound in seconds, count) of every `width` buckets that are not empty together."""
@@ -110,12 +126,13 @@ class Histogram:
 
     def merge(self, other: Histogram) -> Histogram:
         """Return the histogram of both sets of values."""
-        buckets = tuple(map(add, self.buckets, other.buckets))
+        buckets = self.buckets[:]
+        lib.hist_add_up(_words(buckets), _words(other.buckets))
         return Histogram(buckets, self.sum_ns + other.sum_ns, max(self.max_ns, other.max_ns))
 
     def since(self, earlier: Histogram) -> Histogram:
         """Return what was recorded after the snapshot `earlier` of the same histogram; its maximum is of a bucket."""
-        buckets = tuple(map(sub, self.buckets, earlier.buckets))
+        buckets = array(_WORD, map(sub, self.buckets, earlier.buckets))
         last = max((index for index, count in enumerate(buckets) if count), default=0)
         highest = min(self.max_ns, _LOWER_NS[last + 1] - 1) if any(buckets) else 0
         return Histogram(buckets, self.sum_ns - earlier.sum_ns, highest)
@@ -126,6 +143,10 @@ def read_histogram(ffi: Any, hist: Any) -> Histogram:
     return Histogram.from_words(memoryview(ffi.buffer(ffi.addressof(hist))).cast("B").cast("Q"))
 
 
+def _words(buckets: Sequence[int]) -> Any:
+    return pump_ffi.from_buffer("int64_t[]", buckets)
+
+
 def _whole_buckets_below(bound_ns: int) -> int:
     """Return how many buckets lie wholly at or below a bound."""
     index = bisect_left(_LOWER_NS, bound_ns + 1)
@@ -134,3 +155,4 @@ def _whole_buckets_below(bound_ns: int) -> int:
 
 _BELOW = tuple(_whole_buckets_below(2**octave * 1000) for octave in range(_PROMETHEUS_OCTAVES))
 _BOUNDS = (*(repr(2**octave / 1e6) for octave in range(_PROMETHEUS_OCTAVES)), "+Inf")
+_ENDS = pump_ffi.new("uint32_t[]", (*_BELOW, BUCKETS))

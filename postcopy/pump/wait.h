@@ -5,7 +5,8 @@
  * and again instead is there at once. But looking takes the CPU from whoever has work, and against a busy push it is
  * ten times worse than blocking. So the window is a setting (0 always blocks), each look offers the CPU to any other
  * runnable thread, and the window is closed for a while as soon as there is work for the CPUs: when the push beside
- * us has moved bytes, or when a look took so long that another thread must have run meanwhile.
+ * us has moved bytes, or when looks take so long that another thread must have run meanwhile. One such look alone is
+ * forgiven: somebody had a little to do, as the event loop has with every scrape, and has gone.
  */
 #ifndef POSTCOPY_WAIT_H
 #define POSTCOPY_WAIT_H
@@ -22,9 +23,14 @@ struct waiter {
     uint64_t since_ns;             /* when the looking began, 0 if there was progress since */
     uint64_t closed_until_ns;
     uint64_t closed_ns;            /* how long contention closed it the last time */
+    uint64_t again_until_ns;       /* until then one more look that takes long closes it */
 };
 
 uint64_t now_ns(void);
+/* Whether there may be a look now. */
+bool waiter_open(struct waiter *waiter, uint64_t now);
+/* Learn from a look that began then and took so long. */
+void waiter_learn(struct waiter *waiter, uint64_t now, uint64_t took);
 /* There was something to do: the next wait begins with a whole window. */
 static inline void waiter_progress(struct waiter *waiter) { waiter->since_ns = 0; }
 /*

@@ -6,7 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent import metrics
-from agent.exposition import Family, text_of
+from agent.exposition import Exposition, Family
 from postcopy.pump.histogram import BUCKETS, Histogram
 
 
@@ -38,9 +38,10 @@ def test_everything_is_told_with_its_labels(figures):
 
 
 def test_a_text_is_what_prometheus_client_writes_whatever_its_numbers():
-    """The first text is written whole, in later ones numbers are filled in."""
+    """The first text is written whole, into later ones numbers are filled in, and what is as it was is told again."""
+    exposition = Exposition()
     odd = 'of 100 %s, "a\\b"\n'
-    for number in (0, 7, 0.25, 3e-7, 1 << 60, 2.5e20):
+    for number in (0, 7, 7, 0.25, 3e-7, 1 << 60, 2.5e20, 0):
         registry = CollectorRegistry()
         counter = CounterMetricFamily("p_odd", odd, labels=("b", "a"))
         counter.add_metric(("x", odd), number)
@@ -52,7 +53,7 @@ def test_a_text_is_what_prometheus_client_writes_whatever_its_numbers():
             HistogramMetricFamily("p_long", "Long.", buckets=buckets, sum_value=number / 3),
         ]
         registry.register(type("Known", (), {"collect": lambda _, written=written: written})())
-        ours = text_of(
+        ours = exposition.text_of(
             [
                 Family("p_odd", "counter", odd, ("b", "a"), {("x", odd): number, ("y", ""): number + 1}),
                 Family("p_one", "gauge", "One.", (), {(): number}),
@@ -89,3 +90,30 @@ def test_what_many_files_tell_is_read_once_a_second(figures, monkeypatch):
         monkeypatch.setattr(metrics.time, "monotonic", lambda now=now: now)
         assert "process_open_fds" in told.text()
     assert len(reads) == 2
+
+
+def test_one_number_or_one_series_more_changes_its_line_alone():
+    exposition = Exposition()
+
+    def text(first, second, total=1.0, more=()):
+        found = exposition.text_of(
+            [
+                Family("p_first", "gauge", "One.", ("a",), {("x",): first, **dict.fromkeys(more, 7)}),
+                Family("p_second", "histogram", "Two.", ("le",), {("1",): 0, ("+Inf",): second}, total),
+            ]
+        )
+        return [line for line in found.splitlines() if not line.startswith("#")]
+
+    before = text(1, 2)
+    assert before == ['p_first{a="x"} 1', *before[1:]]
+    assert changed(before, text(5, 2)) == ['p_first{a="x"} 5']
+    assert changed(text(5, 2), text(5, 3)) == ['p_second_bucket{le="+Inf"} 3', "p_second_count 3"]
+    assert changed(text(5, 3), text(5, 3, 2.5)) == ["p_second_sum 2.5"]
+    assert text(5, 3, more=[("y",)])[:2] == ['p_first{a="x"} 5', 'p_first{a="y"} 7']
+    assert text(5, 3) == text(5, 3, more=[])
+    assert len(text(5, 3)) == len(before)
+
+
+def changed(before, after):
+    assert len(before) == len(after)
+    return [new for old, new in zip(before, after, strict=True) if new != old]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
+import threading
 
 from agent.bench.link import Link
 from agent.bench.product import Placement, ProductSetup, _destination_arguments, _source_arguments, own_bytes
 from agent.bench.runner import Plan
-from agent.bench.scrape import parse_metrics
+from agent.bench.scrape import ANSWER_BYTES, REQUEST_AGAIN, parse_metrics, scraping
 
 METRICS = """# HELP postcopy_faults_total Page faults read from userfaultfd.
 # TYPE postcopy_faults_total counter
@@ -49,3 +52,30 @@ def test_a_trace_is_of_the_destinations_faults(tmp_path):
     assert told[told.index("--trace") + 1] == str(tmp_path / "faults.trace")
     assert "--trace" not in _destination_arguments(ProductSetup(), Placement(), tmp_path)
     assert "--trace" not in _source_arguments(asked)
+
+
+def test_who_reads_again_and_again_reads_every_answer_and_comes_back():
+    """Whatever pieces an answer comes in, and however often the agent closes the connection."""
+    asked, enough = [], threading.Event()
+
+    def answer(listening):
+        for _ in range(2):
+            connection, _ = listening.accept()
+            with connection:
+                for _ in range(3):
+                    asked.append(connection.recv(4096))
+                    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                    connection.sendall(bytes(3 * ANSWER_BYTES // 2))
+        listening.close()
+        enough.set()
+
+    async def read_on(address):
+        async with scraping([address, None], 50):
+            assert await asyncio.to_thread(enough.wait, 20)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        answering = threading.Thread(target=answer, args=(listening,))
+        answering.start()
+        asyncio.run(read_on(listening.getsockname()))
+        answering.join()
+    assert asked == [REQUEST_AGAIN] * 6
