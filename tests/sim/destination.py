@@ -82,7 +82,7 @@ class DestinationLoop(Loop):
             raise ProtocolError("no migration waits for a data connection")
         if role in self._attached:
             raise ProtocolError(f"a second connection for {role}")
-        self.agent.rules.attached(end)
+        self.agent.rules.let_in(self, end)
         end.send(ACCEPTED)
         self._attached.add(role)
         self.pump.attach(role, end)

@@ -1,9 +1,7 @@
 """One story of memory that is fetched: a file, several processes, what goes wrong, and what must come of it."""
 
-from postcopy.pages import PageState
 from postcopy.session.fetched import FetchedMachine
 from postcopy.session.states import State
-from postcopy.wire import residence
 from postcopy.wire.messages import AllPlaced
 
 from .fetch_trouble import FILE, OTHER, FetchTrouble
@@ -11,7 +9,7 @@ from .fetching import OutsideAgent, Process
 from .guest import Guest, SourceMemory, layout_of
 from .net import Network
 from .play import told
-from .rules import NOTICED_SECONDS, Rules
+from .rules import Rules
 from .snapshot import SnapshotAgent
 from .world import RuleBrokenError, World
 
@@ -28,39 +26,21 @@ class FetchRules(Rules):
         if isinstance(message, AllPlaced):
             self._complete(loop, "AllPlaced is said")
 
-    def let_in(self, loop, end):
-        """Look at a data connection that the source lets in."""
-        if self._tokens[end.connection.attempt] != loop.machine.token:
-            raise RuleBrokenError("proven", f"{end.connection.name} was dialled for another attempt")
+    def loops(self):
+        return self.process.source, self.process.current
 
-    def told(self, _loop, have):
-        for begin, stop in residence.read(have).runs():
-            for page in range(have.first + begin, have.first + stop):
-                state = self.process.pump.ledgers[have.region][page]
-                if state not in {PageState.PLACED, PageState.ZERO}:
-                    raise RuleBrokenError("told", f"Have names page {(have.region, page)}: it is {state.name}")
+    def pump(self):
+        return self.process.pump
 
-    def mute(self, end):
-        for loop in (self.process.source, self.process.current):
-            if self._relies(loop, end):
-                self.world.after(NOTICED_SECONDS, self._noticed, loop, end, loop.host.life, self.world.now)
-
-    @staticmethod
-    def _relies(loop, end):
-        if loop is None or loop.finish is not None or loop.machine.step != "active":
-            return False
-        if not loop.machine.recoverable and not isinstance(loop.machine, FetchedMachine):
-            return False
-        lines = loop.pump.lines.values() if loop.pump is not None else ()
-        return (loop.channel is not None and loop.channel.end is end) or any(line.end is end for line in lines)
+    def recovers(self, loop):
+        return super().recovers(loop) or isinstance(loop.machine, FetchedMachine)
 
     def look(self):
-        self._look_at_held()
-        pump = self.process.pump
-        if self.process.current is not None and pump is not None and pump.moved:
-            pump.moved = False
-            self._look_at_pages(pump)
-            self._look_at_faults(pump)
+        if self.process.current is not None:  # nobody places anything for a process whose agent was killed
+            super().look()
+
+    def _look_at_owners(self, here, there):
+        """Nobody owns a guest here."""
 
 
 class FetchStory:

@@ -54,6 +54,19 @@ class Rules:
         self._held = set()  # sides that somebody asked to pause
         self._kept = None  # the source of which this is kept, too
 
+    def loops(self):
+        """Return the source's loop and the destination's, None where there is none."""
+        return self.source.loop, self.destination.current
+
+    def pump(self):
+        """Return the pump that places pages, or None."""
+        there = self.destination.current
+        return None if there is None else there.pump
+
+    def recovers(self, loop):
+        """Say whether a side is one that notices silence at once."""
+        return loop.machine.recoverable
+
     # --- where something happens --------------------------------------------------------------------------
 
     def new_migration(self):
@@ -109,17 +122,17 @@ class Rules:
         """Take note of which token an attempt has."""
         self._tokens[attempt] = token
 
-    def attached(self, end):
-        """Look at a data connection that was let in."""
-        if self._tokens[end.connection.attempt] != self.destination.current.machine.token:
+    def let_in(self, loop, end):
+        """Look at a data connection that a side lets in."""
+        if self._tokens[end.connection.attempt] != loop.machine.token:
             raise RuleBrokenError("proven", f"{end.connection.name} was dialled for another attempt")
 
     def told(self, _loop, have):
         """Hold what the destination says that it has against what it has."""
-        there = self.destination.current
-        if there is None or there.pump is None:
+        pump = self.pump()
+        if pump is None:
             return
-        ledger = there.pump.ledgers[have.region]
+        ledger = pump.ledgers[have.region]
         for begin, stop in residence.read(have).runs():
             for page in range(have.first + begin, have.first + stop):
                 if ledger[page] not in {PageState.PLACED, PageState.ZERO}:
@@ -160,14 +173,13 @@ class Rules:
 
     def mute(self, end):
         """Look whether it is noticed that nothing comes to this end any more."""
-        for loop in (self.source.loop, self.destination.current):
+        for loop in self.loops():
             if self._relies(loop, end):
                 self.world.after(NOTICED_SECONDS, self._noticed, loop, end, loop.host.life, self.world.now)
 
-    @staticmethod
-    def _relies(loop, end):
+    def _relies(self, loop, end):
         """Say whether a side takes this for a connection that works."""
-        if loop is None or loop.finish is not None or loop.machine.step != "active" or not loop.machine.recoverable:
+        if loop is None or loop.finish is not None or loop.machine.step != "active" or not self.recovers(loop):
             return False
         lines = loop.pump.lines.values() if loop.pump is not None else ()
         return (loop.channel is not None and loop.channel.end is end) or any(line.end is end for line in lines)
@@ -185,22 +197,23 @@ class Rules:
 
     def look(self):
         """Look at all that can be broken by any step."""
-        here, there = self.source.loop, self.destination.current
+        self._look_at_owners(*self.loops())
         self._look_at_held()
-        if there is None:
-            return
+        pump = self.pump()
+        if pump is not None and pump.moved:
+            pump.moved = False
+            self._look_at_pages(pump)
+            self._look_at_faults(pump)
+
+    def _look_at_owners(self, here, there):
         if (
             here is not None
+            and there is not None
             and OWNERS[here.machine.state] is Owner.SOURCE
             and OWNERS[there.machine.state] is Owner.DESTINATION
         ):
             states = f"{here.machine.state} here, {there.machine.state} there"
             raise RuleBrokenError("one-owner", f"both sides say that they own the guest: {states}")
-        pump = there.pump
-        if pump is not None and pump.moved:
-            pump.moved = False
-            self._look_at_pages(pump)
-            self._look_at_faults(pump)
 
     def _look_at_held(self):
         for loop in self._held:
