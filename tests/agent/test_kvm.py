@@ -53,7 +53,7 @@ def test_several_regions_and_vcpus_fetch_their_pages_themselves(huge_pages):
     huge_pages("hugetlb-2M", 8)
     memory = ["hugetlb-2M:4MiB", "shmem:6MiB", "anonymous:3MiB"]
     report = migrated(
-        *("--guest", "kvm", "--vcpus", "3", "--no-push", "--seconds", "0.5"),
+        *("--guest", "kvm", "--vcpus", "3", "--no-push", "--seconds", "1.5"),
         *(word for one in memory for word in ("--memory", one)),
     )
     assert shape(report) == [("hugetlb-2M", 2 * MIB, 4 * MIB), ("shmem", 4096, 6 * MIB), ("anonymous", 4096, 3 * MIB)]
