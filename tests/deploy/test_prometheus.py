@@ -313,6 +313,8 @@ def test_nothing_is_drawn_of_what_is_not_a_number(scraped: Scraped) -> None:
 
 def test_a_migration_that_both_sides_count_is_one(scraped: Scraped) -> None:
     (expression,) = [asked for title, asked in expressions() if title == "Migrations in this range"]
+    both = 'postcopy_migrations_total{outcome="completed"} == 1'  # a source counts once it needs nothing more
+    scraped.prometheus.until(lambda: len(scraped.prometheus.query(both)) == 2, "counted by both")
     found = scraped.prometheus.query(with_values(expression))
     assert [(labels["outcome"], value) for labels, value in found] == [("completed", 1)]
 
