@@ -95,7 +95,7 @@ def check_metrics(here, there, report):
     assert sent.pop("duplicate") == sum(sent.values()) - report["pages"]["total"]
     faults = [there[name] for name in there if name.startswith("postcopy_faults_total")]
     assert len(faults) == 6  # each kind, requested or joined
-    # the look that the report is made of may find a vCPU's last fault read and its page here, and its time not noted yet
+    # the look that the report is made of may find a vCPU's last fault read, its page here, and its time not noted yet
     assert 0 <= sum(faults) - there["postcopy_fault_latency_seconds_count"] <= VCPUS
     moved = "postcopy_transferred_bytes_total"
     for channel in ("control", "urgent"):
