@@ -118,7 +118,7 @@ class Totals:
         whole = Counts()
         for part in (self._past, *map(counts_of, (*self._latest.values(), *current))):
             whole.add(part)
-        whole.faults = self._told = no_less(whole.faults, self._told)
+        whole.faults = self._told = not_taken_back(whole.faults, self._told)
         return whole
 
 
@@ -202,9 +202,19 @@ def busiest(states: Iterable[State]) -> State:
     return next((state for state in _BUSIEST if state in found), State.NONE)
 
 
-def no_less(now: dict[Any, int], before: dict[Any, int]) -> dict[Any, int]:
-    """Return counts none of which is below what was told last: a pump counts on while it is read."""
-    return {key: max(now.get(key, 0), before.get(key, 0)) for key in {**before, **now}}
+def not_taken_back(now: dict[tuple[str, str], int], before: dict[tuple[str, str], int]) -> dict[tuple[str, str], int]:
+    """Return faults by (kind, result): of each kind as many as there are now, of neither result fewer than were told.
+
+    A request is counted a moment after its fault, which is joined to whoever reads in between, and stays so.
+    """
+    told = {}
+    for kind in dict.fromkeys(kind for kind, _ in (*before, *now)):
+        requested, joined = ((kind, result) for result in ("requested", "joined"))
+        count = now.get(requested, 0) + now.get(joined, 0)
+        most = count - before.get(joined, 0)
+        told[requested] = min(max(now.get(requested, 0), before.get(requested, 0)), most)
+        told[joined] = count - told[requested]
+    return told
 
 
 def mode_of(report: Any) -> str:

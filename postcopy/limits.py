@@ -183,6 +183,9 @@ PARK_AT_ONCE_SECONDS = 0.002
 # After the last page a first step is due at once; a guest that makes none is told of without it.
 FIRST_STEP_SECONDS = 1.0
 
+# And for the pump to note how long the last faults took, which are over by then.
+SETTLED_SECONDS = 0.25
+
 # After Run: nothing heard on the control connection. Progress and Alive come twice a second, so this is four missed; a
 # break has to be noticed within 3 s. What a host that is merely slow makes of it is a pause, which mends itself.
 SILENCE_SECONDS = 2.5

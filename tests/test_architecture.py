@@ -136,6 +136,7 @@ NO_LIMITS = {
     "postcopy/guest/outside/handing.py GONE_LOOK_SECONDS": "",
     "postcopy/link/course.py FIRST_SECONDS": "",
     "postcopy/link/destination.py CLOSE_LOOK_SECONDS": "",
+    "postcopy/link/destination_figures.py SETTLED_LOOK_SECONDS": "",
     "postcopy/link/destination_interpreter.py FIRST_STEP_LOOK_SECONDS": "",
     "postcopy/link/interpreter.py HANDLED_LOOK_SECONDS": "",
     "postcopy/link/interpreter.py TELL_SECONDS": "",

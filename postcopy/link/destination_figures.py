@@ -6,8 +6,11 @@ report, for the source and for people.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from dataclasses import replace
 
+from postcopy.limits import SETTLED_SECONDS
 from postcopy.link.course import Course
 from postcopy.link.guest import MigratingGuest
 from postcopy.link.prepare import Memory
@@ -17,6 +20,9 @@ from postcopy.pump.destination import DestinationPump, DestinationStats
 from postcopy.pump.histogram import Histogram
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import AllResident
+
+# Far longer than it takes to note a fault's time, where a CPU is to be had.
+SETTLED_LOOK_SECONDS = 0.001
 
 
 class DestinationFigures(PumpInterpreter[DestinationPump, DestinationStats]):
@@ -38,9 +44,9 @@ class DestinationFigures(PumpInterpreter[DestinationPump, DestinationStats]):
         self._traps_for_ever = False
         self._told: DestinationStats | None = None  # the counters of the report, where no later ones count
 
-    def _sum_up(self) -> None:
+    async def _sum_up(self) -> None:
         """Make the report, once, and post it."""
-        stats = self.snapshot()
+        stats = await self._settled()
         if self.report is None and self.memory is not None and self.guest is not None and stats is not None:
             course = self._course.columns(stats.pages_total)
             whole = (self.mode, self.memory.layout, stats, self.guest, self.timing())
@@ -48,6 +54,17 @@ class DestinationFigures(PumpInterpreter[DestinationPump, DestinationStats]):
             if not self.serves_on:  # heartbeats and duplicates come until its end; nobody waits for a page any more
                 self._told = replace(stats, pending=0)
             self.post(AllResident(self.now(), self.report))
+
+    async def _settled(self) -> DestinationStats | None:
+        """Return the counters of a moment without a fault that is counted and has no latency yet.
+
+        The last page is here before the pump has noted how long it took; who serves on is not waited for.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLED_SECONDS):
+                while (stats := self.snapshot()) is not None and stats.unsettled and not self.serves_on:
+                    await asyncio.sleep(SETTLED_LOOK_SECONDS)
+        return stats
 
     @property
     def serves_on(self) -> bool:

@@ -256,17 +256,14 @@ class DestinationInterpreter(WayBack):
             self.post(PumpFailed(self.now(), status.error or "the pump ended"))
 
     async def _make_report(self, _command: MakeReport) -> None:
-        if self.guest is not None and self._tell_running(self.guest):
-            self._sum_up()
-        else:
-            self.spawn(self._sum_up_after_first_step())
+        self.spawn(self._sum_up_after_first_step())
 
     async def _sum_up_after_first_step(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_STEP_SECONDS):
                 if self.guest is not None:
                     await self._watch_first_step(self.guest)
-        self._sum_up()
+        await self._sum_up()
 
     async def _settle(self, _command: Settle) -> None:
         if self.memory is not None and not self.memory.resident:
@@ -276,7 +273,7 @@ class DestinationInterpreter(WayBack):
                 self._traps_for_ever = True
                 self._told = None
                 raise
-        self._sum_up()  # the source may have gone before it was made
+        await self._sum_up()  # the source may have gone before it was made
 
     async def _stop_pump(self, command: StopPump) -> None:
         if self._traps_for_ever:

@@ -65,6 +65,11 @@ class DestinationStats:
     answer_seconds: float
     place_seconds: float
 
+    @property
+    def unsettled(self) -> int:
+        """How many faults were read, but had no latency yet; of poisoned pages there is none for ever."""
+        return self.faults_missing + self.faults_minor + self.faults_wp - self.fault_latency.count
+
     OUTCOMES: ClassVar = ("placed", "present", "retry", "gone", "busy")
 
     @classmethod

@@ -4,7 +4,10 @@ import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
 
-from agent.counts import Counts, Totals, counts_of, faults_by_result, mode_of, no_less, pages_sent
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.counts import Counts, Totals, counts_of, faults_by_result, mode_of, not_taken_back, pages_sent
 from postcopy.link.destination_interpreter import DestinationInterpreter
 from postcopy.pages.regions import Layout, Region
 from postcopy.pump.destination import DestinationStats
@@ -94,7 +97,7 @@ def test_what_comes_between_the_report_and_the_pumps_end_is_in_neither():
         return sum(count for (way, _), count in counts_of(one).transferred.items() if way == "received")
 
     before = received()
-    one._sum_up()
+    asyncio.run(one._sum_up())
     told = one.report["bytes"]["wire"]
     assert told > before
     assert (received(), one.snapshot().pending) == (told, 0)
@@ -102,8 +105,28 @@ def test_what_comes_between_the_report_and_the_pumps_end_is_in_neither():
     assert received() == told
     one.memory.resident, one._told = True, None  # where each page that is touched is trapped and counted, it goes on
     one.report, one._pump = None, Beaten()
-    one._sum_up()
+    asyncio.run(one._sum_up())
     assert received() > one.report["bytes"]["wire"]
+
+
+class Late(Beaten):
+    """A pump that counts one fault more at each of its first looks, and notes how long they took at the third."""
+
+    def snapshot(self):
+        stats = super().snapshot()
+        faults = min(self.looks, 2)
+        return replace(stats, faults_missing=faults, fault_latency=recorded(7, faults if self.looks > 2 else 1))
+
+
+def test_a_report_waits_for_the_time_of_the_last_fault():
+    one = DestinationInterpreter(samples.destination(), {}, {}, claim=None, mode="auto", poll_max_ns=0)
+    one.memory = SimpleNamespace(layout=Beaten.LAYOUT, resident=False)
+    one.guest = SimpleNamespace(stall=Histogram(), first_step_at=None)
+    one._pump = Late()
+    one._pump.snapshot()
+    asyncio.run(one._sum_up())
+    assert one.report["fault_latency_seconds"]["count"] == 2
+    assert counts_of(one).faults == {**dict.fromkeys(counts_of(one).faults, 0), ("missing", "joined"): 2}
 
 
 def test_memory_that_was_handed_over_to_nobody_is_not_counted():
@@ -122,9 +145,29 @@ def test_faults_by_result_never_go_back():
         ("minor", "requested"): 0, ("minor", "joined"): 2,
         ("wp", "requested"): 0, ("wp", "joined"): 0,
     }  # fmt: skip
-    second = no_less(faults_by_result({"missing": 11, "minor": 2, "wp": 0}, 11), first)
-    assert second["missing", "requested"] == 11
-    assert second["missing", "joined"] == 1
+    second = not_taken_back(faults_by_result({"missing": 11, "minor": 2, "wp": 0}, 11), first)
+    assert (second["missing", "requested"], second["missing", "joined"]) == (10, 1)
+    third = not_taken_back(faults_by_result({"missing": 12, "minor": 3, "wp": 0}, 11), second)
+    assert (third["missing", "requested"], third["missing", "joined"]) == (11, 1)
+    assert (third["minor", "requested"], third["minor", "joined"]) == (0, 3)
+    # for as long as no request is counted, it is another kind that seems to have fewer
+    fourth = not_taken_back(faults_by_result({"missing": 12, "minor": 5, "wp": 0}, 14), third)
+    assert (fourth["minor", "requested"], fourth["minor", "joined"]) == (2, 3)
+    fifth = not_taken_back(faults_by_result({"missing": 13, "minor": 5, "wp": 0}, 14), fourth)
+    assert (fifth["minor", "requested"], fifth["minor", "joined"]) == (2, 3)
+    assert (fifth["missing", "requested"], fifth["missing", "joined"]) == (12, 1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3), st.integers(0, 9)), min_size=1))
+def test_faults_by_result_never_go_back_and_always_add_up(steps):
+    kinds, requests, told = {"missing": 0, "minor": 0, "wp": 0}, 0, {}
+    for *more, asked in steps:
+        kinds = {kind: count + some for (kind, count), some in zip(kinds.items(), more, strict=True)}
+        requests = min(requests + asked, sum(kinds.values()))
+        before, told = told, not_taken_back(faults_by_result(kinds, requests), told)
+        assert all(told[key] >= count for key, count in before.items())
+        for kind, count in kinds.items():
+            assert told[kind, "requested"] + told[kind, "joined"] == count
 
 
 def test_what_was_told_of_faults_is_not_taken_back():

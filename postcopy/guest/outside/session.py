@@ -259,7 +259,7 @@ class OutsideInterpreter(DestinationInterpreter):
         return stats.pages_total - stats.pages_resident
 
     async def _settle(self, _command: Settle) -> None:
-        self._sum_up()  # the source may have gone before it was made
+        await self._sum_up()  # the source may have gone before it was made
 
     async def _stop_pump(self, _command: StopPump) -> None:
         """Leave the pump running: see the module's docstring."""
