@@ -1,4 +1,4 @@
-"""Answers scrapes over HTTP, in the event loop: a connection costs a descriptor and a task, and there are few of them.
+"""Answers scrapes over HTTP, in the event loop: a connection costs a descriptor, and there are few of them.
 
 Connections of anybody enter, the text of the metrics leaves. Who asks for nothing in time is closed, and where too many
 wait at once it is the one that waits longest: however many say nothing, a Prometheus that comes and asks is answered.
@@ -13,7 +13,9 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from http import HTTPStatus
+from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
@@ -47,7 +49,7 @@ class Requests:
         self._path = b""
         self._unfinished = 0
 
-    def take(self, data: bytes) -> None:
+    def take(self, data: bytes | memoryview) -> None:
         """Take bytes in; HttpParserError where they are no request, or one without end."""
         self._unfinished += len(data)
         try:
@@ -78,7 +80,8 @@ class Scrapes:
     def __init__(self, text: Callable[[], str]) -> None:
         self._text = text
         self._accepting: asyncio.Task[None] | None = None
-        self._waiting: dict[asyncio.Task[None], None] = {}  # whoever waits longest comes first
+        self._waiting: dict[_Scraper, float] = {}  # and since when; whoever waits longest comes first
+        self._timer: asyncio.TimerHandle | None = None
 
     def open(self, address: TcpAddress) -> str:
         """Serve from now on, up to close() or the end of the process; return where. UsageError: it cannot be had."""
@@ -94,60 +97,53 @@ class Scrapes:
 
     async def close(self) -> None:
         """Serve no longer."""
-        tasks = [*self._waiting, *([self._accepting] if self._accepting else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.gather(self._accepting, return_exceptions=True)
+        for scraper in [*self._waiting]:
+            scraper.abort()
+        if self._timer is not None:
+            self._timer.cancel()
 
     async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
         with listening:
             async for connection in connections(listening):
-                self._take(connection)
+                with contextlib.suppress(OSError):  # it is gone already
+                    await loop.connect_accepted_socket(lambda: _Scraper(self), connection)
 
-    def _take(self, connection: socket.socket) -> None:
-        """Serve one more, and who waits longest no longer where these are too many."""
-        task = asyncio.create_task(self._serve(connection))
-        self._waiting[task] = None
-        task.add_done_callback(lambda task: self._waiting.pop(task, None))
+    def begin(self, scraper: _Scraper) -> None:
+        """Let one more wait, and who waits longest no longer where these are too many."""
+        self.wait_anew(scraper)
         if len(self._waiting) > SCRAPERS_MAX:
-            oldest = next(iter(self._waiting))
-            del self._waiting[oldest]
-            oldest.cancel()
+            next(iter(self._waiting)).abort()
 
-    async def _serve(self, connection: socket.socket) -> None:
-        """Answer what comes on one connection, up to its end."""
-        with connection, contextlib.suppress(OSError, TimeoutError):
-            connection.setblocking(False)
-            requests, goes_on = Requests(), True
-            while goes_on:
-                async with asyncio.timeout(SCRAPE_SECONDS):
-                    goes_on = await self._exchange(connection, requests)
-                self._wait_anew()
+    def wait_anew(self, scraper: _Scraper) -> None:
+        """Put one behind all others that wait."""
+        self._waiting.pop(scraper, None)
+        self._waiting[scraper] = time.monotonic()
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SCRAPE_SECONDS, self._look)
 
-    def _wait_anew(self) -> None:
-        """Go behind all others that wait."""
-        task = asyncio.current_task()
-        if task in self._waiting:
-            del self._waiting[task]
-            self._waiting[task] = None
+    def end(self, scraper: _Scraper) -> None:
+        """Let one wait no longer."""
+        self._waiting.pop(scraper, None)
 
-    async def _exchange(self, connection: socket.socket, requests: Requests) -> bool:
-        """Read until there are requests and answer them; return whether the connection goes on."""
-        loop = asyncio.get_running_loop()
-        while not requests.found:
-            data = await loop.sock_recv(connection, READ_BYTES)
-            if not data:
-                return False
-            try:
-                requests.take(data)
-            except HttpParserError:
-                await loop.sock_sendall(connection, answer(HTTPStatus.BAD_REQUEST, "this is no HTTP\n"))
-                return False
-        request = requests.found.pop(0)
+    def _look(self) -> None:
+        """Close who has waited too long, and look again when the next one may have: nobody has a timer of his own."""
+        self._timer = None
+        now = time.monotonic()
+        for scraper, since in [*self._waiting.items()]:
+            if now < since + SCRAPE_SECONDS:
+                left = since + SCRAPE_SECONDS - now
+                self._timer = asyncio.get_running_loop().call_later(left, self._look)
+                break
+            scraper.abort()
+
+    def told(self, request: Request) -> bytes:
+        """Answer a request."""
         status, text = self._told(request)
-        await loop.sock_sendall(connection, answer(status, text, head=request.method == b"HEAD"))
-        # A hundred requests fit into one packet, and a guest may stand still while they are answered: one is.
-        return request.keep_alive and not requests.found
+        return answer(status, text, head=request.method == b"HEAD")
 
     def _told(self, request: Request) -> tuple[HTTPStatus, str]:
         if request.method not in {b"GET", b"HEAD"}:
@@ -162,13 +158,77 @@ class Scrapes:
         return HTTPStatus.OK, text
 
 
+class _Scraper(asyncio.BufferedProtocol):
+    """One connection: what it asks for is answered where its bytes come in, without a task that has to be woken."""
+
+    _transport: asyncio.Transport
+
+    def __init__(self, scrapes: Scrapes) -> None:
+        self._scrapes = scrapes
+        self._requests = Requests()
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._reads = True  # what was answered
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for what it asks."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(0)  # whoever reads slowly has one answer here, and asks for no more
+        self._scrapes.begin(self)
+
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        """Return where bytes may go: no more at a time than are looked at in one go."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Answer the request that is whole with these bytes, if there is one."""
+        requests = self._requests
+        try:
+            requests.take(self._buffer[:nbytes])
+        except HttpParserError:
+            self._transport.write(answer(HTTPStatus.BAD_REQUEST, "this is no HTTP\n"))
+            self._transport.close()
+            return
+        if not requests.found:
+            return
+        request = requests.found.pop(0)
+        self._transport.write(self._scrapes.told(request))
+        # A hundred requests fit into one packet, and a guest may stand still while they are answered: one is.
+        if not request.keep_alive or requests.found:
+            self._transport.close()
+        elif self._reads:
+            self._scrapes.wait_anew(self)
+
+    def pause_writing(self) -> None:
+        """Ask for nothing until the answer has left."""
+        self._reads = False
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Wait for the next request."""
+        self._reads = True
+        self._transport.resume_reading()
+        self._scrapes.wait_anew(self)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Wait no longer."""
+        self._scrapes.end(self)
+
+    def abort(self) -> None:
+        """Close it at once, whatever has not left."""
+        self._scrapes.end(self)
+        self._transport.abort()
+
+
 def answer(status: HTTPStatus, text: str, *, head: bool = False) -> bytes:
     """Write an answer; with `head` that of a HEAD, which has no body."""
     body = text.encode()
-    lines = (
-        f"HTTP/1.1 {status.value} {status.phrase}",
-        f"Date: {time.strftime('%a, %d %b %Y %H:%M:%S GMT', time.gmtime())}",
-        f"Content-Type: {TEXT}",
-        f"Content-Length: {len(body)}",
-    )
-    return "\r\n".join((*lines, "", "")).encode() + (b"" if head else body)
+    start = _HEAD % (status.value, status.phrase.encode(), _date(int(time.time())), len(body))
+    return start if head else start + body
+
+
+_HEAD = f"HTTP/1.1 %d %b\r\nDate: %b\r\nContent-Type: {TEXT}\r\nContent-Length: %d\r\n\r\n".encode()
+
+
+@lru_cache(maxsize=1)
+def _date(now: int) -> bytes:
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(now)).encode()

@@ -8,6 +8,7 @@ import urllib.parse
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from agent import scrapes
 from agent.scrapes import Scrapes
@@ -30,12 +31,12 @@ def served(ask, text=lambda: TEXT):
         finally:
             await server.close()
 
-    return asyncio.run(body())
+    return uvloop.run(body())
 
 
 @contextlib.contextmanager
 def client(host, port):
-    with contextlib.closing(http.client.HTTPConnection(host, port, timeout=20)) as connection:
+    with contextlib.closing(http.client.HTTPConnection(host, port, timeout=8)) as connection:
         yield connection
 
 
@@ -164,6 +165,72 @@ def test_who_says_a_little_at_a_time_is_closed_when_the_time_is_over(monkeypatch
         return True
 
     assert served(ask)
+
+
+def test_each_answer_gives_time_anew(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(scrapes, "SCRAPE_SECONDS", 0.01)  # so often is looked at, by a clock that is in our hand
+    monkeypatch.setattr(scrapes.time, "monotonic", lambda: now)
+
+    def ask(host, port):
+        nonlocal now
+        with client(host, port) as silent, client(host, port) as asking:
+            silent.connect()
+            silent.sock.sendall(b"GET /met")
+            first = asked(asking), asking.sock
+            now += 0.008
+            assert (asked(asking), asking.sock) == first
+            now += 0.008
+            assert silent.sock.recv(4096) == b""
+            assert (asked(asking), asking.sock) == first
+            now += 0.011
+            return asking.sock.recv(4096)
+
+    assert served(ask) == b""
+
+
+LONG = "a" * (32 << 20)  # more than the kernel takes of somebody who does not read
+
+
+def test_who_does_not_read_has_one_answer_waiting():
+    """It is the next one that is not made: its request is left with the kernel."""
+    told = []
+
+    def text():
+        told.append(TEXT if told else LONG)
+        return told[-1]
+
+    def ask(host, port):
+        with client(host, port) as slow, client(host, port) as other:
+            slow.connect()
+            slow.sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            slow.sock.recv(1)
+            slow.sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            for _ in range(3):
+                assert asked(other) == (200, TEXT)
+            before, heard = len(told), b""
+            while not heard.endswith(TEXT.encode()):
+                heard = slow.sock.recv(1 << 20)
+            return before, len(told)
+
+    assert served(ask, text) == (4, 5)
+
+
+def test_who_does_not_read_is_closed_when_the_time_is_over(monkeypatch):
+    monkeypatch.setattr(scrapes, "SCRAPE_SECONDS", 0.2)
+
+    def ask(host, port):
+        with client(host, port) as slow, client(host, port) as silent:
+            slow.connect()
+            slow.sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            heard = len(slow.sock.recv(1))
+            silent.connect()
+            assert silent.sock.recv(1) == b""  # it waited less long
+            while data := slow.sock.recv(1 << 20):
+                heard += len(data)
+            return heard
+
+    assert served(ask, lambda: LONG) < len(LONG)
 
 
 def descriptors(daemon):
