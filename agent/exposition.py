@@ -1,78 +1,53 @@
-"""The text of a scrape. Families of samples enter, text leaves, as prometheus_client writes it.
+"""The text of a scrape. Families and their numbers enter, text leaves, as prometheus_client writes it.
 
-Which samples a family has hardly ever changes, and most of its values do not between two scrapes. So prometheus_client
-writes a family once for the samples that it has; from then on numbers are filled into what it wrote, and a family
-that has not changed is told again as it is.
+Which families there are, and which samples each has, hardly ever changes. So prometheus_client writes all of them once,
+and from then on numbers are filled into what it wrote.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-Values = Mapping[Any, float]
-"""By the values of their labels: tuples, as long as there are labels."""
-
 FAMILIES = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
 
 
 class Family(NamedTuple):
-    """Samples of one name: `values` by the values of their `labels`, of a histogram by its bounds, and its `total`.
+    """What there is of one name, but for its numbers: a sample for each of `keys`, which are values of the `labels`.
 
-    `kind` is "counter", "gauge" or "histogram". Nothing changes in it once it is made.
+    `kind` is "counter", "gauge" or "histogram". The keys of a histogram are its bounds, the last one is +Inf, and it
+    has two numbers more: how many were recorded, and their sum.
     """
 
     name: str
     kind: str
     text: str
-    labels: tuple[str, ...]
-    values: Values
-    total: float = 0.0
+    labels: tuple[str, ...] = ()
+    keys: tuple[tuple[str, ...], ...] = ((),)
+
+
+Told = tuple[Family, Sequence[float]]
+"""A family and its numbers, in the order of its samples."""
 
 
 class Exposition:
-    """Writes families again and again; what it wrote last of each name is kept."""
+    """Writes families again and again; what is around the numbers is kept."""
 
     def __init__(self) -> None:
-        self._written: dict[str, _Written] = {}
+        self._families: tuple[Family, ...] = ()
+        self._around = ""
 
-    def text_of(self, families: Sequence[Family]) -> str:
-        """Write all samples of some families, whose names differ."""
-        return "".join(map(self._text_of, families))
-
-    def _text_of(self, family: Family) -> str:
-        last = self._written.get(family.name)
-        if last is not None and last.family == family:
-            return last.text
-        keys = tuple(family.values)
-        if last is not None and last.keys == keys and last.family[1:4] == family[1:4]:
-            around = last.around
-        else:
-            around = _around(family)
-        text = around % tuple(_numbers(family))
-        self._written[family.name] = _Written(family, keys, around, text)
-        return text
-
-
-class _Written(NamedTuple):
-    """A family, its text, and that `around` its numbers."""
-
-    family: Family
-    keys: tuple[tuple[str, ...], ...]
-    around: str
-    text: str
-
-
-def _numbers(family: Family) -> Iterator[float]:
-    """Yield the values in the order in which they are written."""
-    yield from family.values.values()
-    if family.kind == "histogram":
-        yield list(family.values.values())[-1]  # of the last bound, which is +Inf: all there are
-        yield family.total
+    def text_of(self, told: Sequence[Told]) -> str:
+        """Write some families, whose names differ."""
+        families, numbers = zip(*told, strict=True)
+        if families != self._families:
+            self._families, self._around = families, "".join(map(_around, families))
+        return self._around % tuple(chain.from_iterable(numbers))
 
 
 class _Alone(Collector):
@@ -83,12 +58,12 @@ class _Alone(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield it."""
-        name, kind, text, labels, values, _ = self._family
+        name, kind, text, labels, keys = self._family
         if kind == "histogram":
-            yield HistogramMetricFamily(name, text, buckets=[(le, 0) for (le,) in values], sum_value=0)
+            yield HistogramMetricFamily(name, text, buckets=[(le, 0) for (le,) in keys], sum_value=0)
             return
         family = FAMILIES[kind](name, text, labels=labels)
-        for key in values:
+        for key in keys:
             family.add_metric(key, 0)
         yield family
 

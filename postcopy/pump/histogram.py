@@ -107,13 +107,19 @@ class Histogram:
             "sum": self.sum_ns / _NANOSECONDS,
         }
 
-    def prometheus_buckets(self) -> list[tuple[str, float]]:
+    def prometheus_buckets(self) -> list[tuple[str, int]]:
         """Return cumulative (le, count) pairs, le = 2**i / 1e6 seconds for i = 0..23, then +Inf.
 
         A bucket that straddles a bound (it is 3 % wide) counts as above it.
         """
-        lib.hist_below(_words(self.buckets), _ENDS, len(_BOUNDS), below := pump_ffi.new("int64_t[]", len(_BOUNDS)))
-        return list(zip(_BOUNDS, map(float, below), strict=True))
+        return list(zip(PROMETHEUS_BOUNDS, self.cumulative(), strict=True))
+
+    def cumulative(self) -> list[int]:
+        """Return the counts of prometheus_buckets() alone: a number for each of PROMETHEUS_BOUNDS."""
+        ends = len(PROMETHEUS_BOUNDS)
+        lib.hist_below(_words(self.buckets), _ENDS, ends, below := pump_ffi.new("int64_t[]", ends))
+        counts: list[int] = pump_ffi.unpack(below, ends)
+        return counts
 
     def bounds(self, width: int = 1) -> list[tuple[float, int]]:
         """Return (upper bound in seconds, count) of every `width` buckets that are not empty together."""
@@ -154,5 +160,5 @@ def _whole_buckets_below(bound_ns: int) -> int:
 
 
 _BELOW = tuple(_whole_buckets_below(2**octave * 1000) for octave in range(_PROMETHEUS_OCTAVES))
-_BOUNDS = (*(repr(2**octave / 1e6) for octave in range(_PROMETHEUS_OCTAVES)), "+Inf")
+PROMETHEUS_BOUNDS = (*(repr(2**octave / 1e6) for octave in range(_PROMETHEUS_OCTAVES)), "+Inf")
 _ENDS = pump_ffi.new("uint32_t[]", (*_BELOW, BUCKETS))
