@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from agent import notify
-from agent.kept import NothingKeptError
 from agent.metrics import Figures
 from postcopy.session.states import State
 from tests.agent.agents import ENVIRONMENT, ROOT, run
@@ -153,8 +152,3 @@ def test_figures_that_cannot_be_had_do_not_end_what_systemd_waits_for(
     unknown = "STATUS=how it stands is not known: see its log\nWATCHDOG=1\n"
     assert told == [unknown, unknown, "STATUS=owns a guest\nWATCHDOG=1\n"]
     assert [record.exc_info is not None for record in caplog.records if record.name == "postcopy.agent"] == [True]
-
-
-def test_a_keeper_that_ended_by_itself_is_no_failure_of_who_came_late() -> None:
-    lines = (SYSTEMD / "postcopy-resume@.service").read_text().splitlines()
-    assert f"SuccessExitStatus={NothingKeptError.exit_status}" in lines
