@@ -115,8 +115,9 @@ class Totals:
 
     def counts(self, current: Iterable[Migration] = ()) -> Counts:
         """Return what was counted up to now; `current` are migrations that go on and were never told of by begin()."""
-        whole = Counts()
-        for part in (self._past, *map(counts_of, (*self._latest.values(), *current))):
+        parts = [counts_of(one) for one in (*self._latest.values(), *current)]
+        whole = parts.pop() if parts else Counts()
+        for part in (self._past, *parts):
             whole.add(part)
         whole.faults = self._told = not_taken_back(whole.faults, self._told)
         return whole

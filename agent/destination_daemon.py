@@ -369,11 +369,10 @@ class DestinationDaemon:
         if destination.report is not None:
             figures.duration_seconds = destination.report["total_seconds"] or 0.0  # None: it is lost
             figures.downtime_seconds = destination.report["downtime_seconds"] or 0.0
-        stats, layout = destination.snapshot(), destination.layout
-        if stats is not None and layout is not None:
-            figures.queue_depth = stats.pending
-            left = stats.pages_total - stats.pages_resident
-            figures.remaining_bytes = layout.size * left // stats.pages_total
+        progress, layout = destination.progress(), destination.layout
+        if progress is not None and layout is not None:
+            resident, figures.queue_depth = progress
+            figures.remaining_bytes = layout.size * (layout.pages - resident) // layout.pages
         return figures
 
     def figures(self) -> metrics.Figures:
@@ -383,6 +382,7 @@ class DestinationDaemon:
 
     def scraped(self) -> metrics.Figures:
         """Return what a scrape shows: whatever its guest does, this agent is a destination."""
-        counts = self._totals.counts()
-        counts.stall = counts.stall or Histogram()
-        return replace(self._standing(), role="destination", counts=counts)
+        figures = self._standing()
+        figures.role, figures.counts = "destination", self._totals.counts()
+        figures.counts.stall = figures.counts.stall or Histogram()
+        return figures

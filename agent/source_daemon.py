@@ -123,6 +123,7 @@ class SourceDaemon:
 
     def scraped(self) -> metrics.Figures:
         """Return what a scrape shows."""
-        figures, guest = replace(self._standing(), counts=self._totals.counts()), self._home_guest()
+        figures, guest = self._standing(), self._home_guest()
+        figures.counts = self._totals.counts()
         figures.counts.stall = guest.stall if guest is not None else None
         return figures

@@ -15,6 +15,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any, Protocol, Self
 
 from postcopy.errors import HostError, PostcopyError, UsageError
@@ -207,10 +208,7 @@ class WorkloadGuest(ABC):
     @property
     def stall(self) -> Histogram:
         """Accesses of all vCPUs that took 1 microsecond or longer: less is the memory's own business; live."""
-        total = Histogram()
-        for one in self.stall_per_vcpu:
-            total = total.merge(one)
-        return total
+        return reduce(Histogram.merge, self.stall_per_vcpu)
 
     @property
     def first_step_at(self) -> float | None:

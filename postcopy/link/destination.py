@@ -319,6 +319,10 @@ class Destination(Steered[DestinationInterpreter]):
         """Return the counters of the latest migration's pump, None where there was none."""
         return None if self._current is None else self._current.snapshot()
 
+    def progress(self) -> tuple[int, int] | None:
+        """Return how many of its pages are here and how many faults wait for one, None where there was no pump."""
+        return None if self._current is None else self._current.progress()
+
     def residency(self, cells: int) -> list[float]:
         """Return which part of each of `cells` equal pieces of the guest's memory is here, 0 to 1; [] without one."""
         return [] if self._current is None else self._current.residency(cells)

@@ -95,6 +95,13 @@ class DestinationFigures(PumpInterpreter[DestinationPump, DestinationStats]):
             stats = DestinationStats.of_handed_over(self.memory.layout)
         return stats
 
+    def progress(self) -> tuple[int, int] | None:
+        """Return pages resident and faults that wait for their page, as snapshot() would."""
+        if self._told is None and self._pump is not None:
+            return self._pump.progress()
+        stats = self.snapshot()
+        return None if stats is None else (stats.pages_resident, stats.pending)
+
     @property
     def stall(self) -> Histogram | None:
         """What the guest's own clock told here, also once it has left; None before there was one."""

@@ -229,6 +229,11 @@ class DestinationPump(Pump):
             place_seconds=demand.place_ns / 1e9,
         )
 
+    def progress(self) -> tuple[int, int]:
+        """Return pages resident, and faults that wait for their page: two of the counters."""
+        counters = lib.destination_counters(self._handle)
+        return counters.resident, counters.demand.pending
+
     def glance(self) -> tuple[int, int, bytes]:
         """Return pages resident, bytes received and the words of the latency's histogram: a look that costs little."""
         counters = lib.destination_counters(self._handle)

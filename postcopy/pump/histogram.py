@@ -61,7 +61,9 @@ class Histogram:
 
         The count is taken from the buckets: while a thread records, its own counter may be a record behind.
         """
-        return cls(array(_WORD, words[3 : 3 + BUCKETS].tobytes()), words[1], words[2])
+        buckets = array(_WORD)
+        buckets.frombytes(words[3 : 3 + BUCKETS].cast("B"))
+        return cls(buckets, words[1], words[2])
 
     @classmethod
     def from_sparse(cls, sparse: Mapping[str, Any]) -> Histogram:

@@ -34,6 +34,7 @@ def two_vcpus_on_one_page(type_name: str, placement: Placement) -> None:
     with Stage(type_name, placement=placement) as stage:
         first, second = stage.touch(3), stage.touch(3)
         until(lambda: stage.pump.snapshot().pending == 2, "the second fault")
+        assert stage.pump.progress() == (0, 2)
         stage.request(3)
         stage.no_request()
         stage.urgent.sendall(stage.pages(3, 0xA5))
@@ -41,6 +42,7 @@ def two_vcpus_on_one_page(type_name: str, placement: Placement) -> None:
         until(lambda: stage.pump.snapshot().fault_latency.count == 2)
         stats = stage.pump.snapshot()
         assert (stats.requests, stats.pages_demand, stats.pages_resident, stats.pending) == (1, 1, 1, 0)
+        assert stage.pump.progress() == (1, 0)
         assert stats.faults_missing + stats.faults_minor == 2
         # One of them has fetched it, the first, and waited longest: its parts are the whole of that.
         parts = stats.request_seconds + stats.answer_seconds + stats.place_seconds
