@@ -60,6 +60,8 @@ def test_migrations_add_up_and_the_latest_is_told_apart():
     assert whole.faults["missing", "requested"] == 11
     assert whole.migrations == {("destination", "auto", "completed"): 1}
     assert totals.ended == 1
+    beside = totals.counts([Came(pages_demand=100), Came(pages_demand=1000)])
+    assert (beside.pages["received", "demand"], beside.reconnects) == (1111, 4)
     assert totals.latest("destination").pages["received", "demand"] == 1
     assert totals.latest("source") == Counts()
 
