@@ -308,7 +308,8 @@ class DestinationDaemon:
         """Say how the migration goes, for whoever looks again and again."""
         layout, departure = self.destination.layout, self._departing()
         if departure is not None and departure.begun:
-            return look(self.figures(), departure.source.layout.size, self._guest(), [])
+            source = departure.source
+            return look(self.figures(), source.layout.size, self._guest(), source.residency(CELLS))
         size = layout.size if layout is not None else 0
         return look(self.figures(), size, self._guest(), self.destination.residency(CELLS))
 

@@ -12,7 +12,7 @@ from agent.metrics import Figures
 from postcopy.guest.vcpus import WorkloadGuest
 from postcopy.pump.histogram import Histogram
 
-# Pieces of memory of which is told how much is there.
+# Pieces of memory of which is told how much is at the destination, as far as this side knows.
 CELLS = 256
 
 

@@ -17,7 +17,7 @@ from agent.counts import Totals
 from agent.daemon import DaemonOptions, Stop, end_without_cleaning
 from agent.departure import Departure
 from agent.kept import Kept
-from agent.look import look
+from agent.look import CELLS, look
 from agent.one_source import describe_source, figures_of_source
 from agent.running_guest import CHECK, Use, check_guest, describe_guest
 from postcopy.errors import UsageError
@@ -93,7 +93,8 @@ class SourceDaemon:
 
     async def look(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Say how the migration goes, for whoever looks again and again."""
-        return look(self.figures(), self._departing().source.layout.size, self._guest(), [])
+        source = self._departing().source
+        return look(self.figures(), source.layout.size, self._guest(), source.residency(CELLS))
 
     def _guest(self) -> WorkloadGuest | None:
         """Return the guest while it is here."""

@@ -100,15 +100,20 @@ def stalls(before: list[Mapping[str, Any]], now: list[Mapping[str, Any]]) -> lis
     return [times(*pair) for pair in zip(known, now, strict=True)]
 
 
-def octaves(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[float | None, int]]:
-    """Return (upper bound in seconds, faults since the look before) of each power of two of a microsecond.
+def octaves(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[tuple[float | None, int]]]:
+    """Return (upper bound in seconds, faults) of each power of two of a microsecond, as times() does.
 
     The last one has no bound: None, for JSON has no word for what is endless.
     """
-    since = Histogram.from_sparse(now).since(Histogram.from_sparse(before))
+    overall = Histogram.from_sparse(now)
+    return {"latest": bars(overall.since(Histogram.from_sparse(before))), "overall": bars(overall)}
+
+
+def bars(histogram: Histogram) -> list[tuple[float | None, int]]:
+    """Return (upper bound, count) of each octave of a histogram."""
     below = 0.0
     found = []
-    for le, count in since.prometheus_buckets():
+    for le, count in histogram.prometheus_buckets():
         found.append((float(le) if le != "+Inf" else None, int(count - below)))
         below = count
     return found

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from postcopy.pages.units import format_rate, format_seconds, format_size
+from postcopy.session.states import ENDED
 
 SHADES = " ░▒▓█"
 PROGRESS_COLUMNS = 40
@@ -22,6 +23,10 @@ NO_GUEST = "no guest has come"
 FIXED_ROWS = 4
 """Of who this is, how far it is, and the pace."""
 FRAME_ROWS = 2
+TITLE_ROWS = 1
+"""Of the histogram."""
+
+MAPS = {"destination": "memory that is here", "source": "memory that has left"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,7 @@ class Room:
 
 
 ROOMY = Room(map_columns=64, bar_columns=40, bars=16, vcpus=16, beside=False)
-LOW = Room(map_columns=32, bar_columns=18, bars=10, vcpus=16, beside=True)
+LOW = Room(map_columns=32, bar_columns=18, bars=9, vcpus=16, beside=True)
 
 
 def room(now: dict[str, Any], height: int) -> Room:
@@ -44,15 +49,20 @@ def room(now: dict[str, Any], height: int) -> Room:
     faults, vcpus = bool(now["fault_latency_seconds"]["overall"]["count"]), len(now["stall_seconds_per_vcpu"])
     least = FIXED_ROWS + 1 + 2 * faults
     wanted = 2 * min(vcpus, ROOMY.vcpus) + (vcpus > ROOMY.vcpus)
-    if least + map_rows(now, ROOMY) + wanted + ROOMY.bars * faults <= height:
+    if least + map_rows(now, ROOMY) + wanted + histogram_rows(ROOMY) * faults <= height:
         return ROOMY
-    left = height - least - (max(map_rows(now, LOW), LOW.bars) if faults else map_rows(now, LOW))
+    left = height - least - (max(map_rows(now, LOW), histogram_rows(LOW)) if faults else map_rows(now, LOW))
     return LOW if wanted <= left else replace(LOW, vcpus=max(1, (left - 1) // 2))
 
 
 def map_rows(now: dict[str, Any], shares: Room) -> int:
     """Return how many rows the map takes."""
     return FRAME_ROWS + -(-len(now["residency"]) // shares.map_columns) if now["residency"] else 0
+
+
+def histogram_rows(shares: Room) -> int:
+    """Return how many rows the histogram takes at most."""
+    return TITLE_ROWS + shares.bars
 
 
 def line(now: dict[str, Any]) -> str:
@@ -83,12 +93,13 @@ def screen(now: dict[str, Any], height: int) -> RenderableType:
     drawn: list[RenderableType] = []
     if now["residency"]:
         cells = residency(now["residency"], shares.map_columns)
-        drawn.append(Panel(cells, title="memory", title_align="left", expand=False))
+        drawn.append(Panel(cells, title=MAPS[now["role"]], title_align="left", expand=False))
     table: list[RenderableType] = []
     faults = now["fault_latency_seconds"]["overall"]["count"]
     if faults or any(vcpu["overall"]["count"] for vcpu in now["stall_seconds_per_vcpu"]):
         table.append(latencies(now, shares.vcpus))
-    bars = [histogram(now["fault_latency_octaves"], shares)] if faults else []
+    title, when = ("faults, all", "overall") if now["state"] in ENDED else ("faults, now", "latest")
+    bars = [histogram(title, now["fault_latency_octaves"][when], shares)] if faults else []
     if shares.beside and (drawn or bars):
         upper = Table.grid(padding=(0, 1))
         upper.add_row(*drawn, *bars)
@@ -166,8 +177,8 @@ def rows(now: dict[str, Any], vcpus: int) -> Iterator[tuple[str, dict[str, float
         yield f"vCPU {number} stalls, all", vcpu["overall"]
 
 
-def histogram(octaves: list[tuple[float | None, int]], shares: Room) -> RenderableType:
-    """Draw the latest moment's faults, a bar for each power of two of a microsecond between the least and the most.
+def histogram(title: str, octaves: list[tuple[float | None, int]], shares: Room) -> RenderableType:
+    """Draw faults, a bar for each power of two of a microsecond between the least and the most.
 
     Where those are more than there are rows, a bar is of several, and its bound is that of the longest.
     """
@@ -175,6 +186,7 @@ def histogram(octaves: list[tuple[float | None, int]], shares: Room) -> Renderab
     some = [index for index, (_, count) in enumerate(octaves) if count]
     if not some:
         return table
+    table.add_row("", title)
     shown = octaves[some[0] : some[-1] + 1]
     each = -(-len(shown) // shares.bars)
     shown += octaves[some[-1] + 1 :][: -len(shown) % each]

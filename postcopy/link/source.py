@@ -221,6 +221,14 @@ class Source(Steered[SourceInterpreter]):
         """Return the counters of the latest migration's pump, None where there was none."""
         return None if self._current is None else self._current.snapshot()
 
+    def residency(self, cells: int) -> list[float]:
+        """Return which part of each of `cells` equal pieces of the guest's memory has left, 0 to 1.
+
+        Nothing has before the switchover, and all of it where it was handed over. [] while a migration is paused, for
+        what was under way may have been lost, and once it is lost itself.
+        """
+        return [0.0] * cells if self._current is None else self._current.residency(cells)
+
     async def start_push(self) -> None:
         """Have the running migration push although it was started without; it begins when the guest has left."""
         if self._current is not None:

@@ -50,6 +50,7 @@ from postcopy.session.events import (
     PushAsked,
 )
 from postcopy.session.source import SourceMachine
+from postcopy.session.states import OWNERS, SWITCHED, Owner, State
 from postcopy.wire.preamble import FILES, Preamble, Role
 
 
@@ -274,6 +275,16 @@ class SourceInterpreter(SourcePumpInterpreter):
             mapping.close()
 
     # --- for whoever watches ------------------------------------------------------------------------------
+
+    def residency(self, cells: int) -> list[float]:
+        """Return which part of each of `cells` pieces of memory has left; [] while only the destination may know."""
+        state = self.machine.state
+        if OWNERS[state] is Owner.SOURCE:
+            return [0.0] * cells
+        if state is State.COMPLETED or (state in SWITCHED and self.machine.offer.handed_over):
+            return [1.0] * cells
+        known = self._pump is not None and state in SWITCHED - {State.POSTCOPY_PAUSED}
+        return self._pump.residency(cells) if self._pump is not None and known else []
 
     def ask_push(self) -> None:
         """Wish for a push in a migration that was begun without one; the machine says when it begins."""

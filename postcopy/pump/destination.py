@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from postcopy.errors import HostError, LinkError, UsageError
-from postcopy.limits import PIECE_PAGES_MAX
 from postcopy.pages.regions import Layout
 from postcopy.pump._pump import ffi, lib
 from postcopy.pump.half import Pump, Role
@@ -22,7 +21,6 @@ from postcopy.pump.regions import MappedRegion, Placement, Removal, describe
 from postcopy.pump.tls import TlsSession
 from postcopy.pump.trace import FaultTrace
 
-RESIDENT = (lib.PAGE_PLACED, lib.PAGE_ZERO)
 VIEWS_MAX: int = lib.PUMP_VIEWS_MAX
 
 
@@ -91,6 +89,7 @@ class DestinationPump(Pump):
     """
 
     agent, other_agent = "destination", "source"
+    resident = (lib.PAGE_PLACED, lib.PAGE_ZERO)
 
     def __init__(
         self,
@@ -123,6 +122,9 @@ class DestinationPump(Pump):
     @property
     def _half(self) -> Any:
         return lib.destination_half(self._handle)
+
+    def _map(self, region: int) -> Any:
+        return lib.destination_map(self._handle, region)
 
     def adopt(self) -> None:
         """Take note that every page's content is in the files already, and will be mapped as it is touched.
@@ -239,33 +241,6 @@ class DestinationPump(Pump):
         counters = lib.destination_counters(self._handle)
         received = counters.urgent.bytes_received + counters.push.bytes_received
         return counters.resident, received, bytes(ffi.buffer(ffi.addressof(counters.demand.latency)))
-
-    def page_map(self, region: int) -> memoryview:
-        """Return the read-only page states of a region (enum page_state), one byte a page; valid until close()."""
-        pages = self._layout.region(region).pages
-        return memoryview(ffi.buffer(lib.destination_map(self._handle, region), pages)).toreadonly()
-
-    def residency(self, cells: int) -> list[float]:
-        """Return which part of each of `cells` equal pieces of memory is resident, 0 to 1, all regions in a row.
-
-        Of a piece of very many pages some are looked at, evenly spread.
-        """
-        total = self._layout.size
-        return [self._resident_part(total * cell // cells, total * (cell + 1) // cells) for cell in range(cells)]
-
-    def _resident_part(self, begin: int, end: int) -> float:
-        seen = resident = 0
-        start = 0
-        for index, region in enumerate(self._layout.regions):
-            first = max(begin - start, 0) // region.page_size
-            last = -(-min(end - start, region.size) // region.page_size)
-            start += region.size
-            if first < last:
-                step = -(-(last - first) // PIECE_PAGES_MAX)
-                states = bytes(self.page_map(index)[first:last:step])
-                seen += len(states)
-                resident += sum(states.count(state) for state in RESIDENT)
-        return resident / seen if seen else 0.0
 
     def discard(self, region: int, offset: int, length: int) -> None:
         """Take note that the guest gives these bytes (whole pages) back: what is not placed yet is zeros from now on.

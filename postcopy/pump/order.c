@@ -8,6 +8,8 @@
 
 /* The payload of a frame while faults are about: see frame_bytes(). */
 #define FRAME_BYTES_FAULTS (256u << 10)
+/* Pages of a hole that go with one header, at most: to note so many takes a moment, in which nothing is sent or heard. */
+#define HOLE_PAGES (1ull << 26)
 
 /*
  * Nothing but beats comes from the destination on this connection, and one day its end. One look takes what one read
@@ -124,6 +126,23 @@ static int push_content(struct source *pump, uint32_t region, uint64_t start, ui
     return send_run(pump, kind, region, begin, end, content + (begin - start));
 }
 
+/*
+ * A hole is sent whole, whatever of it was asked for: that takes one header. Its pages are noted behind it and nothing but
+ * noted, so each is still answered when it is asked for: the destination may be long in getting through the push.
+ */
+static int push_hole(struct source *pump, const struct push_extent *extent) {
+    struct source_memory *memory = &pump->memory[extent->region];
+    uint64_t size = memory->region.page_size, end = (extent->offset + extent->length) / size;
+    for (uint64_t begin = extent->offset / size, stop; begin < end; begin = stop) {
+        stop = end - begin < HOLE_PAGES ? end : begin + HOLE_PAGES;
+        if (send_run(pump, KIND_ZERO, extent->region, begin * size, stop * size, NULL))
+            return -1;
+        for (uint64_t page = begin; page < stop; page++)
+            page = pages_mark(memory->sent, page, stop, SENT_HOLE);
+    }
+    return 0;
+}
+
 /* An extent goes out of its mapping as a whole, and out of a file piece by piece. */
 static int push_extent(struct source *pump, const struct push_extent *extent) {
     const struct source_memory *memory = &pump->memory[extent->region];
@@ -132,7 +151,7 @@ static int push_extent(struct source *pump, const struct push_extent *extent) {
     if (extent->zero && content_holds(pump, ROLE_PUSH, extent->region, extent->offset, extent->length))
         return -1;
     if (extent->zero)
-        return send_run(pump, KIND_ZERO, extent->region, extent->offset, end, NULL);
+        return push_hole(pump, extent);
     if (!is_mapped(memory))
         piece = pump->push_content_bytes / memory->region.page_size * memory->region.page_size;
     for (uint64_t offset = extent->offset; offset < end; offset += piece) {

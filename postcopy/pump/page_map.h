@@ -100,26 +100,32 @@ static inline uint8_t page_discard(page_byte *page) {
 }
 
 /*
- * Mark pages that are ABSENT as ZERO from `first` on, and stop at the first that is not ABSENT or at `stop`.
- * Returns where it stopped. Eight at a time where all eight are absent: a hole may span millions of pages.
+ * Mark pages that nobody has touched (0) with a state from `first` on, and stop at the first that is not 0 or at `stop`.
+ * Returns where it stopped. Eight at a time where all eight are 0: a hole may span millions of pages.
  */
-static inline uint64_t pages_zero(page_byte *pages, uint64_t first, uint64_t stop) {
-    const uint64_t absent8 = 0, zero8 = 0x0101010101010101ull * PAGE_ZERO;
+static inline uint64_t pages_mark(page_byte *pages, uint64_t first, uint64_t stop, uint8_t to) {
+    const uint64_t untouched8 = 0, to8 = 0x0101010101010101ull * to;
     while (first < stop) {
         if (!((uintptr_t)&pages[first] & 7) && stop - first >= 8) {
             _Atomic uint64_t *eight = (_Atomic uint64_t *)(void *)&pages[first];
-            uint64_t expected = absent8;
-            if (atomic_compare_exchange_strong_explicit(eight, &expected, zero8, memory_order_acq_rel,
+            uint64_t expected = untouched8;
+            if (atomic_compare_exchange_strong_explicit(eight, &expected, to8, memory_order_acq_rel,
                                                         memory_order_acquire)) {
                 first += 8;
                 continue;
             }
         }
-        if (!page_move(&pages[first], PAGE_ABSENT, PAGE_ZERO))
+        if (!page_move(&pages[first], 0, to))
             break;
         first++;
     }
     return first;
+}
+
+/* Mark pages that are ABSENT as ZERO from `first` on, up to the first that is not. Returns where it stopped. */
+static inline uint64_t pages_zero(page_byte *pages, uint64_t first, uint64_t stop) {
+    _Static_assert(!PAGE_ABSENT, "a page nobody has touched");
+    return pages_mark(pages, first, stop, PAGE_ZERO);
 }
 
 /* The first page that is ABSENT from `first` on, `stop` if there is none. Eight at a time where all eight are not. */

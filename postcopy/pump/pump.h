@@ -37,6 +37,14 @@ enum page_state {
     PAGE_POISONED = 7,
 };
 
+/* What has become of a page at the source. */
+enum page_sent {
+    UNSENT = 0,
+    SENT_PUSH = 1,   /* pushed, or at the destination from before */
+    SENT_DEMAND = 2, /* asked for and answered, also if it had been pushed */
+    SENT_HOLE = 3,   /* told with a hole around it, and not asked for */
+};
+
 /* What it means where the kernel tells that the guest gave pages back (madvise): see README.md, "Pages given back". */
 enum pump_removal {
     REMOVAL_UNTOLD = 0,   /* it is not told: no such event is enabled */
@@ -266,6 +274,8 @@ void source_push_end(struct source *pump);
 uint32_t source_queued(const struct source *pump);
 /* Where the latest page is that was asked for since the last call; false where none was. */
 bool source_wanted(struct source *pump, uint32_t *region, uint64_t *offset);
+/* What has left of a region, `size / page_size` bytes of enum page_sent; lives as long as the pump. */
+const uint8_t *source_map(const struct source *pump, uint32_t region);
 /* Readable when the ring has run low since the last source_push. Reading it is the caller's. */
 int source_low_fd(const struct source *pump);
 

@@ -130,5 +130,8 @@ bool source_wanted(struct source *pump, uint32_t *region, uint64_t *offset) {
     return true;
 }
 
+const uint8_t *source_map(const struct source *pump, uint32_t region) {
+    return region < pump->half.count ? (const uint8_t *)pump->memory[region].sent : NULL;
+}
 int source_low_fd(const struct source *pump) { return pump->low_fd; }
 struct half *source_half(struct source *pump) { return &pump->half; }

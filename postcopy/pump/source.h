@@ -17,18 +17,17 @@
 
 #include "beat.h"
 #include "half.h"
+#include "page_map.h"
 #include "pump.h"
 #include "wait.h"
 
 /* Of a page in `wanted`: pages of 4 KiB in all that can be addressed are below 2^52 bytes. */
 #define WANTED_PAGE_BITS 48
 
-enum sent { UNSENT = 0, SENT_PUSH = 1, SENT_DEMAND = 2 };
-
 struct source_memory {
     struct pump_region region;
     struct timespec written_at; /* of a region that is read: when its file was last written to, as the pump was made */
-    _Atomic uint8_t *sent; /* one enum sent for each page */
+    page_byte *sent; /* one enum page_sent for each page */
 };
 
 struct source {

@@ -55,6 +55,7 @@ class SourcePump(Pump):
     """
 
     agent, other_agent = "source", "destination"
+    resident = (lib.SENT_PUSH, lib.SENT_DEMAND, lib.SENT_HOLE)
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class SourcePump(Pump):
         beat_ns: int = 0,
         frame_bytes: int = PUSH_FRAME_BYTES,
     ) -> None:
+        self._layout = layout
         regions, count = describe(layout, mappings)
         self._pump: Any = lib.source_create(regions, count, poll_max_ns, frame_bytes)
         if self._pump == ffi.NULL:
@@ -74,6 +76,9 @@ class SourcePump(Pump):
     @property
     def _half(self) -> Any:
         return lib.source_half(self._handle)
+
+    def _map(self, region: int) -> Any:
+        return lib.source_map(self._handle, region)
 
     def start(self) -> None:
         """Start both threads; both connections must be there."""

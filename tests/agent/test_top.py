@@ -60,7 +60,8 @@ def test_two_looks_make_rates():
     assert (latest["count"], overall["count"]) == (50, 150)
     assert latest["p50"] == pytest.approx(1e-3, rel=0.03)
     assert overall["p50"] == pytest.approx(1e-5, rel=0.03)
-    assert sum(count for _, count in now["fault_latency_octaves"]) == 50
+    assert sum(count for _, count in now["fault_latency_octaves"]["latest"]) == 50
+    assert sum(count for _, count in now["fault_latency_octaves"]["overall"]) == 150
     assert now["stall_seconds_per_vcpu"][0]["latest"]["count"] == 50
 
 
@@ -107,7 +108,7 @@ def test_vcpus_that_come_have_no_latest_moment():
 def test_a_look_is_what_every_parser_of_json_reads(capsys):
     print_json(Watch().take(look(5.0, 900, (10, 7))))
     now = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    assert now["fault_latency_octaves"][-1] == [None, 0]
+    assert now["fault_latency_octaves"]["latest"][-1] == [None, 0]
     with pytest.raises(ValueError, match="not JSON compliant"):
         print_json({"endless": float("inf")})
     assert capsys.readouterr().out == ""
@@ -148,6 +149,26 @@ def test_a_screen_and_a_line():
     assert ("owns no guest" in screen, "no guest has come" in screen, "0.0 %" in screen) == (True, True, False)
 
 
+def test_each_side_says_of_what_its_map_is():
+    for role, words in (("destination", "memory that is here"), ("source", "memory that has left")):
+        assert words in drawn(Watch().take(look(5.0, 900, role=role)))
+
+
+def test_the_histogram_is_of_the_latest_moment_and_in_the_end_of_all():
+    watch = Watch()
+    watch.take(look(5.0, 900, (10, 100)))
+    going = drawn(watch.take(look(7.0, 700, (10, 100), (1000, 50))))
+    assert bars_of(going) == {"< 1.02 ms": 50}
+    assert going.count("faults, now") == 2  # of the histogram, and of the table
+    over = drawn(watch.take(look(9.0, 0, (10, 100), (1000, 50), state="completed")))
+    assert {bound: count for bound, count in bars_of(over).items() if count} == {"< 16 µs": 100, "< 1.02 ms": 50}
+    assert (over.count("faults, all"), over.count("faults, now")) == (2, 1)
+
+
+def bars_of(screen):
+    return {line.partition("█")[0].strip(): int(line.split()[-1]) for line in screen.splitlines() if "< " in line}
+
+
 @pytest.mark.parametrize("vcpus", [0, 2, 8, 64])
 @pytest.mark.parametrize("height", [24, 40])
 def test_every_part_has_its_place_on_a_low_terminal(vcpus, height):
@@ -172,10 +193,15 @@ def test_every_part_has_its_place_on_a_low_terminal(vcpus, height):
         assert "vCPU 6 stalls" in screen  # one of those that waited longest
 
 
+def seen_from(daemon):
+    return run("top", "--admin", daemon.admin, "--count", "1", "--json").json
+
+
 def test_a_real_migration_is_watched_from_both_sides(tmp_path):
     with destination(tmp_path) as there, source(tmp_path, "--steps-per-second", "2000") as here:
         idle = run("top", "--admin", there.admin, "--count", "1")
         assert (idle.status, idle.out) == (0, "destination none, no guest has come\n")
+        assert seen_from(here)["residency"] == [0.0] * CELLS
         with Command("migrate", "--admin", here.admin, there.address, "--no-push") as migration:
             there.until(lambda now: now["pages"]["placed"] > 500)
             done = run("top", "--admin", there.admin, "--count", "3", "--interval", "0.1", "--json")
@@ -183,11 +209,15 @@ def test_a_real_migration_is_watched_from_both_sides(tmp_path):
             assert [one["state"] for one in looks] == ["postcopy-active"] * 3
             assert looks[-1]["faults_per_second"] > 0
             assert looks[-1]["fault_latency_seconds"]["latest"]["p50"] > 0
-            assert [bound is None for bound, _ in looks[-1]["fault_latency_octaves"]] == [False] * 24 + [True]
+            latest = looks[-1]["fault_latency_octaves"]["latest"]
+            assert [bound is None for bound, _ in latest] == [False] * 24 + [True]
             assert looks[0]["remaining_bytes"] > looks[-1]["remaining_bytes"] > 0
             assert len(looks[-1]["residency"]) == CELLS
             mean = sum(looks[-1]["residency"]) / CELLS
             assert mean == pytest.approx(looks[-1]["resident"], abs=0.05)
+            left = seen_from(here)["residency"]  # later: what is there has left
+            assert [(had, has) for had, has in zip(looks[-1]["residency"], left, strict=True) if had > has] == []
+            assert 0 < sum(left) / CELLS < 1
             assert len(looks[-1]["stall_seconds_per_vcpu"]) == 2
             with Command("top", "--admin", here.admin, "--until-over", "--interval", "0.1") as follower:
                 run("set", "--admin", here.admin, "--push")
@@ -195,7 +225,7 @@ def test_a_real_migration_is_watched_from_both_sides(tmp_path):
                 followed = follower.result(30)
             assert followed.status == 0, followed.err
             assert followed.out.splitlines()[-1].startswith("source completed, 100.0 % resident, 0 B to come")
-        assert there.ask("look")["residency"] == [1.0] * CELLS
+        assert seen_from(there)["residency"] == seen_from(here)["residency"] == [1.0] * CELLS
 
 
 def test_on_a_terminal_ctrl_c_is_how_one_leaves(tmp_path):
