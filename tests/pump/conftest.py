@@ -1,12 +1,16 @@
-"""A kernel whose mappings change for as long as a test likes, for its child processes: see changing.py."""
+"""Sources to stand in front of; for child processes, a kernel whose mappings change as a test likes (changing.py)."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.pump.source_stage import Source
 
 
 @pytest.fixture(scope="module")
@@ -23,3 +27,17 @@ def changing_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def changing_kernel(changing_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give it to the children of this test."""
     monkeypatch.setenv("LD_PRELOAD", str(changing_library))
+
+
+@pytest.fixture(params=["mapped", "read"])
+def make(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Make sources of a guest's mapping, and of a file that is read."""
+    made: list[Source] = []
+
+    def source(*args: Any, **options: Any) -> Source:
+        made.append(Source(*args, read=request.param == "read", **options))
+        return made[-1]
+
+    yield source
+    for one in made:
+        one.close()

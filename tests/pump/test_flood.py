@@ -7,7 +7,7 @@ import threading
 
 from postcopy.wire.frame import FrameType, Header, pack
 from tests.child import run_in_child
-from tests.pump.test_source import PAGE, Source
+from tests.pump.source_stage import PAGE, Source
 
 
 def flooded() -> bytes:

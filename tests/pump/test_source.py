@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import select
-import socket
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,92 +14,10 @@ from postcopy.limits import AGAIN_BYTES_MAX
 from postcopy.pages.bitmap import Bitmap
 from postcopy.pages.regions import Layout, Region
 from postcopy.plan.push import PushExtent
-from postcopy.pump._pump import ffi
 from postcopy.pump.source import RING_EXTENTS, SourcePump
-from postcopy.wire.frame import FrameType, Header, pack, unpack
-from tests.pump.stage import connection, until
-
-PAGE = 4096
-
-
-class Source:
-    """`pages` of a memfd: `data` ones hold a byte of their own, `zeroed` ones zeros, the others are holes."""
-
-    def __init__(
-        self,
-        pages: int,
-        data: set[int],
-        zeroed: set[int] = frozenset(),
-        page_size: int = PAGE,
-        stopped: bool = True,
-        read: bool = False,
-        has: Bitmap | None = None,
-        **options: Any,
-    ) -> None:
-        self.page_size = page_size
-        self.fd = os.memfd_create("source", os.MFD_CLOEXEC)
-        before = 3 * PAGE if read else 0  # where in the file the region begins
-        os.ftruncate(self.fd, before + pages * page_size)
-        for page in data | zeroed:
-            os.pwrite(self.fd, self.content(page) if page in data else bytes(page_size), before + page * page_size)
-        region = Region(0, "shmem", page_size, pages * page_size)
-        self.map = None if read else mmap.mmap(self.fd, pages * page_size)
-        address = 0 if self.map is None else int(ffi.cast("uintptr_t", ffi.from_buffer(self.map)))
-        mapping = SimpleNamespace(region=region, address=address, alias=0, fd=self.fd, fd_offset=before)
-        self.pump = SourcePump(Layout((region,)), [mapping], poll_max_ns=0, **options)
-        self.urgent, urgent = connection()
-        self.push, push = connection()
-        self.pump.attach("urgent", urgent.detach())
-        self.pump.attach("push", push.detach())
-        if has is not None:
-            self.pump.skip(0, 0, has)
-        self.pump.start()
-        if stopped:
-            self.pump.guest_stopped()
-
-    def content(self, page: int) -> bytes:
-        return bytes([page % 255 + 1]) * self.page_size
-
-    def ask(self, *pages: int) -> None:
-        requests = [Header(FrameType.REQUEST, 0, page * self.page_size, self.page_size) for page in pages]
-        self.urgent.sendall(b"".join(map(pack, requests)))
-
-    def order(self, page: int, count: int, zero: bool = False) -> None:
-        extent = PushExtent(0, page * self.page_size, count * self.page_size, zero)
-        assert self.pump.push([extent]) == 1
-
-    def close(self) -> None:
-        self.pump.close()
-        self.urgent.close()
-        self.push.close()
-
-
-@pytest.fixture(params=["mapped", "read"])
-def make(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Make sources of a guest's mapping, and of a file that is read."""
-    made: list[Source] = []
-
-    def source(*args: Any, **options: Any) -> Source:
-        made.append(Source(*args, read=request.param == "read", **options))
-        return made[-1]
-
-    yield source
-    for one in made:
-        one.close()
-
-
-def receive(end: socket.socket, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        part = end.recv(count - len(data))
-        assert part, "the connection ended"
-        data += part
-    return bytes(data)
-
-
-def frame_from(end: socket.socket) -> tuple[Header, bytes]:
-    header = unpack(receive(end, 24))
-    return header, receive(end, header.payload_bytes)
+from postcopy.wire.frame import FrameType, Header, pack
+from tests.pump.source_stage import PAGE, Source, frame_from, receive
+from tests.pump.stage import until
 
 
 @pytest.mark.usefixtures("small_pages")
@@ -115,33 +30,6 @@ def test_a_request_is_answered_with_the_page_or_the_news_that_it_is_zero(make: A
     stats = source.pump.snapshot()
     assert (stats.requests, stats.pages_demand, stats.pages_zero) == (3, 1, 2)
     assert os.fstat(source.fd).st_blocks * 512 == 3 * PAGE, "a hole was read and so allocated"
-
-
-def test_what_has_left_is_known_page_by_page(make: Any) -> None:
-    source = make(32, data=set(range(8)), has=Bitmap.from_bytes(bytes([0, 0, 0, 0b100]), 32))
-    assert source.pump.residency(4) == [0.0, 0.0, 0.0, 0.125]
-    source.ask(1, 9)
-    frame_from(source.urgent), frame_from(source.urgent)
-    assert source.pump.residency(4) == [0.125, 0.125, 0.0, 0.125]
-    source.order(8, 15, zero=True)  # begins and ends within eight pages that are noted at once
-    assert frame_from(source.push)[0] == Header(FrameType.ZERO, 0, 8 * PAGE, 15 * PAGE)
-    until(lambda: source.pump.residency(4) == [0.125, 1.0, 0.875, 0.125], "the note of what left with the hole")
-    source.order(0, 2)
-    assert frame_from(source.push)[0].offset == 0
-    assert source.pump.residency(16)[:2] == [1.0, 0.0]
-    assert bytes(source.pump.page_map(0)) == bytes([1, 2, *[0] * 6, 3, 2, *[3] * 13, *[0] * 3, 1, *[0] * 5])
-
-
-@pytest.mark.parametrize("page_size", [PAGE, 2 * AGAIN_BYTES_MAX])
-def test_a_page_that_left_with_its_hole_is_answered_all_the_same(make: Any, page_size: int) -> None:
-    source = make(4, data={0}, page_size=page_size)
-    source.order(1, 3, zero=True)
-    frame_from(source.push)
-    until(lambda: source.pump.residency(1) == [0.75], "the note of what left with the hole")
-    source.ask(2)
-    assert frame_from(source.urgent)[0] == Header(FrameType.ZERO, 0, 2 * page_size, page_size)
-    stats = source.pump.snapshot()
-    assert (stats.requests, stats.requests_ignored, stats.pages_again) == (1, 0, 0)
 
 
 def test_a_page_asked_for_twice_is_sent_once(make: Any) -> None:
