@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from postcopy import __version__
+from postcopy.kernel.cgroups import memory_left
 
 # Shares of all CPUs over a run. Below this, medians of five runs hold still; measured with one core kept busy at will.
 OTHERS_MAX = 0.08
@@ -93,8 +94,8 @@ def environment(pinning: str) -> dict[str, object]:
 
 
 def available_bytes() -> int:
-    """Return how much memory could be had now without pushing anything out."""
-    return _meminfo("MemAvailable") * 1024
+    """Return how much memory could be had now, of this machine and of what its cgroups grant, without any swap."""
+    return min([_meminfo("MemAvailable") * 1024, *(left for left, _ in memory_left())])
 
 
 def chosen(setting: Path) -> str:

@@ -65,6 +65,11 @@ class ProductSetup:
         """Bytes of the memory that are not blank."""
         return int(self.size * (1 - self.blank))
 
+    @property
+    def copies(self) -> int:
+        """How many ends have that data: what is handed over is there once."""
+        return 1 if self.handover else 2
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:

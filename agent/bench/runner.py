@@ -140,7 +140,7 @@ class Bench:
         setup, placement = one.scenario.product, self._plan.placement
         if one.scenario.on_link and self._network is not None:
             placement = placement.through(self._network)
-        self._warm.find(setup.memory, setup.data, thp=setup.thp)
+        self._warm.find(setup.memory, setup.data, copies=setup.copies, thp=setup.thp)
         before = Sample.take()
         run = uvloop.run(run_product(setup, placement))
         after = Sample.take()

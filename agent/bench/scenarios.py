@@ -139,8 +139,7 @@ def _judged(scenario: Scenario, machine: Machine) -> Scenario:
             needed = f"{2 * HUGE_PAGES_MIN} are needed, {HUGE_PAGES} for the whole"
             return replace(scenario, lacking=f"{free}, {needed}: --reserve-huge-pages, or vm.nr_hugepages")
     else:
-        copies = 1 if product.handover else 2
-        bytes_needed = copies * product.data + product.data // 4
+        bytes_needed = product.copies * product.data + product.data // 4
         if bytes_needed > machine.available:
             free = f"{format_size(machine.available)} of memory are available"
             return replace(scenario, lacking=f"{free}, {format_size(bytes_needed)} are needed")

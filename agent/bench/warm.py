@@ -54,21 +54,22 @@ class Warm:
     def __exit__(self, *exception: object) -> None:
         self._drop()
 
-    def find(self, memory: str, data: int, *, thp: bool = False) -> None:
-        """Have the machine find what two ends take that hold `data` bytes each of a memory type.
+    def find(self, memory: str, data: int, *, copies: int = 2, thp: bool = False) -> None:
+        """Have the machine find what a run takes that has `data` bytes of a memory type, in so many copies.
 
-        `thp`: transparent huge pages are asked for. There is never taken more than the machine has, and what it refuses
+        `thp`: transparent huge pages are asked for. There is never taken more than is to be had, and what is refused
         is left to the runs.
         """
+        taken = copies * data
         kind = memory_type(memory)
         with suppress(OSError):
             if isinstance(kind, Hugetlb):
-                _touch_pool(kind, 2 * data // kind.page_size + BESIDE_HUGE_PAGES)
+                _touch_pool(kind, taken // kind.page_size + BESIDE_HUGE_PAGES)
             elif thp or _huge_of_itself(memory):
                 self._drop()
-                _touch_blocks(2 * data + BESIDE)
+                _touch_blocks(taken + BESIDE)
             else:
-                self._stock_up(2 * data + BESIDE)
+                self._stock_up(taken + BESIDE)
 
     def _stock_up(self, size: int) -> None:
         """Have at least so many bytes in stock; a larger stock takes in the smaller one before that is dropped."""

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from postcopy.errors import HostError, KernelError
 from postcopy.kernel.abi import Feature, Ioctl, Mode
+from postcopy.kernel.cgroups import memory_left
 from postcopy.kernel.mapping import Mapping
 from postcopy.kernel.memory_type import MemoryType, Way, describe_size
 
 MEMINFO = Path("/proc/meminfo")
-CGROUP_OF_SELF = Path("/proc/self/cgroup")
-CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 class Shmem(MemoryType):
@@ -90,7 +89,7 @@ def require_room(name: str, size: int, *more: tuple[int, str]) -> None:
 
 def room() -> tuple[int, str]:
     """Return how many bytes of memory may still be used, and by which limit."""
-    limits = [(_meminfo("MemAvailable") + _meminfo("SwapFree"), "MemAvailable and SwapFree"), *_cgroup_room()]
+    limits = [(_meminfo("MemAvailable") + _meminfo("SwapFree"), "MemAvailable and SwapFree"), *memory_left()]
     return min(limits)
 
 
@@ -100,30 +99,3 @@ def _meminfo(field: str) -> int:
         if name == field:
             return int(value.split()[0]) * 1024
     return 0
-
-
-def _cgroup_room() -> list[tuple[int, str]]:
-    """Return what each cgroup (version 2) above this process has left; page cache that can be dropped counts."""
-    found: list[tuple[int, str]] = []
-    try:
-        lines = CGROUP_OF_SELF.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return found
-    path = next((line.removeprefix("0::").strip("/") for line in lines if line.startswith("0::")), None)
-    while path:
-        folder = CGROUP_ROOT / path
-        try:
-            limit = (folder / "memory.max").read_text(encoding="utf-8").strip()
-            if limit != "max":
-                used = int((folder / "memory.current").read_text(encoding="utf-8"))
-                left = int(limit) - used + _droppable(folder)
-                found.append((max(left, 0), str(folder / "memory.max")))
-        except OSError:
-            pass  # no memory controller at this level
-        path = path.rpartition("/")[0]
-    return found
-
-
-def _droppable(folder: Path) -> int:
-    counts = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
-    return int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))

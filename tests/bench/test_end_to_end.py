@@ -17,6 +17,7 @@ from agent.bench.results import results, wrong
 from agent.bench.runner import Bench, Plan
 from agent.bench.scenarios import Scenario
 from agent.bench.targets import FLOOR, Target
+from tests.memory_cgroup import memory_cgroup
 
 ROOT = Path(__file__).parent.parent.parent
 MIB = 1 << 20
@@ -59,6 +60,18 @@ def test_no_pair_is_begun_without_the_time_for_it():
     scenarios = [Scenario("tiny", ProductSetup(size=2 * MIB), {})]
     (measured,) = Bench(Plan(pairs=3, seconds=0.0), lambda *_: None).run(scenarios)
     assert results([measured])[0].skipped == "there was no time left for it"
+
+
+def test_a_bench_fits_into_what_its_cgroup_grants():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with memory_cgroup(380 * MIB) as (_, prefix):
+        command = [*prefix, sys.executable, "-c", _BENCH, "honest/untouched", "handover/1GiB", "--pairs", "1", "--json"]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert [one["name"] for one in found["scenarios"]] == ["honest/untouched"]
+    assert [one["name"] for one in found["not_run"]] == ["handover/1GiB"]
+    assert "of memory are available" in found["not_run"][0]["reason"]
 
 
 def test_the_command_prints_one_object_and_compares_with_it(tmp_path):

@@ -95,6 +95,13 @@ def test_the_stock_is_as_large_as_the_largest_run_and_is_not_made_again(populate
 
 
 @pytest.mark.usefixtures("small_stock")
+def test_of_what_is_handed_over_there_is_one_copy(populated):
+    with Warm() as machine:
+        machine.find("shmem", 12 * MIB, copies=ProductSetup(handover=True).copies)
+    assert [len(numbers) * mmap.PAGESIZE for numbers in populated] == [20 * MIB]
+
+
+@pytest.mark.usefixtures("small_stock")
 def test_no_more_is_taken_than_the_machine_has(monkeypatch, populated):
     monkeypatch.setattr(warm, "available_bytes", lambda: 16 * MIB)
     with Warm() as machine:
@@ -157,8 +164,8 @@ def test_every_run_of_either_kind_finds_the_same_memory_first(monkeypatch):
     order = []
 
     class Recorded(Warm):
-        def find(self, memory, data, *, thp=False):
-            order.append((memory, data, thp))
+        def find(self, memory, data, *, copies=2, thp=False):
+            order.append((memory, data, copies, thp))
 
     def interrupted(_setup):
         order.append("run")
@@ -168,5 +175,5 @@ def test_every_run_of_either_kind_finds_the_same_memory_first(monkeypatch):
     monkeypatch.setattr(runner, "run_floor", interrupted)
     scenario = Scenario("tiny", ProductSetup(size=2 * MIB, push=False), {"copy": FloorSetup(2 * MIB)})
     Bench(Plan(pairs=1), lambda what, *_: order.append(what)).run([scenario])
-    found = ("shmem", 2 * MIB, False)
+    found = ("shmem", 2 * MIB, 2, False)
     assert order == ["tiny: product", found, "tiny: floor, copy", found, "run"]

@@ -1,12 +1,14 @@
 """Memory types: what they declare, how room is checked, and what it takes to add one."""
 
 import os
+from functools import partial
 
 import pytest
 
 from postcopy.errors import HostError, UsageError
 from postcopy.kernel import MEMORY_TYPES, Feature, Ioctl, Mode, Outcome, Userfaultfd, Way, calls, memory_type
 from postcopy.kernel import shmem as shmem_module
+from postcopy.kernel.cgroups import memory_left
 from postcopy.kernel.hugetlb import Hugetlb, Pool
 from postcopy.kernel.memory_type import MemoryType
 from postcopy.pages.regions import Region
@@ -159,11 +161,12 @@ def test_more_shmem_than_the_machine_has_is_refused():
 def machine(tmp_path, monkeypatch):
     """A machine of 1 GiB whose process sits in cgroup /a/b."""
     (tmp_path / "meminfo").write_text("MemTotal: 2097152 kB\nMemAvailable: 1048576 kB\nSwapFree: 0 kB\n")
-    (tmp_path / "cgroup").write_text("4:memory:/elsewhere\n0::/a/b\n")
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text("4:cpu:/elsewhere\n0::/a/b\n")
+    (tmp_path / "proc" / "self" / "mountinfo").write_text("41 31 0:38 / / rw - cgroup2 none rw\n")
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.setattr(shmem_module, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(shmem_module, "CGROUP_OF_SELF", tmp_path / "cgroup")
-    monkeypatch.setattr(shmem_module, "CGROUP_ROOT", tmp_path)
+    monkeypatch.setattr(shmem_module, "memory_left", partial(memory_left, tmp_path))
 
     def limit(path, maximum, current, droppable=0):
         (tmp_path / path / "memory.max").write_text(f"{maximum}\n")
