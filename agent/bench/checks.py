@@ -18,6 +18,8 @@ QUEUE_SECONDS = 100e-6
 SLICE_SECONDS = 4e-3
 # Below, percentiles say nothing.
 FAULTS_MIN = 100
+# Of the scrapes that there should have been: with fewer, nobody knows what they would have cost.
+SCRAPES_MIN = 0.5
 # Accesses that are no faults and took a microsecond: beyond this part of all, they are what the percentiles show.
 OTHER_STALLS_MAX = 0.25
 
@@ -76,6 +78,14 @@ def residency(placed: int, touched: int, demand: int) -> list[str]:
     if demand != touched:
         found.append(f"{demand} pages were demanded, the guest touched {touched}")
     return found
+
+
+def scraping(answers: int, wanted: float, ends: int = 2) -> list[str]:
+    """Return what is wrong with a run whose metrics should have been read so often, at each of its ends."""
+    # An end is asked for the first time after a period.
+    if answers < SCRAPES_MIN * (wanted - ends):
+        return [f"metrics were answered {answers} times, {wanted:.0f} times would have been the rate"]
+    return []
 
 
 def floor_complaints(checked: int, mismatched: int, resident: int, expected_resident: int) -> list[str]:

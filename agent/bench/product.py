@@ -17,7 +17,7 @@ from typing import Any
 
 from agent.admin import ask
 from agent.bench.link import Link
-from agent.bench.scrape import metrics_address, scrape, scraping
+from agent.bench.scrape import Scraped, metrics_address, scrape, scraping
 from agent.children import ChildError, Daemon
 from postcopy.errors import PostcopyError
 from postcopy.link.address import UnixAddress
@@ -113,6 +113,7 @@ class ProductRun:
     resident_before_push: int | None = None
     touched_before_push: int | None = None
     touches: dict[str, float] | None = None
+    scraped: Scraped = field(default_factory=Scraped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,14 +227,14 @@ async def _migrate(setup: ProductSetup, pair: Pair) -> ProductRun:
             found = await _rest(setup, pair, migration)
             await ask(pair.sockets["source"], "set", {"push": True})
         addresses = [metrics_address(pair.log(role)) for role in pair.sockets] if setup.scrapes_per_second else []
-        async with scraping(addresses, setup.scrapes_per_second):
+        async with scraping(addresses, setup.scrapes_per_second) as scraped:
             report = await migration
     finally:
         migration.cancel()
         with contextlib.suppress(asyncio.CancelledError, PostcopyError):
             await migration
     await pair.until("destination", lambda status: bool(status["state"] == "completed"), setup.deadline)
-    return ProductRun(report, **found)  # type: ignore[arg-type]
+    return ProductRun(report, scraped=scraped, **found)  # type: ignore[arg-type]
 
 
 async def _touched(setup: ProductSetup, pair: Pair) -> dict[str, float]:

@@ -153,6 +153,7 @@ class Bench:
         if run.resident_before_push is not None and run.touched_before_push is not None:
             demand = run.report["pages"]["demand"]
             found += checks.residency(run.resident_before_push, run.touched_before_push, demand)
+        found += checks.scraping(run.scraped.answers, run.scraped.wanted)
         one.problems += [f"run {len(one.product.figures)}: {complaint}" for complaint in found]
         self._done += 1
 

@@ -1,6 +1,7 @@
 """Reading the daemons' metrics: once, to compare with the report, and again and again, to see what that costs.
 
-Addresses enter; figures leave. What is read again and again is not looked at: a Prometheus lives on a host of its own.
+Addresses enter; figures leave. Of what is read again and again only the status is looked at: a Prometheus lives on a
+host of its own.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 REQUEST = b"GET /metrics HTTP/1.0\r\nHost: agent\r\n\r\n"
 REQUEST_AGAIN = b"GET /metrics HTTP/1.1\r\nHost: agent\r\n\r\n"
+ANSWERED = b"HTTP/1.1 200"
 ANSWER_SECONDS = 5.0
 ANSWER_BYTES = 1 << 16
 
@@ -38,6 +41,14 @@ async def read(address: HostPort) -> bytes:
             return await reader.read()
         finally:
             writer.close()
+
+
+@dataclass(slots=True)
+class Scraped:
+    """How often metrics were answered, and how often they should have been asked for; whole once all has ended."""
+
+    answers: int = 0
+    wanted: float = 0.0
 
 
 async def scrape(address: HostPort | None) -> dict[str, float]:
@@ -63,32 +74,42 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 
 @asynccontextmanager
-async def scraping(addresses: Sequence[HostPort | None], per_second: int) -> AsyncIterator[None]:
-    """Read the metrics of all addresses so often while the block runs, in threads: what they take, nobody else has."""
+async def scraping(addresses: Sequence[HostPort | None], per_second: int) -> AsyncIterator[Scraped]:
+    """Read the metrics of all addresses so often while the block runs, in threads: what they take, nobody else has.
+
+    Whoever has no address should have been asked, too.
+    """
     ending = threading.Event()
-    known = [one for one in addresses if one is not None]
+    scraped = Scraped()
+    known = [(one, Scraped()) for one in addresses if one is not None]
+    began = time.monotonic()
     starts = [index / len(known) / per_second for index in range(len(known))]  # never all of them at one moment
     readers = [
-        asyncio.create_task(asyncio.to_thread(_repeat, one, start, 1 / per_second, ending))
-        for one, start in zip(known, starts, strict=True)
+        asyncio.create_task(asyncio.to_thread(_repeat, one, own, start, 1 / per_second, ending))
+        for (one, own), start in zip(known, starts, strict=True)
     ]
     try:
-        yield
+        yield scraped
     finally:
         ending.set()
+        scraped.wanted = (time.monotonic() - began) * per_second * len(addresses)
         await asyncio.gather(*readers, return_exceptions=True)
+        scraped.answers = sum(own.answers for _, own in known)
 
 
-def _repeat(address: HostPort, start: float, period: float, ending: threading.Event) -> None:
+def _repeat(address: HostPort, own: Scraped, start: float, period: float, ending: threading.Event) -> None:
     """Read again and again, on a connection that is kept as a Prometheus keeps its own."""
     ending.wait(start)
     while not ending.is_set():
-        with contextlib.suppress(OSError), socket.create_connection(address, ANSWER_SECONDS) as connection:
-            _read_on(connection, period, ending)
+        try:
+            with socket.create_connection(address, ANSWER_SECONDS) as connection:
+                _read_on(connection, own, period, ending)
+        except OSError:
+            ending.wait(period)
 
 
-def _read_on(connection: socket.socket, period: float, ending: threading.Event) -> None:
-    """Ask, and wait for the first piece of the answer; OSError at the end. To look at it would take the guest's time.
+def _read_on(connection: socket.socket, own: Scraped, period: float, ending: threading.Event) -> None:
+    """Ask, and wait for the first piece of the answer; OSError at the end. A longer look would take the guest's time.
 
     The rest, where an answer comes in more than one piece, is there before the next one is asked for.
     """
@@ -103,3 +124,4 @@ def _read_on(connection: socket.socket, period: float, ending: threading.Event) 
         connection.sendall(REQUEST_AGAIN)
         if not connection.recv_into(answer):
             raise ConnectionError("the agent closed the connection")
+        own.answers += answer.startswith(ANSWERED)

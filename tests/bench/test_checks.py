@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.bench.checks import complaints, disagreement, floor_complaints, residency
+from agent.bench.checks import complaints, disagreement, floor_complaints, residency, scraping
 from agent.bench.machine import Load, Sample
 
 FAULTS = {"count": 1000, "p50": 12e-6, "p99": 30e-6}
@@ -70,6 +70,15 @@ def test_what_is_resident_is_what_was_touched():
     assert residency(944, 944, 944) == []
     assert len(residency(945, 944, 944)) == 1
     assert len(residency(0, 0, 3)) == 1
+
+
+def test_a_run_that_was_not_scraped_is_none_that_was():
+    assert scraping(0, 0.0) == []
+    assert scraping(0, 2.0) == [], "too short for the first one"
+    assert scraping(30, 60.0) == []
+    (complaint,) = scraping(20, 60.0)
+    assert complaint == "metrics were answered 20 times, 60 times would have been the rate"
+    assert len(scraping(0, 60.0)) == 1
 
 
 def test_a_floor_is_held_to_the_same():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
+from agent.bench import product
 from agent.bench.command import bench
 from agent.bench.floor import FloorSetup
 from agent.bench.product import ProductSetup
@@ -72,6 +73,16 @@ def test_a_bench_fits_into_what_its_cgroup_grants():
     assert [one["name"] for one in found["scenarios"]] == ["honest/untouched"]
     assert [one["name"] for one in found["not_run"]] == ["handover/1GiB"]
     assert "of memory are available" in found["not_run"][0]["reason"]
+
+
+def test_a_run_that_should_have_been_scraped_and_was_not_is_wrong(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(product, "metrics_address", lambda _log: None)
+    scenario = Scenario("tiny", ProductSetup(size=2 * MIB, push=False, scrapes_per_second=10_000), {})
+    (measured,) = Bench(Plan(pairs=1), lambda *_: None).run([scenario])
+    assert measured.failures == []
+    (complaint,) = wrong(results([measured]))
+    assert "metrics were answered 0 times" in complaint
 
 
 def test_the_command_prints_one_object_and_compares_with_it(tmp_path):

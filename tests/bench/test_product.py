@@ -7,10 +7,11 @@ import os
 import socket
 import threading
 
+from agent.bench import scrape
 from agent.bench.link import Link
 from agent.bench.product import Placement, ProductSetup, _destination_arguments, _source_arguments, own_bytes
 from agent.bench.runner import Plan
-from agent.bench.scrape import ANSWER_BYTES, REQUEST_AGAIN, parse_metrics, scraping
+from agent.bench.scrape import ANSWER_BYTES, REQUEST_AGAIN, Scraped, parse_metrics, scraping
 
 METRICS = """# HELP postcopy_faults_total Page faults read from userfaultfd.
 # TYPE postcopy_faults_total counter
@@ -79,3 +80,50 @@ def test_who_reads_again_and_again_reads_every_answer_and_comes_back():
         asyncio.run(read_on(listening.getsockname()))
         answering.join()
     assert asked == [REQUEST_AGAIN] * 6
+
+
+def test_of_what_should_be_read_again_and_again_good_answers_are_counted():
+    done = threading.Event()
+
+    def answer(listening):
+        connection, _ = listening.accept()
+        with connection, listening:
+            for status in (b"200 OK", b"200 OK", b"500 Internal Server Error"):
+                connection.recv(4096)  # so the answer before was counted
+                connection.sendall(b"HTTP/1.1 " + status + b"\r\n\r\n")
+        done.set()
+
+    async def read_on(address):
+        async with scraping([address, None], 50) as scraped:
+            assert await asyncio.to_thread(done.wait, 20)
+        return scraped
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    answering = threading.Thread(target=answer, args=(listening,))
+    answering.start()
+    scraped = asyncio.run(read_on(listening.getsockname()))
+    answering.join()
+    assert scraped.answers == 2
+    assert scraped.wanted >= 2 * 3  # a period lies before each of three at one of the two
+
+
+def test_where_nobody_listens_one_comes_back_after_a_period(monkeypatch):
+    class Ending:
+        waited: list[float] = []  # noqa: RUF012 - of one test
+
+        def wait(self, seconds):
+            self.waited.append(seconds)
+
+        def is_set(self):
+            return len(self.waited) > 3
+
+    def refused(*_):
+        assert len(tries) < 10, "it does not pause"
+        tries.append(True)
+        raise ConnectionRefusedError
+
+    tries, own = [], Scraped()
+    monkeypatch.setattr(scrape.socket, "create_connection", refused)
+    scrape._repeat(("127.0.0.1", 1), own, 0.25, 0.5, Ending())
+    assert Ending.waited == [0.25, 0.5, 0.5, 0.5]
+    assert (len(tries), own.answers) == (3, 0)
