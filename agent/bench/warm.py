@@ -97,7 +97,7 @@ class Warm:
 def _huge_of_itself(memory: str) -> bool:
     """Whether this host makes huge pages of it that nobody asked for."""
     file = {"shmem": "shmem_enabled", "anonymous": "enabled"}.get(memory)
-    return file is not None and chosen(THP / file) in {"always", "force"}
+    return file is not None and chosen(THP / file) in {"always", "within_size", "force"}
 
 
 def _touch_pool(huge: Hugetlb, pages: int) -> None:

@@ -120,7 +120,10 @@ def test_transparent_huge_pages_find_no_stock_in_their_way(populated):
     assert [len(numbers) * mmap.PAGESIZE for numbers in populated] == [16 * MIB, 16 * MIB]
 
 
-@pytest.mark.parametrize(("setting", "huge"), [("always", True), ("advise", False)])
+@pytest.mark.parametrize(
+    ("setting", "huge"),
+    [("always", True), ("within_size", True), ("force", True), ("advise", False), ("never", False), ("deny", False)],
+)
 def test_memory_that_is_huge_of_itself_is_known_by_the_hosts_setting(monkeypatch, tmp_path, setting, huge):
     (tmp_path / "shmem_enabled").write_text(
         "always within_size advise never deny force".replace(setting, f"[{setting}]")
