@@ -58,7 +58,7 @@ class Measured:
 
     @property
     def seconds(self) -> float:
-        """How long its latest pair took, or its first may take."""
+        """How long its latest pair took, with the memory that was found for it, or its first may take."""
         return self.product.seconds + sum(runs.seconds for runs in self.floors.values()) or FIRST_PAIR_SECONDS
 
     @property
@@ -140,11 +140,12 @@ class Bench:
         setup, placement = one.scenario.product, self._plan.placement
         if one.scenario.on_link and self._network is not None:
             placement = placement.through(self._network)
+        began = time.monotonic()
         self._warm.find(setup.memory, setup.data, copies=setup.copies, thp=setup.thp)
         before = Sample.take()
         run = uvloop.run(run_product(setup, placement))
         after = Sample.take()
-        one.product.seconds = after.at - before.at
+        one.product.seconds = time.monotonic() - began
         figures = product_figures(run, setup, on_link=one.scenario.on_link)
         load = before.until(after)
         one.product.add(run.report, figures, load)
@@ -165,13 +166,14 @@ class Bench:
         if one.scenario.on_link and self._network is not None:
             source, destination = Link.path(self._network.source), Link.path(self._network.destination)
             setup = replace(setup, source_netns=source, destination_netns=destination, host=self._network.host)
+        began = time.monotonic()
         self._warm.find(memory, setup.size, thp=one.scenario.product.thp)
         before = Sample.take()
         result = run_floor(setup)
         after = Sample.take()
         account = floor_account(name, setup, result, memory)
         runs = one.floors[name]
-        runs.seconds = after.at - before.at
+        runs.seconds = time.monotonic() - began
         runs.add(account, floor_figures(account, setup, result, on_link=one.scenario.on_link), before.until(after))
         resident = result.pages_touched if setup.push == "none" else setup.size // setup.page_size
         one.problems += checks.floor_complaints(

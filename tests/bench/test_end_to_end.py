@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from click.testing import CliRunner
 
-from agent.bench import product
+from agent.bench import product, runner
 from agent.bench.command import bench
 from agent.bench.floor import FloorSetup
 from agent.bench.product import ProductSetup
@@ -18,6 +19,7 @@ from agent.bench.results import results, wrong
 from agent.bench.runner import Bench, Plan
 from agent.bench.scenarios import Scenario
 from agent.bench.targets import FLOOR, Target
+from agent.bench.warm import Warm
 from tests.memory_cgroup import memory_cgroup
 
 ROOT = Path(__file__).parent.parent.parent
@@ -83,6 +85,23 @@ def test_a_run_that_should_have_been_scraped_and_was_not_is_wrong(monkeypatch):
     assert measured.failures == []
     (complaint,) = wrong(results([measured]))
     assert "metrics were answered 0 times" in complaint
+
+
+def test_a_pair_takes_the_time_to_find_its_memory_too(monkeypatch):
+    class Slow(Warm):
+        def find(self, memory, data, **_):
+            nonlocal now
+            now += 100.0
+
+    now = 0.0
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(runner, "Warm", Slow)
+    scenario = Scenario("tiny", ProductSetup(size=2 * MIB, push=False), {"copy": FloorSetup(2 * MIB)})
+    (measured,) = Bench(Plan(pairs=2, seconds=300.0), lambda *_: None).run([scenario])
+    assert measured.failures == []
+    assert measured.seconds == 200.0
+    assert len(measured.product.figures) == 1, "there was no time for another one"
 
 
 def test_the_command_prints_one_object_and_compares_with_it(tmp_path):
