@@ -140,10 +140,10 @@ class Scrapes:
                 break
             scraper.abort()
 
-    def told(self, request: Request) -> bytes:
-        """Answer a request."""
+    def told(self, request: Request, *, last: bool) -> bytes:
+        """Answer a request; `last`: no other is answered behind it."""
         status, text = self._told(request)
-        return answer(status, text, head=request.method == b"HEAD")
+        return answer(status, text, head=request.method == b"HEAD", last=last)
 
     def _told(self, request: Request) -> tuple[HTTPStatus, str]:
         if request.method not in {b"GET", b"HEAD"}:
@@ -185,15 +185,16 @@ class _Scraper(asyncio.BufferedProtocol):
         try:
             requests.take(self._buffer[:nbytes])
         except HttpParserError:
-            self._transport.write(answer(HTTPStatus.BAD_REQUEST, "this is no HTTP\n"))
+            self._transport.write(answer(HTTPStatus.BAD_REQUEST, "this is no HTTP\n", last=True))
             self._transport.close()
             return
         if not requests.found:
             return
         request = requests.found.pop(0)
-        self._transport.write(self._scrapes.told(request))
         # A hundred requests fit into one packet, and a guest may stand still while they are answered: one is.
-        if not request.keep_alive or requests.found:
+        last = not request.keep_alive or bool(requests.found)
+        self._transport.write(self._scrapes.told(request, last=last))
+        if last:
             self._transport.close()
         elif self._reads:
             self._scrapes.wait_anew(self)
@@ -219,14 +220,16 @@ class _Scraper(asyncio.BufferedProtocol):
         self._transport.abort()
 
 
-def answer(status: HTTPStatus, text: str, *, head: bool = False) -> bytes:
-    """Write an answer; with `head` that of a HEAD, which has no body."""
+def answer(status: HTTPStatus, text: str, *, head: bool = False, last: bool = False) -> bytes:
+    """Write an answer; with `head` that of a HEAD, which has no body; `last` on its connection it says so."""
     body = text.encode()
-    start = _HEAD % (status.value, status.phrase.encode(), _date(int(time.time())), len(body))
+    ending = _LAST if last else b""
+    start = _HEAD % (status.value, status.phrase.encode(), _date(int(time.time())), len(body), ending)
     return start if head else start + body
 
 
-_HEAD = f"HTTP/1.1 %d %b\r\nDate: %b\r\nContent-Type: {TEXT}\r\nContent-Length: %d\r\n\r\n".encode()
+_HEAD = f"HTTP/1.1 %d %b\r\nDate: %b\r\nContent-Type: {TEXT}\r\nContent-Length: %d\r\n%b\r\n".encode()
+_LAST = b"Connection: close\r\n"
 
 
 @lru_cache(maxsize=1)

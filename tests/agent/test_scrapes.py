@@ -75,6 +75,7 @@ def test_one_connection_is_answered_again_and_again_whatever_it_asks_for():
     ]
 
 
+SAYS_LAST = b"\r\nConnection: close\r\n"
 OLD = b"GET /metrics HTTP/1.0\r\n\r\n"
 UPGRADES = b"GET /metrics HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
 
@@ -86,6 +87,7 @@ def test_a_client_of_old_or_of_something_else_is_answered_and_left(pieces):
 
     answer = served(ask)
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert SAYS_LAST in answer
     assert answer.endswith(f"\r\n\r\n{TEXT}".encode())
 
 
@@ -93,7 +95,22 @@ def test_of_many_requests_at_once_one_is_answered():
     def ask(host, port):
         return say(host, port, [b"GET /metrics HTTP/1.1\r\n\r\n" * 100])
 
-    assert served(ask).count(b"HTTP/1.1 200 OK") <= 1  # none where the end overtakes it
+    answer = served(ask)
+    assert answer.count(b"HTTP/1.1 200 OK") == answer.count(SAYS_LAST) <= 1  # none where the end overtakes it
+
+
+def test_an_answer_says_whether_it_is_the_last_one():
+    def ask(host, port):
+        with client(host, port) as connection:
+            said = []
+            for headers in ({}, {"Connection": "keep-alive"}, {"Connection": "close"}):
+                connection.request("GET", "/metrics", headers=headers)
+                answer = connection.getresponse()
+                said.append(answer.getheader("Connection"))
+                answer.read()
+            return said
+
+    assert served(ask) == [None, None, "close"]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +131,8 @@ def test_what_is_no_request_ends_its_connection_and_no_other(piece):
             assert asked(connection) == (200, TEXT)
             return said
 
-    assert served(ask)[:12] in {b"", b"HTTP/1.1 400"}
+    answer = served(ask)
+    assert answer == b"" or (answer.startswith(b"HTTP/1.1 400") and SAYS_LAST in answer)
 
 
 def test_a_mistake_of_ours_is_an_answer_and_ends_nothing(caplog):
