@@ -73,6 +73,7 @@ HAVE_BYTES_MAX = (1 << 20) + (4 << 10)
 # Bytes of the migration id and of the token that data connections present.
 MIGRATION_ID_BYTES = 16
 TOKEN_BYTES = 32
+SECRET_BYTES = 16  # of a fetch's token: what stays the same from attempt to attempt
 
 # Bytes by which a source names the memory of a snapshot; whoever fetches it keeps them.
 MEMORY_NAME_BYTES = 16

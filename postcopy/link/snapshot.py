@@ -30,6 +30,7 @@ from postcopy.session.events import CancelAsked, Received, Started
 from postcopy.session.fetched import FetchedMachine
 from postcopy.session.states import State
 from postcopy.wire.control import Hello, Refuse, Welcome
+from postcopy.wire.identity import belongs
 from postcopy.wire.messages import GONE
 from postcopy.wire.preamble import Preamble, Role, Security
 from postcopy.wire.version import FETCH_SINCE, VERSION
@@ -111,6 +112,8 @@ class Snapshot:
         if not isinstance(welcome, Welcome):
             said = getattr(welcome, "text", "")
             raise ProtocolError(f"it answered hello by {type(welcome).__name__.lower()}{said and ': '}{said}")
+        if not belongs(welcome.migration_id, welcome.token):  # before it is anybody's here, or told of anybody
+            await _refuse(channel, Refuse("protocol", "the migration id is not of this token: it is somebody else's"))
         if welcome.migration_id in self._gone:  # it may not have heard of it
             await _refuse(channel, Refuse(GONE, self._gone[welcome.migration_id]))
         if len(self.current) >= DESTINATIONS_MAX:

@@ -5,11 +5,12 @@ import asyncio
 import pytest
 
 from postcopy.errors import LinkError
-from postcopy.limits import MIGRATION_ID_BYTES, TOKEN_BYTES
+from postcopy.limits import TOKEN_BYTES
 from postcopy.link import snapshot
 from postcopy.link.dial import dial_data, dial_fetch
 from postcopy.link.snapshot import Snapshot
 from postcopy.wire.control import Cancel, Hello, LayoutOffer, Ready, State, Welcome
+from postcopy.wire.identity import id_of
 from postcopy.wire.messages import Piece
 from postcopy.wire.preamble import Preamble, Role
 from postcopy.wire.version import VERSION
@@ -21,7 +22,8 @@ class Stranger:
     """Fetches a file of two large pages, whose pages are as large as he says."""
 
     def __init__(self, number, page_size):
-        self.identity = bytes([number]) * MIGRATION_ID_BYTES, bytes([number]) * TOKEN_BYTES
+        token = bytes([number]) * TOKEN_BYTES
+        self.identity = id_of(token), token
         self.pieces = (Piece(0, 2 * LARGE, page_size),)
 
     async def fetch(self, address):

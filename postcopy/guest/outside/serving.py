@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import socket
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, Self
@@ -19,8 +18,8 @@ from postcopy.errors import HostError, LinkError, PostcopyError, ProtocolError, 
 from postcopy.guest.outside.following import Following
 from postcopy.guest.outside.handing import HandedOver, take
 from postcopy.guest.outside.keeping import Kept, Migration, Store
-from postcopy.guest.outside.session import ROLES, OutsideInterpreter
-from postcopy.limits import ANSWER_SECONDS, DIAL_SECONDS, MIGRATION_ID_BYTES, POLL_MAX_NS, PROCESSES_MAX, TOKEN_BYTES
+from postcopy.guest.outside.session import ROLES, OutsideInterpreter, identity_of, new_identity
+from postcopy.limits import ANSWER_SECONDS, DIAL_SECONDS, POLL_MAX_NS, PROCESSES_MAX
 from postcopy.link import by_hand
 from postcopy.link.address import Address, UnixAddress
 from postcopy.link.control import ControlChannel
@@ -192,8 +191,8 @@ class OutsideDestination(Following):
         """Go on with a migration whose source is to be found again, or of which all is here."""
         if migration is None:
             types = ("file",) * len(handed.message.mappings)
-            migration = Migration(VERSION, secrets.token_bytes(MIGRATION_ID_BYTES), b"", types)
-        interpreter = self._begin(handed, self._endpoint if migration.memory else None, migration.migration_id)
+            migration = Migration(VERSION, new_identity()[0], b"", types)
+        interpreter = self._begin(handed, self._endpoint if migration.memory else None, migration)
         machine = interpreter.machine
         if isinstance(machine, FetchingMachine):
             fetching.take_up(machine, interpreter.now(), migration.version, migration.memory)
@@ -234,15 +233,17 @@ class OutsideDestination(Following):
             interpreter.machine.begin(interpreter.now())
             await self._drive(interpreter, channel)
 
-    def _begin(self, handed: HandedOver, endpoint: Endpoint | None, migration_id: bytes = b"") -> OutsideInterpreter:
-        return self._interpret(handed, self._machine(handed if endpoint is not None else None, migration_id), endpoint)
+    def _begin(
+        self, handed: HandedOver, endpoint: Endpoint | None, former: Migration | None = None
+    ) -> OutsideInterpreter:
+        return self._interpret(handed, self._machine(handed if endpoint is not None else None, former), endpoint)
 
-    def _machine(self, fetches_for: HandedOver | None, migration_id: bytes = b"") -> DestinationMachine:
+    def _machine(self, fetches_for: HandedOver | None, former: Migration | None = None) -> DestinationMachine:
         """Make the machine of a migration: of one that is fetched for a process, or of one that a source begins."""
         kind = OfferedMachine if fetches_for is None else FetchingMachine
         return kind(
             versions_over(self._tls, (VERSION_MIN if fetches_for is None else FETCH_SINCE, VERSION)),
-            (migration_id or secrets.token_bytes(MIGRATION_ID_BYTES), secrets.token_bytes(TOKEN_BYTES)),
+            new_identity() if former is None else identity_of(former),
             SOFTWARE,
             boot_id(),
             OutsideInterpreter.now(),

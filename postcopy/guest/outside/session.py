@@ -54,12 +54,28 @@ from postcopy.session.events import (
 from postcopy.session.fetching import FetchingMachine
 from postcopy.session.states import ENDED, SWITCHED, State
 from postcopy.wire.control import GuestOffer, LayoutOffer, RegionOffer
+from postcopy.wire.identity import belongs, id_of, renewed
 from postcopy.wire.preamble import Preamble, Role
 from postcopy.wire.version import RECOVERY_SINCE
 
 DataRole = Literal["urgent", "push"]
 NEEDS_NOTHING = "has ended and needs nothing more"
 ROLES: dict[Role, DataRole] = {Role.URGENT: "urgent", Role.PUSH: "push"}
+
+
+def new_identity() -> tuple[bytes, bytes]:
+    """Return the id and the first token of a migration."""
+    token = secrets.token_bytes(TOKEN_BYTES)
+    return id_of(token), token
+
+
+def identity_of(former: Migration) -> tuple[bytes, bytes]:
+    """Return the id and the token with which to go on with what a former agent began.
+
+    Another where it fetched and was older than the rule by which a source believes an id: it may come back as anybody.
+    """
+    identity = (former.migration_id, former.token)
+    return identity if not former.memory or belongs(*identity) else new_identity()
 
 
 class OutsideInterpreter(DestinationInterpreter):
@@ -144,7 +160,8 @@ class OutsideInterpreter(DestinationInterpreter):
     async def _dial_control(self, address: Address) -> None:
         channel = await dial_fetch(address, self._tls)
         self.listen(channel)
-        self.post(Connected(self.now(), secrets.token_bytes(TOKEN_BYTES)), channel)
+        token = renewed(self.machine.first_token, secrets.token_bytes(TOKEN_BYTES))
+        self.post(Connected(self.now(), token), channel)
 
     async def _dial_data(self, _command: DialData) -> None:
         if self._address is not None:
