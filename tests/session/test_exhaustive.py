@@ -90,7 +90,9 @@ def check_source(step, event, machine, commands):
         assert machine.state is State.COMPLETED
     if step in {source_room.Step.ACTIVE, *source_room.PAUSES} and not unsent and not unrun:
         assert machine.state in {*SWITCHED, State.COMPLETED, State.LOST}
-    if machine.step is source_room.Step.PAUSED and step is not machine.step:
+    asked = isinstance(event, events.PauseAsked)
+    if machine.step is source_room.Step.PAUSED and (step is not machine.step or asked):
+        assert machine.held == asked
         assert ("KeepRecord" in commands) == machine.held
         assert commands[machine.held :][:2] == ["StopPump", "DropControl"]
 

@@ -175,6 +175,18 @@ def _(patch):
     patch(Record, "unpack", classmethod(lambda _cls, data: replace(unpack(data), held=False)))
 
 
+@fault("pause-of-what-is-paused-not-kept", "held")
+def _(patch):
+    """A source that is paused already does not have kept that somebody asks for it, too."""
+    hold = source_recovery.hold
+
+    def forgetting(machine, event):
+        return [one for one in hold(machine, event) if not isinstance(one, does.KeepRecord)]
+
+    rows = {key: (step, forgetting) for key, (step, action) in SourceMachine.table.items() if action is hold}
+    patch(SourceMachine, "table", {**SourceMachine.table, **rows})
+
+
 @fault("residence-not-told", "told-all")
 def _(patch):
     """The destination leaves out what it has: all of it is sent again."""

@@ -29,6 +29,7 @@ import re
 
 from postcopy.link import by_hand
 from postcopy.pages import PageState
+from postcopy.session.events import PauseAsked, ResumeAsked
 from postcopy.session.states import OWNERS, Owner, State
 from postcopy.wire import residence
 from postcopy.wire.messages import AllPlaced, Run
@@ -52,7 +53,7 @@ class Rules:
         self._tokens = {}  # of the attempts at data connections
         self._placed = set()  # before the connections ended
         self._held = set()  # sides that somebody asked to pause
-        self._kept = None  # the source of which this is kept, too
+        self._kept = None  # the side whose successor has to know of that
 
     def loops(self):
         """Return the source's loop and the destination's, None where there is none."""
@@ -74,6 +75,7 @@ class Rules:
         self.run_sent = 0
         self.started = self.whole = False
         self._placed = set()
+        self._kept = None
 
     def sends(self, loop, message):
         """Look at a message before it is sent."""
@@ -161,12 +163,18 @@ class Rules:
             self._held.discard(loop)
             self._kept = None if self._kept is loop else self._kept
 
-    def keeps(self, loop):
-        """Take note of what whoever takes a source's place can know."""
-        self._kept = loop if loop.machine.held and loop in self._held else None
+    def handles(self, loop, event):
+        """Expect nothing, from here on, of whoever takes the place of a side that is about to go on."""
+        if isinstance(event, ResumeAsked) and self._kept is loop:
+            self._kept = None
+
+    def handled(self, loop, event):
+        """Expect whoever takes a side's place to know of a pause that it has heard of, whatever it did about it."""
+        if isinstance(event, PauseAsked) and loop in self._held and loop.machine.state in by_hand.PAUSED:
+            self._kept = loop
 
     def takes_up(self, loop):
-        """Expect of who takes a source's place what was expected of that one."""
+        """Expect of who takes a side's place what was expected of that one."""
         if self._kept is not None:
             self._held.add(loop)
             self._kept = loop

@@ -203,7 +203,11 @@ class SourceLoop(Loop):
             stopped_at=when.stopped_at,
             run_sent=when.run_sent,
         ).pack()
-        self.agent.rules.keeps(self)
+
+    async def _step(self, event):
+        self.agent.rules.handles(self, event)
+        await super()._step(event)
+        self.agent.rules.handled(self, event)
 
     async def do_ResumeGuest(self, _command):  # noqa: N802
         self._guest_stopped = True  # what is about to stop it has lost its say
