@@ -30,6 +30,7 @@ from postcopy.session.commands import (
     Discard,
     DropControl,
     HoldMemory,
+    KeepRecord,
     Load,
     MakeReport,
     Prepare,
@@ -127,6 +128,7 @@ class DestinationInterpreter(WayBack):
             **self.performers_of_pauses(),
             Discard: self._discard,
             HoldMemory: self._hold_memory,
+            KeepRecord: self._keep_record,
         }
 
     # --- in the order in which a migration needs them -----------------------------------------------------
@@ -305,6 +307,9 @@ class DestinationInterpreter(WayBack):
 
     async def _hold_memory(self, _command: HoldMemory) -> None:
         self.held = True
+
+    async def _keep_record(self, _command: KeepRecord) -> None:
+        """Keep nothing: the guest ends with this agent."""
 
     # --- after the end --------------------------------------------------------------------------------------
 

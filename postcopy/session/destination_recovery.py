@@ -16,6 +16,7 @@ from postcopy.session.commands import (
     DropControl,
     Finish,
     HoldMemory,
+    KeepRecord,
     MakeReport,
     Note,
     Poison,
@@ -45,12 +46,16 @@ if TYPE_CHECKING:
     from postcopy.session.destination import DestinationMachine
 
 
-def take_up(machine: DestinationMachine, now: float, version: int, token: bytes) -> None:
-    """Make a fresh machine that of a migration whose Run had come, in the place of an agent that is gone."""
+def take_up(machine: DestinationMachine, now: float, version: int, token: bytes, *, held: bool) -> None:
+    """Make a fresh machine that of a migration whose Run had come, in the place of an agent that is gone.
+
+    `held`: somebody had paused it, so it waits for somebody to have it go on.
+    """
     machine.step = Step.PAUSED
     machine.version = version
     machine.token = machine.first_token = token
     machine.now = machine.paused_at = machine.heard_at = now
+    machine.held = held
     machine.deadline = machine.give_up_at
     machine.trouble = "the destination's agent was killed"
 
@@ -77,19 +82,20 @@ def pause(machine: DestinationMachine, subject: Event | Message) -> list[Command
     if machine.step is Step.ACTIVE:
         machine.paused_at = machine.now
     waits = "until it is asked to resume" if machine.held else "until the source comes back"
-    return [DetachData(), DropControl(), Note(f"paused {waits}: {machine.trouble}")]
+    kept = [KeepRecord()] if machine.held else []
+    return [*kept, DetachData(), DropControl(), Note(f"paused {waits}: {machine.trouble}")]
 
 
 def hold(machine: DestinationMachine, _event: Event) -> list[Command]:
     """Let the source come back only when somebody asks for it."""
     machine.held = True
-    return [Note("paused until it is asked to resume")]
+    return [KeepRecord(), Note("paused until it is asked to resume")]
 
 
 def release(machine: DestinationMachine, _event: Event) -> list[Command]:
     """Let the source come back."""
     machine.held = False
-    return [Note("paused until the source comes back")]
+    return [KeepRecord(), Note("paused until the source comes back")]
 
 
 def refuse_return(_machine: DestinationMachine, _event: Event) -> list[Command]:

@@ -19,6 +19,7 @@ from postcopy.session.commands import (
     DetachData,
     DialData,
     DropControl,
+    KeepRecord,
     MakeReport,
     Note,
     Send,
@@ -80,11 +81,11 @@ class FetchingMachine(DestinationMachine):
         return min((at for at in (redial, self.give_up_at) if at is not None), default=None)
 
 
-def take_up(machine: FetchingMachine, now: float, version: int, memory: bytes) -> None:
-    """Make a fresh machine that of a migration whose Run had come, in the place of an agent that is gone."""
-    recovery.take_up(machine, now, version, machine.token)
+def take_up(machine: FetchingMachine, now: float, version: int, memory: bytes, *, held: bool) -> None:
+    """Make a fresh machine that of a migration whose Run had come: see destination_recovery.take_up()."""
+    recovery.take_up(machine, now, version, machine.token, held=held)
     machine.memory = memory
-    machine.deadline = now
+    machine.deadline = machine.give_up_at if held else now
 
 
 def _is_name(said: bytes) -> bool:
@@ -110,8 +111,9 @@ def _redial(_machine: FetchingMachine, _event: Event) -> list[Command]:
 
 def _redial_now(machine: FetchingMachine, _event: Event) -> list[Command]:
     """Try at once, whatever attempt is under way, and go on trying."""
+    kept = [KeepRecord()] if machine.held else []
     machine.held, machine.attempts = False, 0
-    return [*_NOTHING_LEFT, Connect()]
+    return [*kept, *_NOTHING_LEFT, Connect()]
 
 
 def _connected(machine: FetchingMachine, event: Connected) -> list[Command]:
@@ -173,7 +175,7 @@ def _try_later(machine: FetchingMachine, subject: Event | Message) -> list[Comma
 def _hold(machine: FetchingMachine, _event: Event) -> list[Command]:
     """Try no more until somebody asks for it."""
     machine.held = True
-    return [*_NOTHING_LEFT, Note("paused until it is asked to resume")]
+    return [KeepRecord(), *_NOTHING_LEFT, Note("paused until it is asked to resume")]
 
 
 def _whole(_machine: FetchingMachine, _event: Event) -> list[Command]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
+from dataclasses import replace
 from pathlib import Path
 
+import msgpack
 import pytest
 
-from postcopy.errors import HostError
+from postcopy.errors import HostError, UsageError
 from postcopy.guest.outside.keeping import Kept, Migration, read_record
 from postcopy.guest.outside.message import USERFAULTFD, Given, Message
 from postcopy.guest.outside.poison import Poisoner
@@ -54,6 +57,32 @@ def test_a_record_that_is_too_long_leaves_what_is_said_of_the_pages_alone(connec
             kept.note(Migration(3, bytes(16), bytes(32), ("file",), bytes([PLACED]) * (64 << 10)))
         assert kept.states() == [bytes([PLACED, ABSENT, ZERO])]
         assert read_record(kept._file) == (MESSAGE.mappings, None)
+    finally:
+        kept.close()
+
+
+@pytest.mark.parametrize("memory", [b"", b"its name"])
+def test_whether_somebody_paused_is_kept_and_no_older_agent_knows(connection, memory):
+    kept = Kept.begin(Store(), MESSAGE, connection.fileno(), connection)
+    migration = Migration(3, bytes(16), bytes(32), ("file",), memory)
+    try:
+        for held in (False, True, False, True):
+            kept.note(replace(migration, held=held))
+            assert read_record(kept._file) == (MESSAGE.mappings, replace(migration, held=held))
+        (length,) = struct.unpack("<I", os.pread(kept._file, 4, 0))
+        said = msgpack.unpackb(os.pread(kept._file, length, 4))
+        for change, held in (({}, True), ({"held": False}, False), ({"held": 1}, None), ({"held": None}, None)):
+            record = msgpack.packb(said | change)
+            os.pwrite(kept._file, struct.pack("<I", len(record)) + record, 0)
+            if held is None:
+                with pytest.raises(UsageError, match="nothing known of its migration"):
+                    read_record(kept._file)
+            else:
+                assert read_record(kept._file)[1].held is held
+        del said["held"]
+        record = msgpack.packb(said)
+        os.pwrite(kept._file, struct.pack("<I", len(record)) + record, 0)
+        assert read_record(kept._file) == (MESSAGE.mappings, migration)
     finally:
         kept.close()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from tests.agent.agents import Command
+from tests.agent.agents import Command, run
 from tests.agent.agents import source as guest_source
 from tests.certificates import directory
 from tests.chaos.proxy import Proxy, upstream_of
@@ -144,6 +144,61 @@ def test_a_source_comes_back_to_an_agent_that_was_started_again(tmp_path, uffd_s
                     assert report["pages"]["kept"] == 200
                     assert vmm.call("filled") == 2048 - report["pages"]["zero"]
                     second.until(lambda now: now["processes"][0]["state"] == "completed")
+
+
+def held(status):
+    return [one["state"] for one in status["processes"] if (one["paused"] or {}).get("held")] == ["postcopy-paused"]
+
+
+def test_a_pause_of_what_is_fetched_outlives_the_agent(tmp_path, file, uffd_socket, systemd):
+    said = ("--no-push", "--from")
+    with source(tmp_path, file) as here, ExitStack() as agents:
+        there = agents.enter_context(systemd.start(tmp_path, *said, here.address))
+        with Vmm(uffd_socket, file=file) as vmm:
+            assert vmm.call("read", 0) == file.read_bytes()[0]
+            assert run("pause", "--admin", there.admin).status == 0
+            kill(there)
+            there = agents.enter_context(systemd.start(tmp_path, *said, here.address))
+            there.until_log(rf"process {vmm.pid}: somebody paused it: it waits for postcopy resume")
+            vmm.ask("read", PAGE)
+            with Vmm(uffd_socket, file=file) as other:  # dialled for later than the first one would be
+                assert other.call("read", 0) == file.read_bytes()[0]
+            there.until(lambda now: len(now["processes"]) == 1)
+            assert held(there.status())
+            assert here.until(lambda now: now["destinations"] == [])
+            resumed = run("resume", "--admin", there.admin)
+            assert resumed.status == 0, resumed.err
+            assert vmm.answer() == file.read_bytes()[PAGE]
+            kill(there)
+            agents.enter_context(systemd.start(tmp_path, *said, here.address))
+            assert vmm.call("wrong") == []  # for whoever is resumed nobody has to ask again
+
+
+def test_a_pause_of_what_a_source_brings_outlives_the_agent(tmp_path, uffd_socket, systemd):
+    with guest_source(tmp_path, "--memory", "shmem:8MiB", "--steps", "3000") as here, ExitStack() as agents:
+        here.until(lambda now: now["guest"]["steps"] == [3000, 3000])
+        there = agents.enter_context(systemd.start(tmp_path))
+        with Vmm(uffd_socket) as vmm:
+            there.until(lambda now: now["waiting"] == 1)
+            with Command("migrate", "--admin", here.admin, there.address, "--json", "--no-push") as moving:
+                vmm.call("read", 0)
+                assert run("pause", "--admin", there.admin).status == 0
+                kill(there)
+                here.until(lambda now: now["paused"] and not is_held(now))
+                there = agents.enter_context(systemd.start(tmp_path, "--listen", there.address))
+                here.until(is_held)
+                assert held(there.status())
+                resumed = run("resume", "--admin", there.admin)
+                assert resumed.status == 0, resumed.err
+                here.ask("set", push=True)
+                report = moving.result(30).json
+            assert report["outcome"] == "completed"
+            assert vmm.call("filled") == 2048 - report["pages"]["zero"]
+
+
+def is_held(status):
+    """Whether a source was sent away because somebody paused at its destination."""
+    return "held at the destination" in (status["paused"] or {}).get("text", "")
 
 
 def spoil(systemd, page):

@@ -107,6 +107,9 @@ def check_destination(step, event, machine, commands):
         assert run or isinstance(event, events.Rejoined)  # who comes back has sent it
     if "Discard" in commands:
         assert step not in {destination_room.Step.ACTIVE, *destination_room.PAUSES, *WHOLE}
+    if isinstance(event, events.PauseAsked) and machine.step is destination_room.Step.PAUSED:
+        assert machine.held
+        assert commands[0] == "KeepRecord"
     if step in WHOLE:  # every page is here: nothing that happens loses the guest
         assert machine.state is State.COMPLETED
         assert "HoldMemory" not in commands

@@ -141,10 +141,10 @@ def test_whatever_attempt_is_under_way_people_have_their_say(step):
         return play(fetching(**options), upto(BACK, step))
 
     held = away()
-    assert names(held.handle(events.PauseAsked(9.0, "user"))) == ["DropControl", "DetachData", "Note"]
+    assert names(held.handle(events.PauseAsked(9.0, "user"))) == ["KeepRecord", "DropControl", "DetachData", "Note"]
     assert (held.step, held.deadline) == ("paused", None)
     assert held.handle(events.Elapsed(99.0)) == []
-    assert names(held.handle(events.ResumeAsked(99.0))) == ["DropControl", "DetachData", "Connect"]
+    assert names(held.handle(events.ResumeAsked(99.0))) == ["KeepRecord", "DropControl", "DetachData", "Connect"]
     assert held.step == "redialling"
     again = away()
     assert names(again.handle(events.ResumeAsked(9.0))) == ["DropControl", "DetachData", "Connect"]
@@ -213,10 +213,19 @@ def test_what_its_source_gives_up_is_lost():
 
 def test_an_agent_that_takes_a_killed_ones_place_dials_at_once_and_knows_the_memory():
     machine = FetchingMachine((3, 3), IDENTITY, "test", "boot", 0.0, pieces=PIECES)
-    take_up(machine, 7.0, 3, NAME)
+    take_up(machine, 7.0, 3, NAME, held=False)
     assert machine.state is State.POSTCOPY_PAUSED
     play(machine, [(events.Elapsed(7.0), "redialling", ["Connect"]), *BACK[4:9]])
     play(machine, [(state(NAME[:-1] + b"z"), "paused", FAILS)])
+
+
+@pytest.mark.parametrize("give_up_seconds", [None, 60.0])
+def test_an_agent_that_takes_the_place_of_one_that_was_asked_to_pause_dials_when_it_is_asked_to_resume(give_up_seconds):
+    machine = FetchingMachine((3, 3), IDENTITY, "test", "boot", 0.0, pieces=PIECES, give_up_seconds=give_up_seconds)
+    take_up(machine, 7.0, 3, NAME, held=True)
+    assert machine.deadline == (give_up_seconds and 67.0)
+    resumes = ["KeepRecord", "DropControl", "DetachData", "Connect"]
+    play(machine, [(events.Elapsed(60.0), "paused", []), (events.ResumeAsked(61.0), "redialling", resumes)])
 
 
 def test_the_source_lets_a_destination_go_and_takes_what_it_has_when_it_comes_back():

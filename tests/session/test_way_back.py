@@ -70,9 +70,9 @@ def test_the_way_back_as_the_destination_sees_it():
     story = [
         (events.PumpBroken(4.0, "urgent closed"), "paused", ["DetachData", "DropControl", "Note"]),
         (events.Progressed(4.5, 9, 256, 1, 1, 4096), "paused", []),
-        (events.PauseAsked(4.6, "user"), "paused", ["Note"]),
+        (events.PauseAsked(4.6, "user"), "paused", ["KeepRecord", "Note"]),
         (events.Rejoined(4.7, b"1" * 32), "paused", ["Send(Refuse)", "DropControl"]),
-        (events.ResumeAsked(4.8), "paused", ["Note"]),
+        (events.ResumeAsked(4.8), "paused", ["KeepRecord", "Note"]),
         (
             events.Rejoined(5.0, b"2" * 32),
             "recovering",
@@ -179,7 +179,7 @@ def test_a_source_that_comes_back_to_a_whole_guest_is_told_so_though_somebody_ho
     """The last page that was missing was given back by the guest while the migration was paused by hand."""
     machine = play(destination(), upto(DESTINATION_STORY, "active"))
     story = [
-        (events.PauseAsked(4.0, "user"), "paused", ["DetachData", "DropControl", "Note"]),
+        (events.PauseAsked(4.0, "user"), "paused", ["KeepRecord", "DetachData", "DropControl", "Note"]),
         (events.Resident(4.5), "settling", ["MakeReport"]),
         (events.Rejoined(5.0, b"1" * 32), "settling", ["Send(Welcome)"]),
         (events.AllResident(5.1, REPORT), "releasing", ["Settle", "Send(AllPlaced)"]),

@@ -1,6 +1,7 @@
 """Deliberate faults of memory that is fetched, in the code and, where the real thing is a model here, in the model."""
 
 from postcopy.pages import PageState
+from postcopy.session import commands as does
 from postcopy.session import fetching as fetching_room
 from postcopy.session.destination_recovery import stay
 from postcopy.session.destination_steps import Step
@@ -8,7 +9,7 @@ from postcopy.session.fetched import FetchedMachine
 from postcopy.session.fetching import FetchingMachine
 
 from . import fetching
-from .deliberate import Faults, forgetful, row
+from .deliberate import Faults, forgetful, row, without
 
 FAULTS = Faults()
 fault = FAULTS.fault
@@ -73,3 +74,9 @@ def _(patch):
 def _(patch):
     """Who was asked to pause dials again by itself."""
     patch(FetchingMachine, "held", forgetful(), raising=False)
+
+
+@fault("pause-not-kept", "held")
+def _(patch):
+    """The next agent does not know that somebody asked to pause."""
+    without(patch, FetchingMachine, does.KeepRecord)

@@ -203,6 +203,9 @@ class DestinationLoop(Loop):
     async def do_HoldMemory(self, _command):  # noqa: N802
         pass
 
+    async def do_KeepRecord(self, _command):  # noqa: N802
+        pass
+
     async def do_Discard(self, _command):  # noqa: N802
         self.agent.rules.discards(self)
         if self.pump is not None:

@@ -134,8 +134,18 @@ class FetchingLoop(DestinationLoop):
 
     async def do_StartGuest(self, _command):  # noqa: N802
         machine = self.machine
-        self.agent.migration = (machine.version, machine.migration_id, machine.memory)
+        self.agent.migration = (machine.version, machine.migration_id, machine.memory, machine.held)
         self._serve()
+
+    async def do_KeepRecord(self, _command):  # noqa: N802
+        if self.agent.migration is not None:
+            *known, _held = self.agent.migration
+            self.agent.migration = (*known, self.machine.held)
+
+    async def _step(self, event):
+        self.agent.rules.handles(self, event)
+        await super()._step(event)
+        self.agent.rules.handled(self, event)
 
     def _serve(self):
         self.pump.start()
@@ -274,9 +284,10 @@ class Process:
             self.pump = None
             self.hand_over()
             return
-        version, migration_id, memory = self.migration
+        version, migration_id, memory, held = self.migration
         loop = self._loop(migration_id)
-        fetching.take_up(loop.machine, self.world.now, version, memory)
+        fetching.take_up(loop.machine, self.world.now, version, memory, held=held)
+        self.rules.takes_up(loop)
         loop.take_up(states)
 
 

@@ -56,7 +56,8 @@ class Store(Protocol):
 class Migration:
     """A migration whose Run had come. The token is a secret: it goes to no log and no disk.
 
-    `memory` is what a source that is dialled calls what it serves, b"" where the source dials.
+    `memory` is what a source that is dialled calls what it serves, b"" where the source dials. `held`: somebody has
+    paused it, and nobody has had it go on since.
     """
 
     version: int
@@ -64,6 +65,7 @@ class Migration:
     token: bytes = field(repr=False)
     types: tuple[str, ...]  # of the regions, as the source calls them
     memory: bytes = b""
+    held: bool = False
 
 
 class Descriptors(NamedTuple):
@@ -133,7 +135,7 @@ class Kept:
         return kept
 
     def note(self, migration: Migration) -> None:
-        """Take note that Run has come, before anything is done about it."""
+        """Take note that Run has come, or that somebody pauses or resumes, before anything is done about it."""
         self._write(migration)
         self.migration = migration
 
@@ -202,6 +204,8 @@ def pack_record(mappings: Sequence[Given], one: Migration | None) -> bytes:
         "version": VERSION,
         "mappings": [(one.address, one.size, one.offset, one.page_size) for one in mappings],
         "migration": one and (one.version, one.migration_id, one.token, one.types, one.memory),
+        # apart from it: an older agent, which knows nothing of this, can go on with the rest
+        "held": one is not None and one.held,
     }
     record = msgpack.packb(said)
     return _LENGTH.pack(len(record)) + bytes(record)
@@ -213,17 +217,19 @@ def read_record(file: int) -> tuple[tuple[Given, ...], Migration | None]:
     if said.get("version") != VERSION:
         raise UsageError(f"what was kept of a process is of version {quote(said.get('version'))}, not {VERSION}")
     mappings = _mappings(said)
+    held = said.get("held", False)  # not of an older agent
     match said.get("migration"):
         case None:
             return mappings, None
-        case [int(version), bytes(migration_id), bytes(token), [*types], *rest] if (
+        case [int(version), bytes(migration_id), bytes(token), [*types], *memory] if (
             (len(migration_id), len(token), len(types)) == (MIGRATION_ID_BYTES, TOKEN_BYTES, len(mappings))
             and not isinstance(version, bool)
             and all(isinstance(one, str) for one in types)
-            and all(isinstance(one, bytes) for one in rest)
-            and len(rest) <= 1  # not of an older agent
+            and all(isinstance(one, bytes) for one in memory)
+            and len(memory) <= 1  # not of an older agent
+            and isinstance(held, bool)
         ):
-            return mappings, Migration(version, migration_id, token, tuple(types), *rest)
+            return mappings, Migration(version, migration_id, token, tuple(types), b"".join(memory), held)
     raise UsageError("what was kept of a process says nothing known of its migration")
 
 

@@ -195,12 +195,16 @@ class OutsideDestination(Following):
         interpreter = self._begin(handed, self._endpoint if migration.memory else None, migration)
         machine = interpreter.machine
         if isinstance(machine, FetchingMachine):
-            fetching.take_up(machine, interpreter.now(), migration.version, migration.memory)
+            fetching.take_up(machine, interpreter.now(), migration.version, migration.memory, held=migration.held)
         else:
-            destination_recovery.take_up(machine, interpreter.now(), migration.version, migration.token)
-        if migration.memory == NAMELESS and handed.kept is not None and not handed.kept.whole:
+            identity = (migration.version, migration.token)
+            destination_recovery.take_up(machine, interpreter.now(), *identity, held=migration.held)
+        lacks = handed.kept is not None and not handed.kept.whole
+        if migration.memory == NAMELESS and lacks:
             await self._end_untaken(interpreter, "its source named no memory, so none can be told to be that")
             return
+        if migration.held and lacks:
+            log.warning("destination: %s: somebody paused it: it waits for postcopy resume", handed.process)
         try:
             await interpreter.take_up(migration.types)
         except Exception as error:  # whatever it was, the process must not wait for it

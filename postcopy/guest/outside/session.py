@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -34,6 +35,7 @@ from postcopy.session.commands import (
     Discard,
     DropControl,
     Finish,
+    KeepRecord,
     Prepare,
     ResumePump,
     Settle,
@@ -57,6 +59,8 @@ from postcopy.wire.control import GuestOffer, LayoutOffer, RegionOffer
 from postcopy.wire.identity import belongs, id_of, renewed
 from postcopy.wire.preamble import Preamble, Role
 from postcopy.wire.version import RECOVERY_SINCE
+
+log = logging.getLogger("postcopy.destination")
 
 DataRole = Literal["urgent", "push"]
 NEEDS_NOTHING = "has ended and needs nothing more"
@@ -204,11 +208,20 @@ class OutsideInterpreter(DestinationInterpreter):
             machine, types = self.machine, tuple(region.type for region in self.memory.layout.regions)
             memory = machine.memory if isinstance(machine, FetchingMachine) else b""
             identity = (machine.version, machine.migration_id, machine.first_token)
-            self.handed.kept.note(Migration(*identity, types, memory))
+            self.handed.kept.note(Migration(*identity, types, memory, held=machine.held))
         await super()._start_pump(StartPump())
         await super()._start_guest(command)
         if not self.handed.lives:
             await self.process_ended()
+
+    async def _keep_record(self, _command: KeepRecord) -> None:
+        kept = self.handed.kept
+        if kept is None or kept.migration is None:
+            return
+        try:
+            kept.note(replace(kept.migration, held=self.machine.held))
+        except (PostcopyError, OSError) as error:  # no reason to lose the process
+            log.error("%s: an agent after this one will not know whether it is paused by hand: %s", self.called, error)  # noqa: TRY400
 
     async def take_up(self, types: Sequence[str]) -> None:
         """Serve the process with what a killed agent left of it, until its source comes back: see machine.take_up."""
