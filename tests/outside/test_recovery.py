@@ -139,6 +139,8 @@ def test_by_hand_it_is_held_taken_elsewhere_and_given_up(tmp_path, file, uffd_so
                 assert (resumed.status, "postcopy-active" in resumed.out) == (0, True), resumed.err
                 assert vmm.answer() == file.read_bytes()[3 * PAGE]
                 assert vmm.call("wrong") == other.call("wrong") == []
+                with Vmm(uffd_socket, file=file) as late:  # the former source is gone, so nobody else is sent there
+                    assert late.call("wrong") == []
                 refused = run("pause", "--admin", elsewhere.admin)
                 assert refused.status == 2
                 assert "whoever fetches from it (--from) dials" in refused.one_line()
