@@ -56,6 +56,40 @@ def test_a_data_connection_that_is_accepted_when_all_is_over():
     assert told(accept_after_the_end)
 
 
+async def wish_for_a_push_as_somebody_pauses():
+    """The machine hears of the pause first; the agent is killed before it hears of the wish."""
+    from types import SimpleNamespace
+
+    from postcopy.link.address import parse_address
+    from postcopy.link.endpoint import Endpoint
+    from postcopy.link.keeping import Record
+    from postcopy.link.source_interpreter import SourceInterpreter
+    from postcopy.pages.regions import Layout, Region
+    from postcopy.session.commands import KeepRecord
+    from postcopy.session.events import PauseAsked
+    from tests.session.samples import source
+    from tests.session.test_transcripts import SOURCE_STORY, play, upto
+
+    kept = []
+    interpreter = SourceInterpreter(
+        play(source(push=False), upto(SOURCE_STORY, "active")), Endpoint(parse_address("tcp:127.0.0.1:1")),
+        Layout((Region(0, "shmem", 4096, 1 << 20),)), [], SimpleNamespace(kind="emulated", vcpus=2),
+        poll_max_ns=0, rate=None, keeping=SimpleNamespace(keep=kept.append),
+    )  # fmt: skip
+    await interpreter._keep_record(KeepRecord())
+    assert not Record.unpack(kept[-1]).push
+    interpreter.post(PauseAsked(interpreter.now(), "somebody asked for it"))
+    interpreter.ask_push()
+    await interpreter._step(await interpreter._next())
+    record = Record.unpack(kept[-1])
+    assert interpreter.machine.state == "postcopy-paused"
+    return record.held, record.push
+
+
+def test_a_push_that_is_wished_for_as_somebody_pauses_outlives_the_agent():
+    assert told(wish_for_a_push_as_somebody_pauses) == (True, True)
+
+
 async def fail_to_make_a_pump():
     from postcopy.link import Source
 
