@@ -330,7 +330,7 @@ class DestinationInterpreter(WayBack):
         """End the whole guest and give its memory back, after the migration."""
         self._unwatch()
         if self.report is not None:
-            self.stats = self.snapshot()  # with what was counted since the last page came
+            self.stats = self.snapshot()  # the report's, or later ones where the pump served on
         pump, self._pump = self._pump, None
         await asyncio.to_thread(self._end_guest, pump)
 

@@ -4,15 +4,17 @@ import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.counts import Counts, Totals, counts_of, faults_by_result, mode_of, not_taken_back, pages_sent
+from postcopy.errors import HostError
 from postcopy.link.destination_interpreter import DestinationInterpreter
 from postcopy.pages.regions import Layout, Region
 from postcopy.pump.destination import DestinationStats
 from postcopy.pump.histogram import BUCKETS, Histogram
-from postcopy.session.commands import StopPump
+from postcopy.session.commands import Settle, StopPump
 from postcopy.session.states import State
 from postcopy.wire.frame import HEADER_BYTES
 from tests.session import samples
@@ -74,6 +76,9 @@ class Beaten:
     def __init__(self):
         self.looks = 0
 
+    def progress(self):
+        return 16, 1
+
     def snapshot(self):
         self.looks += 1
         whole = DestinationStats.of_handed_over(self.LAYOUT)
@@ -109,6 +114,23 @@ def test_what_comes_between_the_report_and_the_pumps_end_is_in_neither():
     one.report, one._pump = None, Beaten()
     asyncio.run(one._sum_up())
     assert received() > one.report["bytes"]["wire"]
+
+
+def test_faults_that_the_kernel_will_not_stop_trapping_are_counted_on():
+    def refused():
+        raise HostError("the kernel traps on")
+
+    one = DestinationInterpreter(samples.destination(), {}, {}, claim=None, mode="auto", poll_max_ns=0)
+    one.memory = SimpleNamespace(layout=Beaten.LAYOUT, resident=False, trap_no_more=refused)
+    one.guest = SimpleNamespace(stall=Histogram(), first_step_at=None)
+    one._pump = Beaten()
+    asyncio.run(one._sum_up())
+    told = one.snapshot()
+    with pytest.raises(HostError):
+        asyncio.run(one._settle(Settle()))
+    asyncio.run(one._stop_pump(StopPump()))  # whose thread stays for them
+    assert told.beats < one.snapshot().beats < one.snapshot().beats
+    assert (told.pending, one.snapshot().pending, one.progress()) == (0, 1, (16, 1))
 
 
 class Late(Beaten):
