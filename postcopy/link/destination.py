@@ -148,8 +148,8 @@ class Destination(Steered[DestinationInterpreter]):
 
     async def _claim(self, interpreter: DestinationInterpreter) -> None:
         """Give the one place for a guest to a migration that is about to prepare it; BusyError where it is taken."""
-        while self._probing() and self._running is not None:
-            await asyncio.wait({self._running})  # a question must not turn a guest away
+        while self._passing() and self._running is not None:
+            await asyncio.wait({self._running})
         busy = self._busy()
         if busy is not None:
             raise BusyError(busy)
@@ -160,13 +160,19 @@ class Destination(Steered[DestinationInterpreter]):
         self._running = self._greeted.pop(interpreter)
         self.known.add(interpreter)
 
-    def _probing(self) -> bool:
-        running = self._running is not None and not self._running.done()
-        return running and self._current is not None and self._current.machine.probed
+    def _passing(self) -> bool:
+        """Whether who has the place leaves no guest in it and is over in a moment: nobody is turned away by it.
+
+        It is a question, or a migration that failed before its switchover and is being thrown away: its source knows
+        that already, and may be here again.
+        """
+        if self._current is None or self._running is None or self._running.done():
+            return False
+        return self._current.machine.probed or self._current.machine.state in {State.FAILED, State.CANCELLED}
 
     def _busy(self) -> str | None:
-        if self._probing():
-            return None  # it is over in a moment
+        if self._passing():
+            return None
         if self._running is not None and not self._running.done():
             return "this destination is in the middle of a migration"
         if self._onward is not None and self._onward.busy:

@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import threading
 
 import pytest
 import uvloop
 
 from postcopy.errors import MigrationCancelled, MigrationFailed, MigrationLost, UsageError
+from postcopy.session.destination_steps import Step
 from tests.certificates import directory
 from tests.child import run_in_child
 
@@ -28,25 +30,23 @@ def make_source(memory, workload="random", steps_per_second=0, size=SIZE):
     return mapping, guest
 
 
-def make_destination(mode="auto", restore=None, tls=None, removal="auto"):
+def make_destination(mode="auto", restore=None, tls=None, removal="auto", closed=lambda: None):
     from postcopy.guest import kinds
     from postcopy.link import Destination
 
     known = kinds.kinds()
     if restore is not None:
         emulated = known["emulated"]
-        emulated.empty = lambda mappings, vcpus: Loading(lambda state: restore(mappings, state))
+        emulated.empty = lambda mappings, vcpus: Loading(lambda state: restore(mappings, state), closed)
     return Destination("tcp:127.0.0.1:0", known, mode=mode, removal=removal, tls=tls)
 
 
 class Loading:
     """A guest that is still without a state, of which a test makes what it likes."""
 
-    def __init__(self, load):
+    def __init__(self, load, close=lambda: None):
         self.load = load
-
-    def close(self):
-        pass
+        self.close = close
 
 
 async def until(wanted):
@@ -132,6 +132,44 @@ async def fail_and_try_again():
 
 def test_a_failure_before_run_leaves_both_as_they_were():
     assert run_in_child(play, "uvloop", fail_and_try_again, deadline=SECONDS) == 2
+
+
+async def try_again_while_the_former_is_thrown_away():
+    """The source hears of the refusal before the destination is rid of what had come."""
+    from postcopy.guest import Guest
+    from postcopy.link import Source
+
+    throwing, thrown = threading.Event(), threading.Event()
+
+    def restore(mappings, state):
+        if not throwing.is_set():
+            raise RuntimeError("not today")
+        return Guest.restore(mappings, state)
+
+    def closed():
+        throwing.set()
+        thrown.wait(WAIT)
+
+    mapping, guest = make_source("shmem")
+    async with make_destination(restore=restore, closed=closed) as destination, Source([mapping], guest) as source:
+        with pytest.raises(MigrationFailed, match="not today"):
+            await source.migrate(str(destination.address))
+        await until(throwing.is_set)
+        again = asyncio.create_task(source.migrate(str(destination.address)))
+        await until(lambda: again.done() or [one.step for one in greeted(destination)] == [Step.PREPARING])
+        assert not again.done(), again.exception()
+        thrown.set()
+        await again
+        return [(await destination.migrated()).state for _ in range(2)]
+
+
+def greeted(destination):
+    return [interpreter.machine for interpreter in destination._greeted]
+
+
+def test_who_tries_again_at_once_waits_until_the_former_try_is_thrown_away():
+    states = run_in_child(play, "uvloop", try_again_while_the_former_is_thrown_away, deadline=SECONDS)
+    assert states == ["failed", "completed"]
 
 
 async def with_a_guest_of_ones_own():
