@@ -168,6 +168,10 @@ OFFER_SECONDS = 5.0
 OFFERED_SECONDS = 7.0
 HEARD_OUT_SECONDS = 2.0
 
+# From where offers there came to nothing: these give way to all others. A name each; with more hosts than that somebody
+# may be forgotten before his turn is over.
+ORIGINS_MAX = 1024
+
 # For Ready: the destination reserves and registers, and clears nothing, so it takes milliseconds whatever the size
 # (pages are made when they are placed). The rest is for a host under pressure and for a probe that is being answered.
 # One that says Welcome and then nothing holds the source no longer than this.

@@ -13,6 +13,7 @@ from collections import deque
 
 from postcopy.errors import LinkError
 from postcopy.limits import FLUSH_SECONDS
+from postcopy.link.sockets import network_of
 from postcopy.link.tls import Tunnel, words
 from postcopy.wire.control import ControlDecoder, Message, encode
 from postcopy.wire.version import VERSION
@@ -21,12 +22,21 @@ READ_BYTES = 64 << 10
 
 
 class ControlChannel:
-    """One control connection, after its preamble. `name` is the other end, for people; `tunnel` the TLS around it."""
+    """One control connection, after its preamble.
+
+    `name` is the other end, for people, `origin` the network that it comes from; `tunnel` the TLS around it.
+    """
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str, tunnel: Tunnel | None = None
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        name: str,
+        tunnel: Tunnel | None = None,
+        origin: str = "",
     ) -> None:
         self.name = name
+        self.origin = origin
         self._reader = reader
         self._writer = writer
         self._tunnel = tunnel
@@ -40,8 +50,9 @@ class ControlChannel:
     @classmethod
     async def over(cls, connection: socket.socket, name: str, tunnel: Tunnel | None = None) -> ControlChannel:
         """Take a connected socket over, and the tunnel whose handshake was held on it."""
+        origin = network_of(connection)
         reader, writer = await asyncio.open_connection(sock=connection, limit=READ_BYTES)
-        return cls(reader, writer, name, tunnel)
+        return cls(reader, writer, name, tunnel, origin)
 
     @property
     def encrypted(self) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
 import socket
 import stat
@@ -32,7 +31,7 @@ from postcopy.limits import (
 from postcopy.link.address import Address, TcpAddress
 from postcopy.link.control import ControlChannel
 from postcopy.link.dial import reason
-from postcopy.link.sockets import check_peer, name_of, tune
+from postcopy.link.sockets import check_peer, name_of, network_of, tune
 from postcopy.link.tls import Credentials, Tunnel, farewell, greet
 from postcopy.wire.control import Message, Refuse
 from postcopy.wire.preamble import NO_TLS, OPENING, PREAMBLE_BYTES, Preamble, Role, Security, check_start, unpack
@@ -252,17 +251,6 @@ class _Lines:
         if self._caused > LINES_MAX:
             log.warning("closed %d more connections within %g s", self._caused - LINES_MAX, LINES_SECONDS)
         self._timer, self._caused = None, 0
-
-
-def network_of(connection: socket.socket) -> str:
-    """Name where a connection comes from: its address, of IPv6 the part that a single host cannot choose."""
-    if connection.family == socket.AF_UNIX:
-        return ""
-    try:
-        address = ipaddress.ip_address(connection.getpeername()[0].partition("%")[0])
-    except (OSError, ValueError):
-        return ""
-    return str(address if address.version == 4 else ipaddress.ip_network((int(address), 64), strict=False))
 
 
 async def connections(listening: socket.socket) -> AsyncIterator[socket.socket]:

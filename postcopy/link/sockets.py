@@ -7,6 +7,7 @@ Of a Unix socket the kernel says who is at the other end. Who reads and writes b
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import socket
 import struct
@@ -62,6 +63,21 @@ def name_of(connection: socket.socket) -> str:
     except OSError:
         return "a connection that is gone"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def network_of(connection: socket.socket) -> str:
+    """Name where a connection comes from: its address, of IPv6 the part that a single host cannot choose."""
+    if connection.family == socket.AF_UNIX:
+        return ""
+    try:
+        address = ipaddress.ip_address(connection.getpeername()[0].partition("%")[0])
+    except (OSError, ValueError):
+        return ""
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:  # over a socket that takes both kinds
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((int(address), 64), strict=False))
 
 
 def peer_of(connection: socket.socket) -> tuple[int, int]:

@@ -92,6 +92,7 @@ def test_the_limits_that_users_meet() -> None:
         "one of each agent",
         f"{limits.PROCESSES_MAX}, {format_size(limits.HAND_OVER_SIZE_MAX)}",
         f"{limits.OFFERED_SECONDS + limits.HEARD_OUT_SECONDS:g} s",
+        f"{limits.ORIGINS_MAX}",
         f"{limits.HAND_OVER_BYTES_MAX} bytes, within {limits.HAND_OVER_SECONDS:g} s",
         f"{limits.DESTINATIONS_MAX}, with {format_size(limits.FETCHED_BYTES_MAX)} of buffers together",
         f"{limits.PUMP_VIEWS_MAX}",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 
 import pytest
 
 from postcopy.limits import ANSWER_SECONDS, HEARD_OUT_SECONDS, LINES_MAX, LINES_SECONDS, OFFERED_SECONDS
 from postcopy.link.address import parse_address
+from postcopy.link.control import ControlChannel
 from postcopy.link.dial import dial_control, dial_data
 from postcopy.wire.control import GuestOffer, Hello, LayoutOffer, Loaded, Ready, RegionOffer, State, Welcome
-from postcopy.wire.preamble import Preamble, Role
+from postcopy.wire.preamble import Preamble, Role, pack
 from postcopy.wire.version import VERSION, VERSION_MIN
 from tests.agent.agents import Command
 from tests.agent.agents import source as guest_source
@@ -71,6 +73,31 @@ def talk_up_to(there, step, versions):
     return loop, *loop.run_until_complete(asyncio.wait_for(say(), 20))
 
 
+def offer_from(host, there):
+    """Make an offer from another address of this machine; return the open channel in a loop of its own."""
+    address = parse_address(there.address)
+
+    async def say():
+        connection = socket.socket()
+        connection.bind((host, 0))
+        connection.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(connection, (address.host, address.port))
+        await loop.sock_sendall(connection, pack(Preamble(Role.CONTROL, VERSION_MIN)))
+        channel = await ControlChannel.over(connection, "there")
+        channel.send(HELLO)
+        assert isinstance(await channel.receive(), Welcome)
+        channel.send(OFFER)
+        return channel
+
+    loop = asyncio.new_event_loop()
+    return loop, loop.run_until_complete(asyncio.wait_for(say(), 20))
+
+
+def hears_ready(loop, channel):
+    return isinstance(loop.run_until_complete(asyncio.wait_for(channel.receive(), 20)), Ready)
+
+
 def hang_up(loop, channel):
     channel.abort()
     loop.run_until_complete(asyncio.sleep(0))
@@ -125,3 +152,23 @@ def test_who_makes_an_offer_and_stalls_holds_the_process_for_less_than_a_source_
     hang_up(loop, channel)
     for one in data:
         one.close()
+
+
+def test_strangers_who_stall_in_turn_do_not_keep_a_source_out(waiting):
+    """On two hosts, each of which had its time: those that queued before the source would hold the process for long."""
+    there, vmm, here = waiting
+    hosts = ("127.0.0.2", "127.0.0.3")
+    for host in hosts:
+        stranger = offer_from(host, there)
+        assert hears_ready(*stranger)
+        hang_up(*stranger)
+        there.until(lambda now: now["waiting"] == 1)
+    strangers = [offer_from(hosts[0], there)]
+    assert hears_ready(*strangers[0])
+    strangers += [offer_from(host, there) for host in (*hosts, *hosts)]
+    assert len(strangers[1:]) * OFFERED_SECONDS > 2 * ANSWER_SECONDS
+    with Command("migrate", "--admin", here.admin, there.address, "--json") as moving:
+        assert moving.result(40).json["outcome"] == "completed"
+    assert vmm.call("filled") > 0
+    for stranger in strangers:
+        hang_up(*stranger)

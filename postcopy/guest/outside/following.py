@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from postcopy.errors import HostError, PostcopyError
 from postcopy.guest.outside.handing import HandedOver
 from postcopy.guest.outside.session import OutsideInterpreter
+from postcopy.guest.outside.turns import Turns
 from postcopy.limits import PROCESSES_MAX
 from postcopy.link.control import ControlChannel
 from postcopy.link.returning import Known
@@ -39,7 +40,8 @@ class Following:
         self._ended = ended
         self._left = left
         self._known = Known(PROCESSES_MAX)
-        self._freed = asyncio.Event()  # a process waits again, or for the first time
+        self._freed = asyncio.Event()  # a process waits again, or for the first time; or a turn is over
+        self._turns = Turns()
 
     async def _drive(self, interpreter: OutsideInterpreter, channel: ControlChannel | None) -> None:
         if channel is not None:
@@ -66,6 +68,8 @@ class Following:
         else:
             await self._remove(interpreter)
             self._ended(interpreter, finish)
+            if interpreter.channel is not None and not interpreter.machine.probed:
+                self._turns.came_to_nothing(interpreter.channel.origin)
             self.waiting.appendleft(handed)  # nothing was served: another source may come, and it has waited longest
             self._freed.set()
             if handed.process.ended.is_set():  # and then nobody may be left who waits for its end

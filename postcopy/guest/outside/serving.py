@@ -299,23 +299,33 @@ class OutsideDestination(Following):
 
     async def _next_waiting(self, channel: ControlChannel) -> HandedOver:
         """Take the process that has waited longest; HostError where there is none, and none is about to be freed."""
+        try:
+            with self._turns.asked(channel):
+                handed = await self._wait_for_turn(channel)
+        finally:
+            self._freed.set()  # for who is next now
+        if handed is not None:
+            return handed
+        text = "no process waits here that has handed its memory over"
+        channel.send(Refuse("busy", text))
+        await channel.close()
+        raise HostError(text)
+
+    async def _wait_for_turn(self, channel: ControlChannel) -> HandedOver | None:
         until = OutsideInterpreter.now() + ANSWER_SECONDS  # half of what a source waits here
         while True:
             self._freed.clear()
             while self.waiting and not self.waiting[0].lives:
                 self.waiting.popleft().close()
-            if self.waiting:
+            if self.waiting and self._turns.is_next(channel):
                 return self.waiting.popleft()
             left = until - OutsideInterpreter.now()
-            if left <= 0 or all(one.machine.state in {*SWITCHED, State.COMPLETED} for one in self.current):
-                break
+            none = not self.waiting and all(one.machine.state in {*SWITCHED, State.COMPLETED} for one in self.current)
+            if left <= 0 or none:
+                return None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._freed.wait()
-        text = "no process waits here that has handed its memory over"
-        channel.send(Refuse("busy", text))
-        await channel.close()
-        raise HostError(text)
 
     async def _on_data(self, preamble: Preamble, connection: socket.socket) -> None:
         """Attach a data connection to the migration that it proves to be of; ProtocolError or LinkError otherwise."""
