@@ -38,7 +38,7 @@ AGAIN_SECONDS = 2.0
 
 
 class NothingKeptError(PostcopyError):
-    """Nothing is left to go on with at a keeper's address: nothing is wrong there, and nothing to be done."""
+    """No keeper answers at an address: mostly it had nothing left to go on with; or it is not there that it was."""
 
     exit_status = 8
 
@@ -277,8 +277,8 @@ def start_keeper(address: UnixAddress, mappings: Sequence[Mapping]) -> Kept:
 def take_place(address: UnixAddress) -> tuple[Kept, Record, list[Mapping]]:
     """Take what a killed agent left with its keeper.
 
-    NothingKeptError where there is none that would have anything; UsageError where its agent lives, or what it has
-    makes no sense; PostcopyError where it does not answer: it may be in want of memory, and another try is worth while.
+    NothingKeptError where no keeper is there; UsageError where its folder is not either, its agent lives, or what it
+    has makes no sense; PostcopyError where it does not answer: it may be in want of memory, and may be asked again.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     files: list[int] = []
@@ -322,10 +322,13 @@ def refusal(error: OSError | PostcopyError, address: UnixAddress) -> PostcopyErr
             return PostcopyError(f"{text} yet: its keeper does not answer")
         case ConnectionRefusedError() if Path(address.path).exists():  # where it ends by itself the name goes first
             return UsageError(f"{text}: its keeper was killed, and what it had went with it unless its agent lives")
+        case FileNotFoundError() if not (folder := Path(address.path).parent).exists():
+            return UsageError(f"{text}: there is no folder {folder}")
         case FileNotFoundError() | ConnectionRefusedError() | ConnectionResetError():
             return NothingKeptError(
-                f"{text}: nothing is kept there. Either its guest had not left when its agent ended, or all of it has "
-                "arrived: `postcopy status` at the destination says which"
+                f"{text}: no keeper is there. Either its guest had not left when its agent ended, or all of it has "
+                "arrived, or its keeper is at another path, or what was kept is gone with a restart of this host: "
+                "`postcopy status` at the destination tells whether pages are missing there"
             )
         case _:
             return UsageError(f"{text}: {getattr(error, 'strerror', error)}")

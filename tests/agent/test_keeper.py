@@ -103,7 +103,27 @@ def test_without_a_migration_it_ends_with_its_agent(keeper, tmp_path):
         gone(keeper)
     nobody = run("source", "--resume", keeper)
     assert nobody.status == 8
-    assert f"no migration can be taken up at {keeper}: nothing is kept there" in nobody.one_line()
+    assert f"no migration can be taken up at {keeper}: no keeper is there" in nobody.one_line()
+
+
+def test_a_path_at_which_no_keeper_is_says_nothing_of_what_is_kept(keeper, tmp_path):
+    """It may be a mistake of whoever typed it: a keeper whose socket was moved still has all of it."""
+    path, moved = Path(keeper.removeprefix("unix:")), tmp_path / "moved.sock"
+    with source(tmp_path, "--keeper", keeper, size="8MiB") as here:
+        path.rename(moved)
+        there = run("source", "--resume", keeper)
+        assert there.status == 8
+        assert "or its keeper is at another path" in there.one_line()
+        assert "`postcopy status` at the destination tells" in there.one_line()
+        found = run("source", "--resume", f"unix:{moved}")
+        assert (found.status, f"its agent lives, process {here.status()['pid']}" in found.one_line()) == (2, True)
+        moved.rename(path)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    refused = run("source", "--resume", f"unix:{tmp_path}/typo/kept.sock")
+    assert refused.status == 2
+    assert f"there is no folder {tmp_path}/typo" in refused.one_line()
 
 
 def test_memory_without_a_file_cannot_be_kept(keeper):

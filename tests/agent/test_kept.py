@@ -318,7 +318,7 @@ def test_a_keeper_that_ends_as_it_is_asked_had_nothing(tmp_path, monkeypatch):
             ending.close()
 
         monkeypatch.setattr(keeping, "wake", end)  # between the connection and the answer
-        with pytest.raises(NothingKeptError, match="nothing is kept there") as told:
+        with pytest.raises(NothingKeptError, match="no keeper is there") as told:
             take_place(address)
     assert told.value.exit_status == 8
     with pytest.raises(NothingKeptError):  # and now it has

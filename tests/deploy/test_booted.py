@@ -172,7 +172,7 @@ def test_a_keeper_that_ends_as_it_is_asked_leaves_no_unit_that_failed(boot: Call
             systemd.systemctl("start", "--no-block", RESUME, check=True)
             assert select.select([keeper], [], [], 30)[0], systemd.log
             place.unlink()
-        until(lambda: "nothing is kept there" in systemd.log, "it says nothing")
+        until(lambda: "no keeper is there" in systemd.log, "it says nothing")
         systemd.until(RESUME, **FREE)  # one that failed stays so; one that did not is forgotten, with its status
 
 
