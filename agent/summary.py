@@ -1,4 +1,7 @@
-"""Reports for people: a report of a migration enters, lines of text leave."""
+"""Reports for people: a report of a migration enters, lines of text leave.
+
+What nobody knows of a migration that was lost is null in its report, and unknown here.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,17 @@ def rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     memory = ", ".join(f"{format_size(one['size_bytes'])} {one['type']}" for one in report["memory"])
     yield "memory", f"{memory}, mode {report['mode']}"
     yield "downtime", _downtime(report)
-    yield "total time", f"{format_seconds(report['total_seconds'])}{_residence(report)}"
+    yield "total time", f"{_known(report['total_seconds'])}{_residence(report)}"
     yield "fault latency", _times(report["fault_latency_seconds"], "faults")
     yield "guest's stall", _times(report["stall_seconds"], "accesses of 1 µs or more")
     pages = report["pages"]
     yield "pages", f"{pages['total']}: {_paths(pages)}"
     sizes = report["bytes"]
-    rate = format_rate(report["throughput_bytes_per_second"])
+    rate = report["throughput_bytes_per_second"]
+    rate = "unknown rate" if rate is None else format_rate(rate)
     yield "bytes", f"{format_size(sizes['wire'])} on the wire, {format_size(sizes['placed'])} placed, {rate}"
     cpu = report["cpu_seconds"]
-    yield "CPU", f"source {format_seconds(cpu['source'])}, destination {format_seconds(cpu['destination'])}"
+    yield "CPU", f"source {_known(cpu['source'])}, destination {_known(cpu['destination'])}"
     before = report.get("details", {}).get("resident_pages_before_push")
     if before is not None:
         yield "before the push", f"{before} of {pages['total']} pages came by the guest's own touch"
@@ -38,7 +42,8 @@ def _paths(pages: dict[str, Any]) -> str:
         return "all handed over with their files, none was sent"
     by_path = ", ".join(f"{pages[path]} {path}" for path in ("demand", "push", "zero"))
     left = f", {pages['left']} never touched" if pages.get("left") else ""
-    return f"{by_path}{left}; {pages['duplicate']} came twice and were dropped"
+    lost = f", {pages['lost']} lost" if pages.get("lost") else ""
+    return f"{by_path}{left}{lost}; {pages['duplicate']} came twice and were dropped"
 
 
 def failure(error: PostcopyError) -> dict[str, Any]:
@@ -62,16 +67,20 @@ def verdict(integrity: dict[str, Any]) -> str:
     return f"every byte of {checked} pages (4 KiB each) is right{lost}"
 
 
+def _known(seconds: float | None) -> str:
+    return "unknown" if seconds is None else format_seconds(seconds)
+
+
 def _downtime(report: dict[str, Any]) -> str:
     details = report.get("details", {})
     parts = details.get("downtime_parts_seconds") or {}
     words = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in parts.items())
     exact = "" if details.get("downtime_is_exact", True) else ", at most: the hosts share no clock"
-    return format_seconds(report["downtime_seconds"]) + (f" ({words}{exact})" if words else "")
+    return _known(report["downtime_seconds"]) + (f" ({words}{exact})" if words else "")
 
 
 def _residence(report: dict[str, Any]) -> str:
-    if report["pages"].get("handed_over"):
+    if report["pages"].get("handed_over") or report["resident_seconds"] is None:
         return ""
     return f", of it {format_seconds(report['resident_seconds'])} until every page was at the destination"
 

@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 from agent.admin import admin_address, ask
+from agent.summary import rows
 from postcopy.errors import PostcopyError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -194,6 +195,12 @@ def check_lost_times(report):
     assert report["downtime_seconds"] > 0
     assert report["cpu_seconds"]["source"] is None
     assert report["cpu_seconds"]["destination"] > 0
+    said = dict(rows(report))
+    assert said["total time"] == "unknown"
+    assert said["CPU"].startswith("source unknown, destination ")
+    assert said["bytes"].endswith(" placed, unknown rate")
+    assert f", {report['pages']['lost']} lost; " in said["pages"]
+    assert dict(rows({**report, "downtime_seconds": None}))["downtime"] == "unknown"  # of hosts that share no clock
 
 
 def given_up(there, pages, text="the guest goes on without"):
