@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
@@ -39,14 +40,22 @@ Step = tuple[str, int, int, int]
 Steps = frozenset[Step]
 
 
+class TooLongError(BaseException):
+    """An input takes too much CPU. No target takes it for an error of its own: TimeoutError is an OSError."""
+
+
 def _too_long(number: int, frame: FrameType | None) -> NoReturn:
-    raise TimeoutError(f"still at it after {CPU_SECONDS_MAX:g} s of CPU")
+    raise TooLongError(f"still at it after {CPU_SECONDS_MAX:g} s of CPU")
+
+
+# What `pytest.raises` says where nothing is raised is no Exception.
+BAD_ENDS = (Exception, TooLongError, pytest.fail.Exception)
 
 
 def steps_of(name: str, data: bytes) -> Steps:
     """Return the steps from line to line, within our own code, that an input takes, with how often to a power of two.
 
-    Raises what the target raises, and TimeoutError if it takes too much CPU.
+    Raises what the target raises, and TooLongError if it takes too much CPU.
     """
     taken: Counter[tuple[str, int, int]] = Counter()
 
@@ -114,7 +123,7 @@ class Collection:
         self.tried += 1
         try:
             steps = steps_of(self.name, data)
-        except Exception as error:
+        except BAD_ENDS as error:
             self._crashed(error, data)
             return
         better = [step for step in steps if step not in self._smallest or _size(data) < _size(self._smallest[step])]
@@ -148,7 +157,7 @@ class Collection:
         tried = f"{self.name}: {seconds:.0f} s of CPU, {self.tried} inputs, {len(self._smallest)} steps"
         return f"{tried}, {len(kept)} kept ({size} bytes), {len(self.crashes)} crashes"
 
-    def _crashed(self, error: Exception, data: bytes) -> None:
+    def _crashed(self, error: BaseException, data: bytes) -> None:
         """Keep the smallest input that fails in this way, at this place."""
         where = traceback.extract_tb(error.__traceback__)[-1]
         how = f"{type(error).__name__} at {where.filename}:{where.lineno}"
@@ -179,9 +188,9 @@ def collect(name: str, seconds: float) -> Collection:
     kept = found.kept()
     for turn, number in enumerate(numbers()):
         for data in batch(like(kept) if kept and turn % 2 else INPUTS[name], number):
-            if time.process_time() > began + seconds:
-                break
             found.take(data)
+            if time.process_time() > began + seconds:  # not before: to draw a batch may take longer
+                break
         kept = found.kept()
         found.write(kept)
         if time.process_time() > began + seconds:

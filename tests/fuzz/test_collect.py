@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -52,17 +53,33 @@ def test_a_bad_end_is_written_down_by_its_smallest_input_and_the_search_goes_on(
     (file,) = Path().glob("crash-preambles-*")
     assert file.read_bytes() == b"\0"
     assert f"{file}: Traceback" in capsys.readouterr().out
-    searched = collect.collect(NAME, 0.3)
-    assert searched.tried > 1
+    found.write([b"\0"])
+    searched = collect.collect(NAME, 0)  # beside what is kept an input is drawn, however little time there is
+    assert searched.tried == 2
     assert len(searched.crashes) == 1
+
+
+def test_what_should_be_refused_and_is_not_comes_to_a_bad_end(
+    found: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def passes(_data: bytes) -> None:
+        with pytest.raises(ValueError, match="nothing"):
+            pass
+
+    monkeypatch.setitem(TARGETS, NAME, passes)
+    found.take(b"x")
+    assert list(found.crashes.values()) == [b"x"]
+    (file,) = Path().glob("crash-preambles-*")
+    assert file.read_bytes() == b"x"
 
 
 def test_an_input_that_takes_for_ever_is_one_that_comes_to_a_bad_end(
     found: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stays(_data: bytes) -> None:
-        while True:
-            pass
+        with contextlib.suppress(Exception):  # as a target that expects errors of the system
+            while True:
+                pass
 
     monkeypatch.setattr(collect, "CPU_SECONDS_MAX", 0.05)
     monkeypatch.setitem(TARGETS, NAME, stays)
