@@ -11,7 +11,7 @@ import pytest
 from agent import commands
 from agent.cli import cli, status_of, words_of
 from agent.config import keys, read
-from agent.config.command import together, with_neighbours
+from agent.config.command import read_together, together
 from postcopy.errors import UsageError
 from postcopy.limits import CONFIG_BYTES_MAX
 
@@ -226,7 +226,7 @@ def test_check_names_every_problem(tmp_path):
     done = run("config", "check", good, bad)
     assert done.status == 2
     told = [line.partition(" ")[0] for line in done.out.splitlines()]
-    assert told == [f"{bad}:2:", f"{bad}:3:", f"{good}:", "nothing"]
+    assert told == [f"{good}:", "judged", f"{bad}:2:", f"{bad}:3:", "nothing"]
     assert f"{good}: right; settings: 1 of [source]" in done.out
     done = run("config", "check", bad, "--json")
     assert [one["line"] for one in done.json["problems"]] == [2, 3]
@@ -281,11 +281,34 @@ def test_what_is_right_together_in_several_files_and_what_the_host_knows_pass(tm
     first, second = tmp_path / "1.toml", tmp_path / "2.toml"
     first.write_text('[destination]\nlisten = "tcp:0.0.0.0:1"\n[source]\nmemory = "hugetlbfs:/not/here"\n')
     second.write_text('[destination]\ntls-dir = "/not/here"\n[migrate]\nno-push = true\n')
-    both = run("config", "check", first, second)
+    both = run("--config", first, "--config", second, "config", "check")
     whole = "judged as a whole: [source], [destination] of these 2 files, in this order"
     assert (both.status, both.out.splitlines()[-1]) == (0, whole)
     first_alone = run("config", "check", first)
     assert (first_alone.status, first_alone.out.startswith(f"{first}:2: listen: ")) == (2, True)
+    each = run("config", "check", first, second, "--json").json
+    assert ([one["file"] for one in each["problems"]], each["judged"]) == ([str(first)], ["source", "destination"])
+    beside = run("--config", second, "config", "check", first)  # which holds: first is none of it
+    assert (beside.status, beside.out) == (2, first_alone.out)
+
+
+def test_files_that_lead_to_each_other_lead_nowhere_and_others_are_checked(tmp_path):
+    one, other, good = (tmp_path / name for name in ("a.toml", "b.toml", "good.toml"))
+    one.symlink_to(other)
+    other.symlink_to(one)
+    good.write_text("[source]\nseed = 1\n")
+    alone = run("config", "check", one)
+    assert (alone.status, alone.out.splitlines()[0]) == (2, f"{one}: cannot be read: Too many levels of symbolic links")
+    both = run("config", "check", good, one)
+    assert (both.status, both.out) == (2, run("config", "check", good).out + alone.out)
+
+
+def test_the_environment_counts_as_for_the_command(tmp_path, monkeypatch):
+    file = tmp_path / "x.toml"
+    file.write_text('[destination]\nlisten = "tcp:0.0.0.0:1"\n')
+    assert run("config", "check", file).status == 2
+    monkeypatch.setitem(run.__globals__["ENVIRONMENT"], "POSTCOPY_DESTINATION_TLS_DIR", "/not/here")
+    assert run("config", "check", file).status == 0
 
 
 def test_a_file_that_holds_is_judged_with_those_beside_it(tmp_path, monkeypatch):
@@ -303,7 +326,7 @@ def test_a_file_that_holds_is_judged_with_those_beside_it(tmp_path, monkeypatch)
     assert (with_other["files"], with_other["judged"]) == ([*map(str, (first, second, other))], ["destination", "demo"])
     assert run(*held, "config", "check", other, "--json").json["files"] == [str(other)]
     monkeypatch.setattr(read, "FOLDER", tmp_path)
-    assert with_neighbours([second], read.installed()) == [first, second, other]
+    assert read_together([second], read.installed()) == [[first, second, other]]
 
 
 def test_what_no_command_judges_as_a_whole_is_not_said_to_be(tmp_path):
