@@ -7,6 +7,7 @@ or with nothing said because it has ended. What goes wrong with one of them ends
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,11 +16,11 @@ from postcopy.errors import HostError, PostcopyError
 from postcopy.guest.outside.handing import HandedOver
 from postcopy.guest.outside.session import OutsideInterpreter
 from postcopy.guest.outside.turns import Turns
-from postcopy.limits import PROCESSES_MAX
+from postcopy.limits import ANSWER_SECONDS, PROCESSES_MAX
 from postcopy.link.control import ControlChannel
 from postcopy.link.returning import Known
 from postcopy.session.commands import Finish
-from postcopy.session.states import State
+from postcopy.session.states import SWITCHED, State
 
 log = logging.getLogger("postcopy.destination")
 
@@ -74,6 +75,23 @@ class Following:
             self._freed.set()
             if handed.process.ended.is_set():  # and then nobody may be left who waits for its end
                 await self._wait(handed)
+
+    async def _wait_for_turn(self, channel: ControlChannel) -> HandedOver | None:
+        """Take the process that has waited longest; None where there is none, and none is about to be freed."""
+        until = OutsideInterpreter.now() + ANSWER_SECONDS  # half of what a source waits here
+        while True:
+            self._freed.clear()
+            while self.waiting and not self.waiting[0].lives:
+                self.waiting.popleft().close()
+            if self.waiting and self._turns.is_next(channel):
+                return self.waiting.popleft()
+            left = until - OutsideInterpreter.now()
+            none = not self.waiting and all(one.machine.state in {*SWITCHED, State.COMPLETED} for one in self.current)
+            if left <= 0 or none:
+                return None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._freed.wait()
 
     async def _wait(self, handed: HandedOver) -> None:
         """Keep a process for a source that dials; its end may come before."""

@@ -8,7 +8,6 @@ following.py. What goes wrong with one of them is said in one line and ends that
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import Callable, Collection, Coroutine, Sequence
@@ -19,7 +18,7 @@ from postcopy.guest.outside.following import Following
 from postcopy.guest.outside.handing import HandedOver, take
 from postcopy.guest.outside.keeping import Kept, Migration, Store
 from postcopy.guest.outside.session import ROLES, OutsideInterpreter, identity_of, new_identity
-from postcopy.limits import ANSWER_SECONDS, DIAL_SECONDS, POLL_MAX_NS, PROCESSES_MAX
+from postcopy.limits import DIAL_SECONDS, POLL_MAX_NS, PROCESSES_MAX
 from postcopy.link import by_hand
 from postcopy.link.address import Address, UnixAddress
 from postcopy.link.control import ControlChannel
@@ -37,7 +36,7 @@ from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import ControlLost, Received, WorkFailed
 from postcopy.session.fetching import NAMELESS, FetchingMachine
 from postcopy.session.offered import OfferedMachine
-from postcopy.session.states import SWITCHED, State
+from postcopy.session.states import State
 from postcopy.wire.control import LayoutOffer, Message, Probe, Refuse, Resume
 from postcopy.wire.messages import ALL, ASKED_FOR
 from postcopy.wire.preamble import Preamble, Security
@@ -310,22 +309,6 @@ class OutsideDestination(Following):
         channel.send(Refuse("busy", text))
         await channel.close()
         raise HostError(text)
-
-    async def _wait_for_turn(self, channel: ControlChannel) -> HandedOver | None:
-        until = OutsideInterpreter.now() + ANSWER_SECONDS  # half of what a source waits here
-        while True:
-            self._freed.clear()
-            while self.waiting and not self.waiting[0].lives:
-                self.waiting.popleft().close()
-            if self.waiting and self._turns.is_next(channel):
-                return self.waiting.popleft()
-            left = until - OutsideInterpreter.now()
-            none = not self.waiting and all(one.machine.state in {*SWITCHED, State.COMPLETED} for one in self.current)
-            if left <= 0 or none:
-                return None
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._freed.wait()
 
     async def _on_data(self, preamble: Preamble, connection: socket.socket) -> None:
         """Attach a data connection to the migration that it proves to be of; ProtocolError or LinkError otherwise."""
