@@ -36,7 +36,7 @@ Exit status: who owns the guest.
   5        paused after the switchover: the guest runs at the destination
   6        lost after the switchover
   7        cancelled or timed out: the source runs the guest
-  8        source --resume: no keeper is there, mostly since it had nothing left
+  8        source --resume: no keeper is there to take anything from
   128 + n  ended by signal n: 130 by Ctrl-C, 143 by SIGTERM"""
 
 
