@@ -113,9 +113,7 @@ ACCEPT_PAUSE_SECONDS = 0.1
 LINES_MAX = 50
 LINES_SECONDS = 5.0
 
-# Sources that were greeted and have made no offer yet, at one time (they cost a connection each, hold nothing up), and
-# migrations whose source may still ask what became of them.
-GREETED_MAX = 16
+# Migrations whose source may still ask what became of them.
 KNOWN_MAX = 16
 
 # Messages that are read ahead of the machine, and their bytes: the other side may not fill this one's memory with them.

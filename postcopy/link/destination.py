@@ -16,9 +16,9 @@ from collections.abc import Mapping as ReadOnly
 from pathlib import Path
 from typing import Self
 
-from postcopy.errors import HostError, ProtocolError, UsageError
+from postcopy.errors import HostError, LinkError, ProtocolError, UsageError
 from postcopy.kernel import Userfaultfd, memory_types_in
-from postcopy.limits import CLOSE_SECONDS, GREETED_MAX, MIGRATION_ID_BYTES, POLL_MAX_NS, TOKEN_BYTES
+from postcopy.limits import CLOSE_SECONDS, MIGRATION_ID_BYTES, POLL_MAX_NS, TOKEN_BYTES
 from postcopy.link import by_hand
 from postcopy.link.address import Address, UnixAddress, parse_address
 from postcopy.link.by_hand import Steered
@@ -103,7 +103,8 @@ class Destination(Steered[DestinationInterpreter]):
         self.known = Known()  # whose sources may come back
         self._onward: Onward | None = None  # of the guest that the current one brought
         self._before: tuple[DestinationInterpreter | None, Onward | None] = (None, None)
-        self._greeted: dict[DestinationInterpreter, asyncio.Task[None]] = {}
+        # whoever has not got the place yet; each with its task, and what is done once it has it or has ended
+        self._greeted: dict[DestinationInterpreter, tuple[asyncio.Task[None], asyncio.Event]] = {}
         self._running: asyncio.Task[None] | None = None
         self._ended: asyncio.Queue[Finish] = asyncio.Queue()
 
@@ -135,8 +136,6 @@ class Destination(Steered[DestinationInterpreter]):
             await self.known.take(channel, first)
             return
         busy = self._busy()
-        if busy is None and len(self._greeted) >= GREETED_MAX:
-            busy = f"{GREETED_MAX} sources have not made their offer yet"
         if busy is not None:
             channel.send(Refuse("busy", busy))
             await channel.close()
@@ -144,7 +143,25 @@ class Destination(Steered[DestinationInterpreter]):
         interpreter = self._begin()
         interpreter.listen(channel)
         interpreter.post(Received(interpreter.now(), first))
-        self._greeted[interpreter] = asyncio.create_task(self._drive(interpreter))
+        await self._let_in(interpreter)
+
+    async def _let_in(self, interpreter: DestinationInterpreter) -> None:
+        """Return once a source has the place for a guest; LinkError where it has not come so far.
+
+        Up to there it is anybody, who says hello and no more. It costs the listener's patience and no line of its own.
+        """
+        driving, decided = asyncio.create_task(self._drive(interpreter)), asyncio.Event()
+        self._greeted[interpreter] = (driving, decided)
+        try:
+            await decided.wait()
+        except asyncio.CancelledError:
+            if self._greeted.pop(interpreter, None) is None:
+                return  # it was let in at this very moment
+            driving.cancel()
+            await asyncio.wait({driving})
+            raise
+        if interpreter.quiet and interpreter.finish is not None:
+            raise LinkError(interpreter.finish.text)
 
     async def _claim(self, interpreter: DestinationInterpreter) -> None:
         """Give the one place for a guest to a migration that is about to prepare it; BusyError where it is taken."""
@@ -153,11 +170,16 @@ class Destination(Steered[DestinationInterpreter]):
         busy = self._busy()
         if busy is not None:
             raise BusyError(busy)
+        if interpreter not in self._greeted:
+            raise BusyError("others have taken its place")  # and closed its connection, just now
+        running, decided = self._greeted.pop(interpreter)
+        decided.set()
+        interpreter.speak()
         if not interpreter.machine.probed:
             self.begun(interpreter)
         self._before = (self._current, self._onward)
         self._current, self._onward = interpreter, None
-        self._running = self._greeted.pop(interpreter)
+        self._running = running
         self.known.add(interpreter)
 
     def _passing(self) -> bool:
@@ -185,7 +207,7 @@ class Destination(Steered[DestinationInterpreter]):
         identity = (secrets.token_bytes(MIGRATION_ID_BYTES), secrets.token_bytes(TOKEN_BYTES))
         now, patience = DestinationInterpreter.now(), self._give_up_after
         machine = DestinationMachine(self._versions, identity, SOFTWARE, boot_id(), now, give_up_seconds=patience)
-        return DestinationInterpreter(
+        interpreter = DestinationInterpreter(
             machine,
             self._kinds,
             self._types,
@@ -196,13 +218,17 @@ class Destination(Steered[DestinationInterpreter]):
             trace=self._trace,
             poll_max_ns=self._poll_max_ns,
         )
+        interpreter.quiet = True
+        return interpreter
 
     async def _drive(self, interpreter: DestinationInterpreter) -> None:
         try:
             finish = await interpreter.run()
         finally:
             interpreter.drop_files()
-        if self._greeted.pop(interpreter, None) is not None:
+            if interpreter in self._greeted:
+                self._greeted.pop(interpreter)[1].set()
+        if interpreter.quiet:
             return  # it never came so far as to be anybody's migration
         if interpreter.machine.probed:
             self._current, self._onward = self._before  # nobody came: what the latest one left is shown as before
@@ -340,11 +366,6 @@ class Destination(Steered[DestinationInterpreter]):
         on would let them go on, on zeros. Only the end of the process ends them.
         """
         await self._listener.close()
-        for interpreter, task in list(self._greeted.items()):
-            task.cancel()
-            if interpreter.channel is not None:
-                interpreter.channel.abort()
-        await asyncio.gather(*self._greeted.values(), return_exceptions=True)
         if self._onward is not None:
             await self._onward.close()
         current = self._current

@@ -67,6 +67,7 @@ class Interpreter:
         self.encrypted = False
         self._untold: list[tuple[float, State, State]] = []  # each with the time of day at which it came
         self._telling: asyncio.TimerHandle | None = None
+        self.quiet = False  # nothing is logged of it: it may be anybody's, and whoever let it in says what came of it
         self._arrived = asyncio.Event()
         self._ahead: tuple[int, int] = (0, 0)  # messages, and their bytes
         self._room = asyncio.Event()
@@ -209,7 +210,8 @@ class Interpreter:
         try:
             commands = self.machine.handle(event)
         except ProtocolError as error:
-            log.warning("%s: closed %s: %s", self.called, self.channel and self.channel.name, error)
+            if not self.quiet:
+                log.warning("%s: closed %s: %s", self.called, self.channel and self.channel.name, error)
             commands = self.machine.handle(Broken(self.now(), str(error)))
         except SessionError as error:
             log.exception("%s: internal error", self.called)
@@ -244,10 +246,17 @@ class Interpreter:
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None
+        if self.quiet:
+            return
         for changed, before, state in self._untold:
             if log.isEnabledFor(logging.INFO):
                 log.handle(self._line(changed, before, state))
         self._untold.clear()
+
+    def speak(self) -> None:
+        """Log it from here on, and what was not logged up to here."""
+        self.quiet = False
+        self._tell_states()
 
     def _line(self, changed: float, before: State, state: State) -> logging.LogRecord:
         """Return the line of a change of state: to whoever writes it down, it was made when the state came."""
@@ -306,7 +315,8 @@ class Interpreter:
 
     async def _note(self, command: Note) -> None:
         self._tell_states()
-        log.info("%s: %s", self.called, command.text)
+        if not self.quiet:
+            log.info("%s: %s", self.called, command.text)
 
     async def _drop_control(self, _command: DropControl) -> None:
         self._leave_channel()
@@ -317,8 +327,9 @@ class Interpreter:
 
     async def _finish(self, command: Finish) -> None:
         self._tell_states()
-        level = logging.INFO if command.exit_status == 0 else logging.WARNING
-        log.log(level, "%s: %s", self.called, command.text)
+        if not self.quiet:
+            level = logging.INFO if command.exit_status == 0 else logging.WARNING
+            log.log(level, "%s: %s", self.called, command.text)
         self.finish = command
 
 

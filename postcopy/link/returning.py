@@ -10,8 +10,9 @@ import asyncio
 import hmac
 import logging
 import secrets
+from typing import NoReturn
 
-from postcopy.errors import PostcopyError
+from postcopy.errors import HostError, PostcopyError
 from postcopy.limits import KNOWN_MAX, RELEASE_SECONDS, TOKEN_BYTES
 from postcopy.link.control import ControlChannel
 from postcopy.link.destination_interpreter import DestinationInterpreter
@@ -43,22 +44,26 @@ class Known:
             await self._answered.wait()
 
     async def take(self, channel: ControlChannel, resume: Resume) -> None:
-        """Give the connection to its migration, or answer it and close it."""
+        """Give the connection to its migration, or answer it and close it; HostError then."""
         interpreter = self._interpreters.get(resume.migration_id)
         proven = interpreter is not None and hmac.compare_digest(resume.token, interpreter.machine.first_token)
-        refusal = interpreter.machine.refusal_of_return() if interpreter is not None and proven else None
         if interpreter is None or not proven:
-            refusal = Refuse(UNKNOWN, "there is no such migration here")
-        if refusal is not None or interpreter is None:
-            log.warning("closed %s: it came back to a migration: %s", channel.name, refusal.text if refusal else "")
-            if refusal is not None:
-                channel.send(refusal)
-            await channel.close()
-        elif interpreter.finish is None and not interpreter.machine.ended:  # what has ended looks at no event more
+            await _refuse(channel, Refuse(UNKNOWN, "there is no such migration here"))
+        refusal = interpreter.machine.refusal_of_return()
+        if refusal is not None:
+            await _refuse(channel, refusal)
+        if interpreter.finish is None and not interpreter.machine.ended:  # what has ended looks at no event more
             interpreter.rejoin(channel, secrets.token_bytes(TOKEN_BYTES))
         else:
             await answer_late(channel, interpreter)
             self._answered.set()
+
+
+async def _refuse(channel: ControlChannel, refusal: Refuse) -> NoReturn:
+    """Answer and close; whoever listens writes the line, for anybody may come and say that he was here before."""
+    channel.send(refusal)
+    await channel.close()
+    raise HostError(f"it came back to a migration: {refusal.text}")
 
 
 async def answer_late(channel: ControlChannel, interpreter: DestinationInterpreter) -> None:
