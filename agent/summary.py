@@ -48,7 +48,7 @@ def _paths(pages: dict[str, Any]) -> str:
 
 def failure(error: PostcopyError) -> dict[str, Any]:
     """Return the object that is printed in place of a report; `outcome` is a migration's state where there was one."""
-    outcome = {2: "refused", 6: "lost", 7: "cancelled"}.get(error.exit_status, "failed")
+    outcome = {2: "refused", 5: "postcopy-paused", 6: "lost", 7: "cancelled"}.get(error.exit_status, "failed")
     return {
         "schema_version": 1,
         "outcome": "interrupted" if error.exit_status > 128 else outcome,

@@ -7,7 +7,7 @@ from agent.children import Daemon
 from agent.demo import with_last_words
 from agent.parameters import parse_bandwidth, parse_cpus, parse_limit, parse_seconds
 from agent.summary import failure
-from postcopy.errors import MigrationCancelled, MigrationLost, UsageError
+from postcopy.errors import MigrationCancelled, MigrationLost, MigrationPaused, UsageError
 
 from .agents import run
 
@@ -67,6 +67,8 @@ def test_failures_as_objects():
     }  # fmt: skip
     assert failure(MigrationCancelled("no"))["outcome"] == "cancelled"
     assert failure(UsageError("not now"))["outcome"] == "refused"
+    paused = failure(MigrationPaused("a while"))
+    assert (paused["outcome"], paused["owner"], paused["exit_status"]) == ("postcopy-paused", "destination", 5)
 
 
 def test_the_table_of_exit_statuses():
