@@ -44,7 +44,6 @@ class FetchingMachine(DestinationMachine):
 
     table: ClassVar = {}
     memory = NAMELESS
-    told = False  # why it is paused, of attempts that fail alike
 
     @property
     def recoverable(self) -> bool:
@@ -152,8 +151,7 @@ def _progress(machine: FetchingMachine, event: Progressed) -> list[Command]:
 
 
 def _try_later(machine: FetchingMachine, subject: Event | Message) -> list[Command]:
-    """Take an attempt for failed; the next one follows. What is wrong is said once, and again when it changes."""
-    machine.attempts += 1
+    """Take an attempt for failed; the next one follows."""
     match subject:
         case StateMessage():
             why = "the source there serves other memory than this was begun with"
@@ -165,11 +163,7 @@ def _try_later(machine: FetchingMachine, subject: Event | Message) -> list[Comma
             why = "the source did not answer in time"
         case _:
             why = recovery.why(machine, subject)
-    said = (
-        [] if machine.told and why == machine.trouble else [Note(f"paused still: {why}; it is tried again and again")]
-    )
-    machine.trouble, machine.told = why, True
-    return [*_NOTHING_LEFT, *said]
+    return [*_NOTHING_LEFT, *machine.failed(why)]
 
 
 def _hold(machine: FetchingMachine, _event: Event) -> list[Command]:

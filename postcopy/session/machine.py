@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from postcopy.errors import PostcopyError, ProtocolError
-from postcopy.session.commands import Command
+from postcopy.session.commands import Command, Note
 from postcopy.session.events import Elapsed, Event, Received, WorkFailed
 from postcopy.session.states import ENDED, State
 
@@ -126,6 +126,7 @@ class PausingMachine(Machine[StepT]):
         self.attempts = 0  # to reconnect, in a row, of a side that dials
         self.reconnects = 0
         self.trouble = ""  # why it is paused, for people
+        self.told = False  # and that attempts fail for that reason
 
     @property
     def recoverable(self) -> bool:
@@ -138,6 +139,13 @@ class PausingMachine(Machine[StepT]):
         if self.give_up_seconds is None or self.step not in self.pauses:
             return None
         return self.paused_at + self.give_up_seconds
+
+    def failed(self, why: str) -> list[Command]:
+        """Take an attempt to come back for failed, and say why: once, and again when it changes."""
+        self.attempts += 1
+        said = self.told and why == self.trouble
+        self.trouble, self.told = why, True
+        return [] if said else [Note(f"paused still: {why}; it is tried again and again")]
 
     def key(self, event: Event) -> str:
         """Tell a pause that has lasted too long, and an end that is one."""

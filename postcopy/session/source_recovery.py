@@ -66,10 +66,8 @@ def pause(machine: SourceMachine, subject: Event | Message) -> list[Command]:
 
 
 def try_later(machine: SourceMachine, subject: Event | Message) -> list[Command]:
-    """Take an attempt to reconnect for failed, quietly: the next one follows."""
-    machine.attempts += 1
-    machine.trouble = machine.why(subject)
-    return [StopPump(), DropControl()]
+    """Take an attempt to reconnect for failed; the next one follows."""
+    return [StopPump(), DropControl(), *machine.failed(machine.why(subject))]
 
 
 def hold(machine: SourceMachine, _event: Event) -> list[Command]:
@@ -116,6 +114,7 @@ def reattach(machine: SourceMachine, _event: Message) -> list[Command]:
 
 def go_on(machine: SourceMachine, _event: Event) -> list[Command]:
     """Send pages again."""
+    machine.told = False
     machine.reconnects += 1
     machine.attempts += 1  # until there is Progress: what is cut each time at once has led to nothing
     paused = machine.now - machine.paused_at

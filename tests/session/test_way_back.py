@@ -26,7 +26,7 @@ def test_with_an_agent_that_knows_no_recovery_the_end_of_a_connection_is_a_loss(
 BACK = [
     (events.ControlLost(2.0, "cut"), "paused", ["StopPump", "DropControl", "Note"]),
     (events.Elapsed(2.1), "redialling", ["Connect"]),
-    (events.WorkFailed(2.2, "host", "no route"), "paused", ["StopPump", "DropControl"]),
+    (events.WorkFailed(2.2, "host", "no route"), "paused", ["StopPump", "DropControl", "Note"]),
     (events.Elapsed(2.5), "redialling", ["Connect"]),
     (events.Connected(2.6), "rejoining", ["Send(Resume)"]),
     (Welcome(3, IDENTITY[0], b"n" * 32, "x"), "rejoining", []),
@@ -45,6 +45,18 @@ def test_the_way_back_as_the_source_sees_it():
     play(machine, BACK[len(upto(BACK, "reattaching")) :])
     assert machine.reconnects == 1
     assert machine.timeline.first_instruction_at == 5.3  # what is said again changes nothing
+
+
+def test_why_attempts_fail_is_said_once_and_again_when_it_changes():
+    machine = play(source(), upto(SOURCE_STORY, "active"))
+    machine.handle(events.ControlLost(2.0, "no route"))  # as what comes of the first attempt
+    texts = []
+    for why in ("no route", "no route", "refused", "refused", "no route"):
+        machine.handle(events.Elapsed(machine.deadline))
+        commands = machine.handle(events.WorkFailed(machine.now, "host", why))
+        texts += [command.text for command in commands if names([command]) == ["Note"]]
+    assert texts == [f"paused still: {why}; it is tried again and again" for why in ("no route", "refused", "no route")]
+    assert machine.attempts == 5
 
 
 def test_a_way_back_that_is_cut_each_time_at_once_is_gone_ever_more_seldom():
@@ -97,7 +109,7 @@ def test_a_push_is_not_forgotten_with_an_attempt_in_which_running_came_before_th
     machine = play(play(source(), upto(SOURCE_STORY, "active")), upto(BACK, "reattaching"))
     story = [
         (Running(5.3), "reattaching", ["Note"]),
-        (events.ControlLost(2.8, "cut"), "paused", ["StopPump", "DropControl"]),
+        (events.ControlLost(2.8, "cut"), "paused", ["StopPump", "DropControl", "Note"]),
         (events.Elapsed(4.0), "redialling", ["Connect"]),
         (events.Connected(4.1), "rejoining", ["Send(Resume)"]),
         (Welcome(3, IDENTITY[0], b"m" * 32, "x"), "rejoining", []),
@@ -191,7 +203,7 @@ def test_a_destination_that_gives_up_before_run_as_the_source_comes_back_costs_a
     """It was stopped for a while: the end of its connections waits in its queue before the source's return."""
     machine = play(play(source(), upto(SOURCE_STORY, "active")), upto(BACK, "rejoining"))
     story = [
-        (Cancel("urgent closed"), "paused", ["StopPump", "DropControl"]),
+        (Cancel("urgent closed"), "paused", ["StopPump", "DropControl", "Note"]),
         (events.Elapsed(9.0), "redialling", ["Connect"]),
         (events.Connected(9.1), "rejoining", ["Send(Resume)"]),
         (
