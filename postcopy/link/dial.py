@@ -16,8 +16,9 @@ from postcopy.link.control import ControlChannel
 from postcopy.link.data import await_accepted, shake_hands
 from postcopy.link.sockets import check_peer, tune
 from postcopy.link.tls import Credentials, Tunnel, dialled_name, greet
+from postcopy.link.users import check_listener
 from postcopy.pump.tls import TlsSession
-from postcopy.wire.preamble import ACCEPTED, Preamble, Role, Security, pack
+from postcopy.wire.preamble import ACCEPTED, OPENING, Preamble, Role, Security, pack
 from postcopy.wire.version import FETCH_SINCE, TLS_SINCE, VERSION_MIN
 
 
@@ -116,6 +117,8 @@ async def _dial(address: Address, preamble: Preamble) -> socket.socket:
             await loop.sock_connect(connection, where)
             if connection.family == socket.AF_UNIX:
                 check_peer(connection)
+            elif preamble.security is Security.PLAIN and preamble.role in OPENING and address.loopback:
+                await check_listener(connection)
             await loop.sock_sendall(connection, pack(preamble))
         except OSError as error:
             connection.close()

@@ -33,6 +33,7 @@ from postcopy.link.control import ControlChannel
 from postcopy.link.dial import reason
 from postcopy.link.sockets import check_peer, name_of, network_of, tune
 from postcopy.link.tls import Credentials, Tunnel, farewell, greet
+from postcopy.link.users import check_dialler
 from postcopy.wire.control import Message, Refuse
 from postcopy.wire.preamble import NO_TLS, OPENING, PREAMBLE_BYTES, Preamble, Role, Security, check_start, unpack
 
@@ -132,6 +133,8 @@ class Listener:
             elif preamble.role is not self._opening:
                 await self._on_data(preamble, connection)
             else:
+                if self._tls is None and isinstance(self.address, TcpAddress) and self.address.loopback:
+                    await self._check_user(preamble, connection, name)
                 tunnel = None if self._tls is None else await self._greet(self._tls, connection)
                 channel = await ControlChannel.over(connection, name, tunnel)
                 close = channel.abort
@@ -184,6 +187,14 @@ class Listener:
             await farewell(connection)  # the alert that says why
             raise LinkError(f"no TLS: {error}") from error
         return tunnel
+
+    async def _check_user(self, preamble: Preamble, connection: socket.socket, name: str) -> None:
+        """Tell whoever is of another user than this agent's and root; ProtocolError then."""
+        try:
+            await check_dialler(connection)
+        except ProtocolError as error:
+            await _tell(await ControlChannel.over(connection, name), str(error), hears=preamble.role is Role.CONTROL)
+            raise
 
     async def _check_name(self, tls: Credentials, tunnel: Tunnel, channel: ControlChannel) -> None:
         """Tell whoever has a certificate and is not wanted; ProtocolError then."""

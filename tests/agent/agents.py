@@ -24,7 +24,7 @@ AGENT = [sys.executable, "-m", "agent"]
 # As a user without any right, once all modules are loaded: Python itself may lie where that user cannot read.
 NOBODY = 65534
 _AS_NOBODY = """
-import importlib, os, pkgutil, sys, agent
+import encodings.ascii, encodings.idna, importlib, os, pkgutil, sys, agent
 for module in pkgutil.walk_packages(agent.__path__, 'agent.'):
     if not module.name.endswith(('.__main__', '.build')):
         importlib.import_module(module.name)
