@@ -87,9 +87,14 @@ def peer_of(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
+def comes_in(user: int) -> bool:
+    """Whether processes of a user may speak to this one within a host: root's and its own."""
+    return user in {0, os.geteuid()}
+
+
 def check_peer(connection: socket.socket) -> int:
     """Return the process at the other end of a Unix socket; ProtocolError unless it is root's or this user's."""
     pid, uid = peer_of(connection)
-    if uid not in {0, os.geteuid()}:
+    if not comes_in(uid):
         raise ProtocolError(f"process {pid} of user {uid} is neither of this agent's user nor root")
     return pid

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from postcopy.errors import ProtocolError
+from postcopy.link.sockets import comes_in
 
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _LISTENS = "0A"
@@ -57,7 +57,7 @@ async def check_listener(connection: socket.socket) -> None:
 def _check(users: set[int], does: str) -> None:
     if not users:
         raise ProtocolError("the kernel does not say whose connection within this host that is")
-    others = users - {0, os.geteuid()}
+    others = [user for user in users if not comes_in(user)]
     if others:
         who = f"user {min(others)} {does}"
         raise ProtocolError(f"{who}, who is neither this agent's user nor root: between users it takes --tls-dir")
@@ -81,9 +81,13 @@ def _parsed(text: str) -> Endpoint:
     """Return an endpoint as these tables have it: words of the address in the host's order, and the port."""
     words, _, port = text.partition(":")
     address = b"".join(struct.pack("=I", int(words[at : at + 8], 16)) for at in range(0, len(words), 8))
-    return (address if len(address) == 16 else _MAPPED + address), int(port, 16)
+    return _widened(address), int(port, 16)
 
 
 def _endpoint(name: tuple[str, int]) -> Endpoint:
     address = ipaddress.ip_address(name[0].partition("%")[0]).packed
-    return (address if len(address) == 16 else _MAPPED + address), name[1]
+    return _widened(address), name[1]
+
+
+def _widened(address: bytes) -> bytes:
+    return address if len(address) == 16 else _MAPPED + address
