@@ -23,6 +23,14 @@ def returned(folder, keeper, *arguments):
     return Daemon(folder / "again", "source", "--resume", keeper, *arguments)
 
 
+def comes_through(again, there):
+    """See a source that took the place of another to its end, and every byte at the destination right."""
+    again.ask("set", push=True)
+    assert again.wait(40) == 0, again.log
+    there.until(lambda now: now["state"] == "completed")
+    assert there.ask("check")["pages_mismatched"] == 0
+
+
 @pytest.fixture
 def keeper(tmp_path):
     yield f"unix:{tmp_path}/keeper.sock"
@@ -239,10 +247,7 @@ def test_where_a_destination_is_said_to_be_outlives_the_agent_that_was_told_as_d
         with returned(tmp_path, keeper) as again:
             there.until(lambda now: now["state"] == "postcopy-active" and now["reconnects"] == 1)
             assert bool(way.roles()) != right
-            again.ask("set", push=True)
-            assert again.wait(40) == 0, again.log
-        there.until(lambda now: now["state"] == "completed")
-        assert there.ask("check")["pages_mismatched"] == 0
+            comes_through(again, there)
 
 
 def test_a_pause_by_hand_outlives_the_agent_that_was_asked_for_it(keeper, tmp_path):
@@ -266,10 +271,7 @@ def test_a_pause_by_hand_outlives_the_agent_that_was_asked_for_it(keeper, tmp_pa
             again.wait()
         with returned(tmp_path, keeper) as again:
             there.until(lambda now: now["state"] == "postcopy-active" and now["reconnects"] == 2)
-            again.ask("set", push=True)
-            assert again.wait(40) == 0, again.log
-        there.until(lambda now: now["state"] == "completed")
-        assert there.ask("check")["pages_mismatched"] == 0
+            comes_through(again, there)
 
 
 # --- a keeper that is in trouble itself -------------------------------------------------------------------------------
@@ -289,10 +291,7 @@ def test_a_keeper_that_is_gone_is_followed_by_another(keeper, tmp_path):
         here.wait()
         with returned(tmp_path, keeper) as again:
             again.until_log("was stopped: it goes on now")
-            again.ask("set", push=True)
-            assert again.wait(40) == 0, again.log
-        there.until(lambda now: now["state"] == "completed")
-        assert there.ask("check")["pages_mismatched"] == 0
+            comes_through(again, there)
         gone(keeper)
 
 
