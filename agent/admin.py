@@ -27,6 +27,7 @@ from postcopy.limits import (
 )
 from postcopy.link.address import TcpAddress, UnixAddress, parse_address
 from postcopy.link.listen import bind
+from postcopy.link.rounds import next_round
 from postcopy.link.sockets import check_peer
 from postcopy.session.states import SWITCHED, State
 
@@ -129,7 +130,7 @@ def say(writer: asyncio.StreamWriter, value: dict[str, Any]) -> None:
 async def live(writer: asyncio.StreamWriter) -> None:
     """Say again and again that this daemon is there, until cancelled."""
     while True:
-        await asyncio.sleep(ADMIN_ALIVE_SECONDS)
+        await next_round(ADMIN_ALIVE_SECONDS)
         say(writer, {"alive": True})
 
 

@@ -25,13 +25,14 @@ from postcopy.limits import PART_FROM_DESTINATION_SECONDS
 from postcopy.link.address import UnixAddress, parse_address
 from postcopy.link.keeping import Record
 from postcopy.link.report import Report
+from postcopy.link.rounds import next_round
 from postcopy.link.source import Source
 from postcopy.link.tls import Credentials
 from postcopy.session.states import SWITCHED, State
 
 log = logging.getLogger("postcopy.agent")
 
-PROGRESS_SECONDS = 0.1
+LOOK_SECONDS = 0.1
 ENDS = "the source's agent ends"
 
 
@@ -135,7 +136,9 @@ class Departure:
         """Bring a migration to its end, telling the progress; return the report."""
         tell(self._progress())  # at once, for whoever asks has to know who keeps the memory should this agent be killed
         while not running.done():
-            await asyncio.wait({running}, timeout=PROGRESS_SECONDS)
+            pause = asyncio.create_task(next_round())
+            await asyncio.wait({running, pause}, return_when=asyncio.FIRST_COMPLETED)
+            pause.cancel()
             tell(self._progress())
         await self._note_end()
         try:
@@ -210,7 +213,7 @@ class Departure:
                 hurried = True
                 await self._hurry()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PROGRESS_SECONDS):
+                async with asyncio.timeout(LOOK_SECONDS):
                     await first_of(stop.again, self._use.over)
 
     async def _hurry(self) -> None:

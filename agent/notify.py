@@ -5,7 +5,6 @@ Words enter; datagrams to the socket that NOTIFY_SOCKET names leave, and nothing
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -13,6 +12,7 @@ import socket
 from collections.abc import Callable, Sequence
 
 from agent.metrics import Figures
+from postcopy.link.rounds import next_round
 from postcopy.pages.units import format_size
 from postcopy.session.states import ENDED, State
 
@@ -57,7 +57,7 @@ async def keep_telling(figures: Callable[[], Figures]) -> None:
         if now != told or patience is not None:
             tell(f"STATUS={now}\n" + ("WATCHDOG=1\n" if patience is not None else ""))
         told = now
-        await asyncio.sleep(STATUS_SECONDS if patience is None else min(STATUS_SECONDS, patience / 2))
+        await next_round(STATUS_SECONDS if patience is None else min(STATUS_SECONDS, patience / 2))
 
 
 def in_words(now: Figures) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import cast
 
@@ -22,6 +23,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from postcopy.limits import SCRAPE_BACKLOG, SCRAPE_BYTES_MAX, SCRAPE_SECONDS, SCRAPERS_MAX
 from postcopy.link.address import TcpAddress
 from postcopy.link.listen import bind, connections
+from postcopy.link.rounds import ROUND_SECONDS, next_round
 
 log = logging.getLogger("postcopy.metrics")
 
@@ -80,7 +82,7 @@ class Scrapes:
     def __init__(self, text: Callable[[], str]) -> None:
         self._text = text
         self._accepting: asyncio.Task[None] | None = None
-        self._waiting: dict[_Scraper, float] = {}  # and since when; whoever waits longest comes first
+        self._waiting: dict[asyncio.Task[None], float] = {}  # and since when; whoever waits longest comes first
         self._timer: asyncio.TimerHandle | None = None
 
     def open(self, address: TcpAddress) -> str:
@@ -97,11 +99,10 @@ class Scrapes:
 
     async def close(self) -> None:
         """Serve no longer."""
-        if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.gather(self._accepting, return_exceptions=True)
-        for scraper in [*self._waiting]:
-            scraper.abort()
+        ending = [*self._waiting, *([] if self._accepting is None else [self._accepting])]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
         if self._timer is not None:
             self._timer.cancel()
 
@@ -109,36 +110,71 @@ class Scrapes:
         loop = asyncio.get_running_loop()
         with listening:
             async for connection in connections(listening):
-                with contextlib.suppress(OSError):  # it is gone already
-                    await loop.connect_accepted_socket(lambda: _Scraper(self), connection)
+                serving = loop.create_task(self._serve(connection))
+                serving.add_done_callback(partial(self._end, connection))
+                self._wait_anew(serving)
+                if len(self._waiting) > SCRAPERS_MAX:
+                    self._give_up(next(iter(self._waiting)))
 
-    def begin(self, scraper: _Scraper) -> None:
-        """Let one more wait, and who waits longest no longer where these are too many."""
-        self.wait_anew(scraper)
-        if len(self._waiting) > SCRAPERS_MAX:
-            next(iter(self._waiting)).abort()
-
-    def wait_anew(self, scraper: _Scraper) -> None:
+    def _wait_anew(self, serving: asyncio.Task[None]) -> None:
         """Put one behind all others that wait."""
-        self._waiting.pop(scraper, None)
-        self._waiting[scraper] = time.monotonic()
+        self._waiting.pop(serving, None)
+        self._waiting[serving] = time.monotonic()
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SCRAPE_SECONDS, self._look)
 
-    def end(self, scraper: _Scraper) -> None:
-        """Let one wait no longer."""
-        self._waiting.pop(scraper, None)
+    def _end(self, connection: socket.socket, serving: asyncio.Task[None]) -> None:
+        connection.close()
+        self._waiting.pop(serving, None)
+        if not serving.cancelled() and (error := serving.exception()) is not None:
+            log.error("internal error: a connection for metrics was closed", exc_info=error)
+
+    def _give_up(self, serving: asyncio.Task[None]) -> None:
+        del self._waiting[serving]  # not once it has ended: until then it would be the next one to go, too
+        serving.cancel()
 
     def _look(self) -> None:
         """Close who has waited too long, and look again when the next one may have: nobody has a timer of his own."""
         self._timer = None
         now = time.monotonic()
-        for scraper, since in [*self._waiting.items()]:
+        for serving, since in [*self._waiting.items()]:
             if now < since + SCRAPE_SECONDS:
                 left = since + SCRAPE_SECONDS - now
                 self._timer = asyncio.get_running_loop().call_later(left, self._look)
                 break
-            scraper.abort()
+            self._give_up(serving)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        """Answer what is asked on one connection, request by request, until it ends or is cancelled.
+
+        Who asks twice within two rounds is answered in rounds from then on, when this loop is awake anyway, and once
+        in each. Whoever asks less often is answered at once.
+        """
+        requests, buffer = Requests(), memoryview(bytearray(READ_BYTES))
+        serving = cast("asyncio.Task[None]", asyncio.current_task())
+        loop = asyncio.get_running_loop()
+        answered_at = -math.inf
+        with contextlib.suppress(OSError):
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while taken := await receive(connection, buffer):
+                try:
+                    requests.take(buffer[:taken])
+                except HttpParserError:
+                    await loop.sock_sendall(connection, answer(HTTPStatus.BAD_REQUEST, "this is no HTTP\n", last=True))
+                    return
+                if not requests.found:
+                    continue
+                request = requests.found.pop(0)
+                # A hundred requests fit into one packet, and a guest may stand still while they are answered: one is.
+                last = not request.keep_alive or bool(requests.found)
+                await loop.sock_sendall(connection, self.told(request, last=last))
+                if last:
+                    return
+                self._wait_anew(serving)
+                before, answered_at = answered_at, loop.time()
+                if answered_at - before < 2 * ROUND_SECONDS:
+                    await next_round()
 
     def told(self, request: Request, *, last: bool) -> bytes:
         """Answer a request; `last`: no other is answered behind it."""
@@ -158,66 +194,11 @@ class Scrapes:
         return HTTPStatus.OK, text
 
 
-class _Scraper(asyncio.BufferedProtocol):
-    """One connection: what it asks for is answered where its bytes come in, without a task that has to be woken."""
-
-    _transport: asyncio.Transport
-
-    def __init__(self, scrapes: Scrapes) -> None:
-        self._scrapes = scrapes
-        self._requests = Requests()
-        self._buffer = memoryview(bytearray(READ_BYTES))
-        self._reads = True  # what was answered
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for what it asks."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(0)  # whoever reads slowly has one answer here, and asks for no more
-        self._scrapes.begin(self)
-
-    def get_buffer(self, _sizehint: int) -> memoryview:
-        """Return where bytes may go: no more at a time than are looked at in one go."""
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Answer the request that is whole with these bytes, if there is one."""
-        requests = self._requests
-        try:
-            requests.take(self._buffer[:nbytes])
-        except HttpParserError:
-            self._transport.write(answer(HTTPStatus.BAD_REQUEST, "this is no HTTP\n", last=True))
-            self._transport.close()
-            return
-        if not requests.found:
-            return
-        request = requests.found.pop(0)
-        # A hundred requests fit into one packet, and a guest may stand still while they are answered: one is.
-        last = not request.keep_alive or bool(requests.found)
-        self._transport.write(self._scrapes.told(request, last=last))
-        if last:
-            self._transport.close()
-        elif self._reads:
-            self._scrapes.wait_anew(self)
-
-    def pause_writing(self) -> None:
-        """Ask for nothing until the answer has left."""
-        self._reads = False
-        self._transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        """Wait for the next request."""
-        self._reads = True
-        self._transport.resume_reading()
-        self._scrapes.wait_anew(self)
-
-    def connection_lost(self, _error: Exception | None) -> None:
-        """Wait no longer."""
-        self._scrapes.end(self)
-
-    def abort(self) -> None:
-        """Close it at once, whatever has not left."""
-        self._scrapes.end(self)
-        self._transport.abort()
+async def receive(connection: socket.socket, buffer: memoryview) -> int:
+    """Receive what is there already, or what comes next: how many bytes, 0 at the end."""
+    with contextlib.suppress(BlockingIOError):
+        return connection.recv_into(buffer)
+    return await asyncio.get_running_loop().sock_recv_into(connection, buffer)
 
 
 def answer(status: HTTPStatus, text: str, *, head: bool = False, last: bool = False) -> bytes:

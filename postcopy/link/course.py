@@ -6,17 +6,17 @@ works nothing out: it is made while the guest waits for pages.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from postcopy.limits import COURSE_BUCKETS_MAX, COURSE_LOOKS_MAX
+from postcopy.link.rounds import ROUND_SECONDS, next_round
 from postcopy.pump.destination import DestinationPump
 from postcopy.pump.histogram import Histogram
 
-FIRST_SECONDS = 0.01
+FIRST_SECONDS = ROUND_SECONDS / 8
 # After so many looks the time between two of them doubles: an hour is some 270 looks.
 LOOKS_PER_PACE = 16
 
@@ -44,7 +44,7 @@ class Course:
         pause = FIRST_SECONDS
         while len(self._looks) < COURSE_LOOKS_MAX:
             for _ in range(LOOKS_PER_PACE):
-                await asyncio.sleep(pause)
+                await next_round(pause)
                 if not self.look(pump()):
                     return
             pause *= 2

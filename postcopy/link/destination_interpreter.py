@@ -19,6 +19,7 @@ from postcopy.link.prepare import Memory, MemoryTypes, prepare
 from postcopy.link.probe import try_out
 from postcopy.link.pumping import BEAT_NS
 from postcopy.link.residence import Extent
+from postcopy.link.rounds import next_round
 from postcopy.link.takeover import take_files, take_over
 from postcopy.link.way_back import WayBack
 from postcopy.pump.destination import DestinationPump
@@ -223,7 +224,7 @@ class DestinationInterpreter(WayBack):
 
     async def _watch_progress(self) -> None:
         while True:
-            await asyncio.sleep(PROGRESS_SECONDS)
+            await next_round(PROGRESS_SECONDS)
             if self._pump is None:
                 return
             stats = self._pump.snapshot()

@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from postcopy.limits import BEAT_SECONDS, PROGRESS_SECONDS
 from postcopy.link.interpreter import Interpreter
+from postcopy.link.rounds import next_round
 from postcopy.pump.source import SourcePump, SourceStats
 from postcopy.pump.status import PumpStatus
 from postcopy.session.commands import StartPump, StopPump, WatchData
@@ -148,5 +149,5 @@ class SourcePumpInterpreter(PumpInterpreter[SourcePump, SourceStats]):
 
     async def _say_alive(self) -> None:
         while True:
-            await asyncio.sleep(PROGRESS_SECONDS)  # it has just heard of Run, and the guest's first page goes first
+            await next_round(PROGRESS_SECONDS)  # it has just heard of Run, and the guest's first page goes first
             self.post(AliveDue(self.now()))

@@ -207,6 +207,68 @@ def test_each_answer_gives_time_anew(monkeypatch):
     assert served(ask) == b""
 
 
+@pytest.mark.parametrize("soon", [True, False])
+def test_who_asks_again_and_again_is_answered_once_a_round(monkeypatch, soon):
+    """On one connection, and where the first two came soon after each other; others are answered at once meanwhile."""
+    told, waiting = [], []
+
+    async def wait_for_round():
+        waiting.append(asyncio.Event())
+        await waiting[-1].wait()
+
+    def begin_round():
+        while waiting:
+            waiting.pop().set()
+
+    def text():
+        told.append(TEXT)
+        return TEXT
+
+    monkeypatch.setattr(scrapes, "next_round", wait_for_round)
+    monkeypatch.setattr(scrapes, "ROUND_SECONDS", 1000 if soon else 0)
+
+    async def body():
+        server, loop = Scrapes(text), asyncio.get_running_loop()
+        url = urllib.parse.urlsplit(server.open(TcpAddress("127.0.0.1", 0)))
+
+        def answered_before_it():
+            with client(url.hostname, url.port) as greedy:
+                assert [asked(greedy), asked(greedy)] == 2 * [(200, TEXT)]
+                found = []
+                for _ in range(2):
+                    greedy.request("GET", "/metrics")
+                    for _ in range(3):
+                        with client(url.hostname, url.port) as other:
+                            assert asked(other) == (200, TEXT)
+                    found.append(len(told))
+                    loop.call_soon_threadsafe(begin_round)
+                    assert greedy.getresponse().read() == TEXT.encode()
+                return found
+
+        try:
+            return await asyncio.to_thread(answered_before_it)
+        finally:
+            await server.close()
+
+    assert uvloop.run(body()) == ([5, 9] if soon else [6, 10])
+
+
+def test_who_comes_and_goes_takes_no_place():
+    """However many do, one after the other: whoever waits beside them is not the one that waits longest of too many."""
+
+    def ask(host, port):
+        with client(host, port) as kept:
+            assert asked(kept) == (200, TEXT)
+            first = kept.sock
+            for _ in range(3 * scrapes.SCRAPERS_MAX):
+                with client(host, port) as visitor:
+                    assert asked(visitor) == (200, TEXT)
+            assert asked(kept) == (200, TEXT)
+            return kept.sock is first
+
+    assert served(ask)
+
+
 LONG = "a" * (32 << 20)  # more than the kernel takes of somebody who does not read
 
 

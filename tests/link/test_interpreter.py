@@ -285,12 +285,16 @@ def test_no_more_is_read_ahead_than_there_is_room_for(size, most):
 
 def test_a_look_at_the_pump_tells_of_what_the_kernel_put_off(monkeypatch):
     """The kernel's refusals are no silence of the source; see the session's _starved."""
-    monkeypatch.setattr(destination_interpreter, "PROGRESS_SECONDS", 0)
+
+    async def at_once(_seconds):
+        await asyncio.sleep(0)
 
     class Pump:
         def snapshot(self):
             stats = DestinationStats.of_handed_over(Layout((Region(0, "shmem", 4096, 1 << 20),)))
             return replace(stats, outcomes=stats.outcomes | {"retry": 7})
+
+    monkeypatch.setattr(destination_interpreter, "next_round", at_once)
 
     async def story():
         interpreter = destination_interpreter.DestinationInterpreter(
