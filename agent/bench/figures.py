@@ -25,6 +25,8 @@ FIGURES: dict[str, tuple[str, Literal["more", "less"]]] = {
     "downtime": ("downtime", "less"),
     "total": ("total time", "less"),
     "own_bytes": ("an agent's own memory", "less"),
+    "asked_p50": ("fault p50 while metrics are asked for, by that while not", "less"),
+    "asked_p99": ("fault p99 while metrics are asked for, by that while not", "less"),
 }
 RATIOS = ("fault_p50", "fault_p99", "throughput", "cpu")
 _GIB = 1 << 30

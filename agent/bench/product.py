@@ -18,12 +18,15 @@ from typing import Any
 from agent.admin import ask
 from agent.bench.link import Link
 from agent.bench.scrape import Scraped, metrics_address, scrape, scraping
+from agent.bench.windows import WINDOW_NS, figures_of_windows
 from agent.children import ChildError, Daemon
 from postcopy.errors import PostcopyError
 from postcopy.link.address import UnixAddress
 from postcopy.link.report import with_check
 
 LOOK_SECONDS = 0.01
+TRACE = "faults.trace"
+TRACE_SECONDS = 10.0
 SAMPLE_SECONDS = 0.02
 # The guest has to be seen running at the source before it leaves.
 SOURCE_STEPS = 10
@@ -35,8 +38,9 @@ class ProductSetup:
 
     `folder` is where memory of tmpfs or hugetlbfs lies, at both ends; `thp` asks for transparent huge pages.
     Without `push` the guest fetches every page by touching it, so the migration ends by itself where `blank` is 0.
-    `scrapes_per_second`: how often both daemons' metrics are read meanwhile. `tls`: with certificates made for it.
-    `trace`: the destination records each fault.
+    `scrapes_per_second`: how often both daemons' metrics are read meanwhile; with `windows` only in every other one,
+    whose faults are told from the others'. `tls`: with certificates made for it. `trace`: the destination records each
+    fault.
     With `handover` no page is sent: the memory goes with its files. In mode minor each first touch is trapped then, and
     the run goes on until the guest has touched every page.
     """
@@ -53,6 +57,7 @@ class ProductSetup:
     poll_max_ns: int | None = None
     watch_memory: bool = False
     scrapes_per_second: int = 0
+    windows: bool = False
     thp: bool = False
     folder: str | None = None
     tls: bool = False
@@ -103,7 +108,8 @@ class Placement:
 class ProductRun:
     """What one migration came to. `own_bytes` is the most that either daemon held beside the guest's memory.
 
-    `touches` is how long first touches took that were trapped after all was handed over.
+    `touches` is how long first touches took that were trapped after all was handed over. `windows` has the figures of
+    those in which metrics were read.
     """
 
     report: dict[str, Any]
@@ -114,6 +120,7 @@ class ProductRun:
     touched_before_push: int | None = None
     touches: dict[str, float] | None = None
     scraped: Scraped = field(default_factory=Scraped)
+    windows: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +162,8 @@ async def run_product(setup: ProductSetup, placement: Placement) -> ProductRun:
                 run.own_bytes = own_bytes
                 if setup.handover and setup.mode == "minor":
                     run.touches = await _touched(setup, pair)
+                if setup.windows:
+                    run.windows = figures_of_windows(await _traced(pair), run.scraped)
                 run.metrics = await scrape(metrics_address(pair.log("destination"))) if placement.reachable else {}
                 return await _checked(setup, pair, run, placement.pinning)
         except TimeoutError:
@@ -187,8 +196,8 @@ def _destination_arguments(setup: ProductSetup, placement: Placement, folder: Pa
     arguments = ["--listen", listen, "--mode", setup.mode, "--metrics", "127.0.0.1:0"]
     if setup.folder is not None:
         arguments += ["--memory-dir", setup.folder]
-    if setup.trace:
-        arguments += ["--trace", str(folder / "faults.trace")]
+    if setup.trace or setup.windows:
+        arguments += ["--trace", str(folder / TRACE)]
     return arguments
 
 
@@ -227,7 +236,8 @@ async def _migrate(setup: ProductSetup, pair: Pair) -> ProductRun:
             found = await _rest(setup, pair, migration)
             await ask(pair.sockets["source"], "set", {"push": True})
         addresses = [metrics_address(pair.log(role)) for role in pair.sockets] if setup.scrapes_per_second else []
-        async with scraping(addresses, setup.scrapes_per_second) as scraped:
+        window_ns = WINDOW_NS if setup.windows else 0
+        async with scraping(addresses, setup.scrapes_per_second, window_ns=window_ns) as scraped:
             report = await migration
     finally:
         migration.cancel()
@@ -246,6 +256,14 @@ async def _touched(setup: ProductSetup, pair: Pair) -> dict[str, float]:
     status = await pair.until("destination", all_touched, setup.deadline)
     found: dict[str, float] = status["fault_latency_seconds"]
     return found
+
+
+async def _traced(pair: Pair) -> Path:
+    """Wait until the destination has written its trace."""
+    async with asyncio.timeout(TRACE_SECONDS):
+        while "are in the trace" not in pair.log("destination"):
+            await asyncio.sleep(LOOK_SECONDS)
+    return pair.folder / TRACE
 
 
 async def _rest(setup: ProductSetup, pair: Pair, migration: asyncio.Task[dict[str, Any]]) -> dict[str, int | None]:

@@ -191,6 +191,7 @@ def product_figures(run: ProductRun, setup: ProductSetup, *, on_link: bool) -> d
         figures["fault_p50"], figures["fault_p99"] = run.touches["p50"], run.touches["p99"]
     if run.own_bytes:
         figures["own_bytes"] = float(max(run.own_bytes.values()))
+    figures |= run.windows
     if on_link:
         _share(figures, run.report)
     return figures

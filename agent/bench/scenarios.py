@@ -50,6 +50,7 @@ STREAM = ("throughput", "cpu", "total")
 VCPUS_FIGURES = (*FAULTS, "faults_per_second", "starvation")
 LINK = ("link_share", *LATENCY, "stall_p50", "stall_p99", "throughput", "cpu", "total")
 SIZE = ("downtime", "total", "throughput")
+ASKED = ("asked_p50", "asked_p99")
 HANDOVER = ("downtime", "total", "stall_p50", "stall_p99")
 
 
@@ -302,11 +303,17 @@ def _memory() -> Iterator[Scenario]:
 
 
 def _scraped() -> Iterator[Scenario]:
-    """Migrate as `demand` does, long enough for some scrapes, without and with a Prometheus that looks on."""
+    """Migrate as `demand` does, long enough for some scrapes: without and with a Prometheus looking on, and in turns.
+
+    Two migrations differ by more than a scrape costs: what it costs is seen within one, or in very many pairs.
+    """
     for often in SCRAPES:
         product = ProductSetup(size=512 * MIB, push=False, scrapes_per_second=often)
         targets = (Target("fault_p99", "<=", 1.05, f"scraped/{SCRAPES[0]}"),) if often else ()
         yield Scenario(f"scraped/{often}", product, {}, targets, LATENCY, FAULTS)
+    product = replace(product, size=GIB, windows=True)
+    target = Target("asked_p99", "<=", plus=1.05)
+    yield Scenario("scraped/in-turns", product, {}, (target,), LATENCY, (*FAULTS, *ASKED))
 
 
 def _traced() -> Iterator[Scenario]:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import socket
-import struct
-import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from agent.bench._floor import ffi, lib
+from postcopy.errors import HostError
+
 REQUEST = b"GET /metrics HTTP/1.0\r\nHost: agent\r\n\r\n"
-REQUEST_AGAIN = b"GET /metrics HTTP/1.1\r\nHost: agent\r\n\r\n"
-ANSWERED = b"HTTP/1.1 200"
 ANSWER_SECONDS = 5.0
-ANSWER_BYTES = 1 << 16
+# Of a connection that is not made.
+NOBODY = -1
 
 HostPort = tuple[str, int]
 
@@ -45,10 +46,15 @@ async def read(address: HostPort) -> bytes:
 
 @dataclass(slots=True)
 class Scraped:
-    """How often metrics were answered, and how often they should have been asked for; whole once all has ended."""
+    """How often metrics were answered, and how often they should have been asked for; whole once all has ended.
+
+    They were asked for from `since_ns` to `until_ns` of CLOCK_MONOTONIC; `since_ns` 0: never.
+    """
 
     answers: int = 0
     wanted: float = 0.0
+    since_ns: int = 0
+    until_ns: int = 0
 
 
 async def scrape(address: HostPort | None) -> dict[str, float]:
@@ -74,54 +80,62 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 
 @asynccontextmanager
-async def scraping(addresses: Sequence[HostPort | None], per_second: int) -> AsyncIterator[Scraped]:
-    """Read the metrics of all addresses so often while the block runs, in threads: what they take, nobody else has.
+async def scraping(
+    addresses: Sequence[HostPort | None], per_second: int, *, window_ns: int = 0
+) -> AsyncIterator[Scraped]:
+    """Read the metrics of all addresses so often while the block runs, with `window_ns` in every other such window.
 
     Whoever has no address should have been asked, too.
     """
-    ending = threading.Event()
+    known = [one for one in addresses if one is not None]
     scraped = Scraped()
-    known = [(one, Scraped()) for one in addresses if one is not None]
-    began = time.monotonic()
-    starts = [index / len(known) / per_second for index in range(len(known))]  # never all of them at one moment
-    readers = [
-        asyncio.create_task(asyncio.to_thread(_repeat, one, own, start, 1 / per_second, ending))
-        for (one, own), start in zip(known, starts, strict=True)
-    ]
+    began, ending = time.monotonic(), os.eventfd(0)
+    # A thread that leaves the GIL alone: what it takes, nobody else has.
+    asking = asyncio.create_task(asyncio.to_thread(_ask_on, known, per_second, window_ns, ending))
     try:
         yield scraped
     finally:
-        ending.set()
-        scraped.wanted = (time.monotonic() - began) * per_second * len(addresses)
-        await asyncio.gather(*readers, return_exceptions=True)
-        scraped.answers = sum(own.answers for _, own in known)
+        scraped.until_ns = time.monotonic_ns()
+        scraped.wanted = (time.monotonic() - began) * per_second * len(addresses) * (0.5 if window_ns else 1.0)
+        os.eventfd_write(ending, 1)
+        scraped.answers, scraped.since_ns = await asking
+        os.close(ending)
 
 
-def _repeat(address: HostPort, own: Scraped, start: float, period: float, ending: threading.Event) -> None:
-    """Read again and again, on a connection that is kept as a Prometheus keeps its own."""
-    ending.wait(start)
-    while not ending.is_set():
-        try:
-            with socket.create_connection(address, ANSWER_SECONDS) as connection:
-                _read_on(connection, own, period, ending)
-        except OSError:
-            ending.wait(period)
+def asks(at_ns: int, window_ns: int) -> bool:
+    """Return whether metrics are asked for at a moment of CLOCK_MONOTONIC."""
+    return bool(lib.asker_asks(window_ns, at_ns))
 
 
-def _read_on(connection: socket.socket, own: Scraped, period: float, ending: threading.Event) -> None:
-    """Ask, and wait for the first piece of the answer; OSError at the end. A longer look would take the guest's time.
+def _ask_on(addresses: Sequence[HostPort], per_second: int, window_ns: int, ending: int) -> tuple[int, int]:
+    """Ask until `ending` is readable, on connections that are kept as a Prometheus keeps its own.
 
-    The rest, where an answer comes in more than one piece, is there before the next one is asked for.
+    Return how many answers came, and when the first question was asked, 0 where none was.
     """
-    connection.settimeout(None)  # the kernel minds the time: that is a system call less, each time
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(ANSWER_SECONDS), 0))
-    answer = bytearray(ANSWER_BYTES)
-    while not ending.is_set():
-        time.sleep(period)
-        with contextlib.suppress(BlockingIOError):
-            while connection.recv_into(answer, flags=socket.MSG_DONTWAIT):
-                pass
-        connection.sendall(REQUEST_AGAIN)
-        if not connection.recv_into(answer):
-            raise ConnectionError("the agent closed the connection")
-        own.answers += answer.startswith(ANSWERED)
+    if not addresses:
+        return 0, 0
+    period_ns = 1_000_000_000 // per_second
+    connections: list[socket.socket | None] = [None] * len(addresses)
+    sockets = ffi.new("int[]", [NOBODY] * len(addresses))
+    fields = {"connections": sockets, "count": len(sockets), "ending": ending}
+    asker = ffi.new("struct asker *", {**fields, "period_ns": period_ns, "window_ns": window_ns})
+    try:
+        while 0 <= (ended := lib.asker_run(asker)) < len(sockets):
+            if (left := connections[ended]) is not None:
+                left.close()
+            connections[ended] = _dialled(addresses[ended], period_ns / 1e9)
+            sockets[ended] = NOBODY if (made := connections[ended]) is None else made.fileno()
+            asker.unanswered &= ~(1 << ended)
+    finally:
+        for connection in filter(None, connections):
+            connection.close()
+    if ended < 0:
+        raise HostError(f"metrics cannot be asked for any longer: {os.strerror(-ended)}")
+    return int(asker.answers), int(asker.first_ns)
+
+
+def _dialled(address: HostPort, seconds: float) -> socket.socket | None:
+    """Return a connection, None where there is none so soon: it is tried again when its turn comes."""
+    with contextlib.suppress(OSError):
+        return socket.create_connection(address, seconds)
+    return None

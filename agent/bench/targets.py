@@ -97,8 +97,8 @@ def format_figure(name: str, value: float) -> str:
             return format_size(value)
         case "faults_per_second":
             return f"{value:,.0f}/s"
-        case "starvation":
-            return f"{value:.2g}"
+        case "starvation" | "asked_p50" | "asked_p99":
+            return f"{value:.3g}"
         case "link_share":
             return f"{100 * value:.0f} %"
         case _:

@@ -1,9 +1,9 @@
 """A trace of faults, each as 16 bytes in a ring that the pump writes: made before a migration, written out after it.
 
-The format of its file: one line of JSON (`faults` that follow, `lost` ones that the ring had no room for, `regions`),
-then the faults, the earliest settled first, little endian: u32 microseconds since the pump was made, u32 latency in
-nanoseconds, u64 page | region << 34 | found << 40 | thread << 42. `found` says how the fault found its page: 0 absent,
-so it was asked for; 1 on its way; 2 here already.
+The format of its file: one line of JSON (`faults` that follow, `lost` ones that the ring had no room for, `regions`,
+`began_ns` when the pump was made by this host's CLOCK_MONOTONIC), then the faults, the earliest settled first, little
+endian: u32 microseconds since the pump was made, u32 latency in nanoseconds, u64 page | region << 34 | found << 40 |
+thread << 42. `found` says how the fault found its page: 0 absent, so it was asked for; 1 on its way; 2 here already.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class FaultTrace:
             "schema_version": SCHEMA_VERSION,
             "faults": count,
             "lost": self.recorded - count,
+            "began_ns": HEADER.unpack_from(self._ring)[1],
             "regions": [
                 {"type": region.type, "page_size": region.page_size, "size_bytes": region.size}
                 for region in layout.regions

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import threading
+import time
+
+import pytest
 
 from agent.bench import scrape
 from agent.bench.link import Link
 from agent.bench.product import Placement, ProductSetup, _destination_arguments, _source_arguments, own_bytes
 from agent.bench.runner import Plan
-from agent.bench.scrape import ANSWER_BYTES, REQUEST_AGAIN, Scraped, parse_metrics, scraping
+from agent.bench.scrape import parse_metrics, scraping
 
+QUESTION = b"GET /metrics HTTP/1.1\r\nHost: agent\r\n\r\n"
 METRICS = """# HELP postcopy_faults_total Page faults read from userfaultfd.
 # TYPE postcopy_faults_total counter
 postcopy_faults_total{kind="missing"} 40.0
@@ -66,7 +71,8 @@ def test_who_reads_again_and_again_reads_every_answer_and_comes_back():
                 for _ in range(3):
                     asked.append(connection.recv(4096))
                     connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-                    connection.sendall(bytes(3 * ANSWER_BYTES // 2))
+                    connection.sendall(bytes(100_000))
+                asked.append(connection.recv(4096))  # and leaves without an answer
         listening.close()
         enough.set()
 
@@ -79,7 +85,7 @@ def test_who_reads_again_and_again_reads_every_answer_and_comes_back():
         answering.start()
         asyncio.run(read_on(listening.getsockname()))
         answering.join()
-    assert asked == [REQUEST_AGAIN] * 6
+    assert asked == [QUESTION] * 8
 
 
 def test_of_what_should_be_read_again_and_again_good_answers_are_counted():
@@ -107,23 +113,91 @@ def test_of_what_should_be_read_again_and_again_good_answers_are_counted():
     assert scraped.wanted >= 2 * 3  # a period lies before each of three at one of the two
 
 
-def test_where_nobody_listens_one_comes_back_after_a_period(monkeypatch):
-    class Ending:
-        waited: list[float] = []  # noqa: RUF012 - of one test
+def test_one_who_is_not_there_is_in_nobodys_way_and_is_asked_once_he_is():
+    """Nobody listens at one of two addresses until the other one has answered some questions."""
 
-        def wait(self, seconds):
-            self.waited.append(seconds)
+    def answer(listening, answered):
+        connection, _ = listening.accept()
+        with connection, contextlib.suppress(ConnectionResetError):
+            for count in range(10_000):
+                if not connection.recv(4096):
+                    return
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                if count == 5:
+                    answered.set()
 
-        def is_set(self):
-            return len(self.waited) > 3
+    async def asked(listening):
+        answered = threading.Event()
+        answering.append(threading.Thread(target=answer, args=(listening, answered)))
+        answering[-1].start()
+        assert await asyncio.to_thread(answered.wait, 20)
 
-    def refused(*_):
-        assert len(tries) < 10, "it does not pause"
-        tries.append(True)
-        raise ConnectionRefusedError
+    async def story():
+        async with scraping([early.getsockname(), late.getsockname()], 100):
+            await asked(early)
+            late.listen()
+            await asked(late)
 
-    tries, own = [], Scraped()
-    monkeypatch.setattr(scrape.socket, "create_connection", refused)
-    scrape._repeat(("127.0.0.1", 1), own, 0.25, 0.5, Ending())
-    assert Ending.waited == [0.25, 0.5, 0.5, 0.5]
-    assert (len(tries), own.answers) == (3, 0)
+    answering = []
+    with socket.create_server(("127.0.0.1", 0)) as early, socket.socket() as late:
+        late.bind(("127.0.0.1", 0))
+        asyncio.run(story())
+        for one in answering:
+            one.join()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_asks_in_every_other_window(number):
+    """The window that is now lasts for longer than this test: an even one, an odd one."""
+    now = time.monotonic_ns()
+    window_ns = now * 2 if number == 0 else now * 3 // 4
+    asked = threading.Event()
+
+    def answer(listening):
+        connection, _ = listening.accept()
+        with connection, contextlib.suppress(ConnectionResetError):  # it leaves with an answer unread
+            while connection.recv(4096):
+                asked.set()
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+
+    async def read_on(address):
+        async with scraping([address], 100, window_ns=window_ns) as scraped:
+            await asyncio.to_thread(asked.wait, 20 if number else 0.3)
+        return scraped
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        answering = threading.Thread(target=answer, args=(listening,))
+        answering.start()
+        asyncio.run(read_on(listening.getsockname()))
+        if not number:  # nobody has come
+            socket.create_connection(listening.getsockname()).close()
+        answering.join()
+    assert asked.is_set() == scrape.asks(now, window_ns) == bool(number)
+
+
+def test_nobody_is_asked_twice_without_an_answer():
+    questions, period = [], 0.01
+
+    def answer(listening):
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(4096)
+            connection.settimeout(20 * period)
+            with pytest.raises(TimeoutError):
+                connection.recv(4096)
+            connection.settimeout(20)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            questions.append(connection.recv(4096))
+        enough.set()
+
+    async def read_on(address):
+        async with scraping([address], int(1 / period)):
+            assert await asyncio.to_thread(enough.wait, 20)
+
+    enough = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        answering = threading.Thread(target=answer, args=(listening,))
+        answering.start()
+        asyncio.run(read_on(listening.getsockname()))
+        answering.join()
+    assert questions == [QUESTION]

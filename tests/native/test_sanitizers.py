@@ -1,4 +1,4 @@
-"""The C of the pump and of the guest without Python, under the compiler's sanitizers: no race, no leak, no overrun."""
+"""C without Python, under the compiler's sanitizers: no race, no leak, no overrun in pump, guest and bench."""
 
 from __future__ import annotations
 
@@ -78,6 +78,13 @@ def test_a_guest_of_kvm_is_clean(compiler: list[str], tmp_path: Path) -> None:
         lacking(refusal)
     program = [*compiler, str(Path(__file__).with_name("kvm.c")), *map(str, SOURCES)]
     ended = run(compile_to(program, tmp_path / "kvm"))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ok\n", "")
+
+
+def test_who_asks_for_metrics_is_clean(compiler: list[str], tmp_path: Path) -> None:
+    bench = ROOT / "agent/bench"
+    program = [*compiler, f"-I{bench}", str(Path(__file__).with_name("asker.c")), str(bench / "asker.c")]
+    ended = run(compile_to(program, tmp_path / "asker"))
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ok\n", "")
 
 

@@ -71,11 +71,12 @@ def three_faults(file: str) -> None:
 
 
 def test_a_fault_is_recorded_with_its_page_thread_and_latency(tmp_path: Path) -> None:
-    file = tmp_path / "trace"
+    file, before_ns = tmp_path / "trace", time.monotonic_ns()
     run_in_child(three_faults, str(file))
     line, _, rest = file.read_bytes().partition(b"\n")
     head = json.loads(line)
     assert (head["faults"], head["lost"], len(rest)) == (3, 0, 3 * RECORD_BYTES)
+    assert before_ns < head["began_ns"] < time.monotonic_ns()
     assert head["regions"] == [{"type": "shmem", "page_size": 4096, "size_bytes": PAGES * 4096}]
 
 
