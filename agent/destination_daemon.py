@@ -309,7 +309,7 @@ class DestinationDaemon:
         layout, departure = self.destination.layout, self._departing()
         if departure is not None and departure.begun:
             source = departure.source
-            return look(self.figures(), source.layout.size, self._guest(), source.residency(CELLS))
+            return look(self.figures(), source.layout.size, self._guest(), source.residency(CELLS), source)
         size = layout.size if layout is not None else 0
         return look(self.figures(), size, self._guest(), self.destination.residency(CELLS))
 

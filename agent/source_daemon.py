@@ -94,7 +94,7 @@ class SourceDaemon:
     async def look(self, _arguments: dict[str, Any], _tell: Tell) -> dict[str, Any]:
         """Say how the migration goes, for whoever looks again and again."""
         source = self._departing().source
-        return look(self.figures(), source.layout.size, self._guest(), source.residency(CELLS))
+        return look(self.figures(), source.layout.size, self._guest(), source.residency(CELLS), source)
 
     def _guest(self) -> WorkloadGuest | None:
         """Return the guest while it is here."""

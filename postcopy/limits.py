@@ -86,6 +86,14 @@ LOST_EXTENTS_MAX = 256
 COURSE_LOOKS_MAX = 400
 COURSE_BUCKETS_MAX = 500
 
+# vCPUs whose stalls a destination tells of in each PROGRESS, one by one. A histogram has 1 or 2 KB, at most 12. To make
+# and write one takes a tenth of a millisecond, twice a second while the guest waits for pages: eight take about one.
+HISTOGRAM_VCPUS_MAX = 8
+
+# Values in one bucket of such a histogram: a million a second for nine years. All buckets of one add up to a number of
+# 64 bits with a sign, and the difference of two is one as well.
+HISTOGRAM_COUNT_MAX = (1 << 48) - 1
+
 # --- strangers, and the other agent before it is trusted: link --------------------------------------------------------
 
 # How long a connection may take to say what it is for, for a TLS handshake (two round trips, and a signature of each

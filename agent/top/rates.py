@@ -22,6 +22,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._latest: Look | None = None
+        self._compared: Look | None = None
         self._moving: deque[Look] = deque(maxlen=LOOKS_FOR_PACE + 1)
 
     def take(self, look: Look) -> dict[str, Any]:
@@ -29,6 +30,7 @@ class Watch:
         before = self._latest
         if before is None or began_anew(before, look):
             before = look
+        felt = self._compared = self._compare(before, look)
         self._latest = look
         self._follow(look)
         seconds = look["at_seconds"] - before["at_seconds"]
@@ -40,13 +42,26 @@ class Watch:
             "pages": look["pages"],
             "pages_per_second": rates(before["pages"], look["pages"], seconds),
             "bytes_per_second": rates(before["transferred_bytes"], look["transferred_bytes"], seconds),
-            "faults_per_second": rate(faults(before), faults(look), seconds),
+            "faults_per_second": rate(faults(felt), faults(look), known_at(look) - known_at(felt)),
             "waiting_faults": look["waiting_faults"],
-            "fault_latency_seconds": times(before["fault_latency"], look["fault_latency"]),
-            "fault_latency_octaves": octaves(before["fault_latency"], look["fault_latency"]),
-            "stall_seconds_per_vcpu": stalls(before["stall_per_vcpu"], look["stall_per_vcpu"]),
+            "fault_latency_seconds": times(felt["fault_latency"], look["fault_latency"]),
+            "fault_latency_octaves": octaves(felt["fault_latency"], look["fault_latency"]),
+            "stall_seconds_per_vcpu": stalls(felt["stall_per_vcpu"], look["stall_per_vcpu"]),
             "residency": look["residency"],
         }
+
+    def _compare(self, before: Look, look: Look) -> Look:
+        """Return the look since which the latest faults and stalls are shown.
+
+        What is told from far comes twice a second: between two such words the latest moment stays the one before. Those
+        of another place have nothing to do with each other.
+        """
+        if before is look or is_told(before) is not is_told(look):
+            return look
+        nothing_new = is_told(look) and known_at(before) == known_at(look)
+        if nothing_new and look["state"] == "postcopy-active" and self._compared is not None:
+            return self._compared
+        return before
 
     def _follow(self, look: Look) -> None:
         """Keep the looks that the pace is made of: those since the pages of this migration began to move."""
@@ -73,6 +88,18 @@ def began_anew(before: Look, now: Look) -> bool:
     )
 
 
+def is_told(look: Look) -> bool:
+    """Whether faults and stalls are of another agent, which told of them."""
+    return look["latencies_told_at_seconds"] is not None
+
+
+def known_at(look: Look) -> float:
+    """Return the moment up to which faults and stalls are known."""
+    told_at: float | None = look["latencies_told_at_seconds"]
+    at: float = look["at_seconds"]
+    return at if told_at is None else told_at
+
+
 def faults(look: Look) -> int:
     """Return how many faults were served."""
     return sum(count for _, count in look["fault_latency"]["buckets"])
@@ -90,8 +117,18 @@ def rates(before: Mapping[str, int], now: Mapping[str, int], seconds: float) -> 
 
 def times(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Return the figures of what was recorded since the look before, and of everything."""
+    latest, overall = recorded(before, now)
+    return {"latest": latest.summary(), "overall": overall.summary()}
+
+
+def recorded(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Histogram, Histogram]:
+    """Return the histograms of what was recorded since the look before, and of everything.
+
+    Where a count has gone back they are not of one and the same thing: nothing is known of the latest moment then.
+    """
     overall = Histogram.from_sparse(now)
-    return {"latest": overall.since(Histogram.from_sparse(before)).summary(), "overall": overall.summary()}
+    latest = overall.since(Histogram.from_sparse(before))
+    return (latest if min(latest.buckets) >= 0 else Histogram()), overall
 
 
 def stalls(before: list[Mapping[str, Any]], now: list[Mapping[str, Any]]) -> list[dict[str, dict[str, float]]]:
@@ -105,8 +142,8 @@ def octaves(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list
 
     The last one has no bound: None, for JSON has no word for what is endless.
     """
-    overall = Histogram.from_sparse(now)
-    return {"latest": bars(overall.since(Histogram.from_sparse(before))), "overall": bars(overall)}
+    latest, overall = recorded(before, now)
+    return {"latest": bars(latest), "overall": bars(overall)}
 
 
 def bars(histogram: Histogram) -> list[tuple[float | None, int]]:

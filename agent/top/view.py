@@ -46,7 +46,7 @@ LOW = Room(map_columns=32, bar_columns=18, bars=9, vcpus=16, beside=True)
 
 def room(now: dict[str, Any], height: int) -> Room:
     """Share out a terminal of so many rows, so that every part has its place."""
-    faults, vcpus = bool(now["fault_latency_seconds"]["overall"]["count"]), len(now["stall_seconds_per_vcpu"])
+    faults, vcpus = knows_faults(now), len(now["stall_seconds_per_vcpu"])
     least = FIXED_ROWS + 1 + 2 * faults
     wanted = 2 * min(vcpus, ROOMY.vcpus) + (vcpus > ROOMY.vcpus)
     if least + map_rows(now, ROOMY) + wanted + histogram_rows(ROOMY) * faults <= height:
@@ -75,7 +75,7 @@ def line(now: dict[str, Any]) -> str:
         f"{100 * now['resident']:.1f} % resident",
         f"{format_size(now['remaining_bytes'])} to come",
     ]
-    if now["role"] == "destination":
+    if now["role"] == "destination" or knows_faults(now):
         words.append(f"{now['faults_per_second']:.0f} faults/s")
     if latest["count"]:
         words.append(f"p50 {format_seconds(latest['p50'])}, p99 {format_seconds(latest['p99'])}")
@@ -83,6 +83,11 @@ def line(now: dict[str, Any]) -> str:
     if now["to_go_seconds"] is not None:
         words.append(f"{format_seconds(now['to_go_seconds'])} to go")
     return ", ".join(words)
+
+
+def knows_faults(now: dict[str, Any]) -> bool:
+    """Whether any fault is known of: a source is told of them by its destination."""
+    return bool(now["fault_latency_seconds"]["overall"]["count"])
 
 
 def screen(now: dict[str, Any], height: int) -> RenderableType:
@@ -95,7 +100,7 @@ def screen(now: dict[str, Any], height: int) -> RenderableType:
         cells = residency(now["residency"], shares.map_columns)
         drawn.append(Panel(cells, title=MAPS[now["role"]], title_align="left", expand=False))
     table: list[RenderableType] = []
-    faults = now["fault_latency_seconds"]["overall"]["count"]
+    faults = knows_faults(now)
     if faults or any(vcpu["overall"]["count"] for vcpu in now["stall_seconds_per_vcpu"]):
         table.append(latencies(now, shares.vcpus))
     title, when = ("faults, all", "overall") if now["state"] in ENDED else ("faults, now", "latest")
@@ -134,6 +139,8 @@ def pace(now: dict[str, Any]) -> RenderableType:
     moved = [f"{way} {format_rate(rate)}" for way, rate in now["bytes_per_second"].items() if rate]
     if now["role"] == "destination":
         moved.insert(0, f"{now['faults_per_second']:.0f} faults/s, {now['waiting_faults']} waiting")
+    elif knows_faults(now):
+        moved.insert(0, f"{now['faults_per_second']:.0f} faults/s")
     lines = (f"pages: {', '.join(words)}" if words else "", "; ".join(moved))
     return Text("\n".join(filter(None, lines)))
 
@@ -167,7 +174,7 @@ def latencies(now: dict[str, Any], vcpus: int) -> RenderableType:
 
 def rows(now: dict[str, Any], vcpus: int) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield names and figures of the lines of the table: of the vCPUs, those that have waited longest."""
-    if now["fault_latency_seconds"]["overall"]["count"]:
+    if knows_faults(now):
         yield "faults, now", now["fault_latency_seconds"]["latest"]
         yield "faults, all", now["fault_latency_seconds"]["overall"]
     stalls = list(enumerate(now["stall_seconds_per_vcpu"]))

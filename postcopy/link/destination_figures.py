@@ -13,6 +13,7 @@ from dataclasses import replace
 from postcopy.limits import SETTLED_SECONDS
 from postcopy.link.course import Course
 from postcopy.link.guest import MigratingGuest
+from postcopy.link.latencies import latencies
 from postcopy.link.prepare import Memory
 from postcopy.link.pumping import PumpInterpreter
 from postcopy.link.report import Report, arrived
@@ -20,6 +21,7 @@ from postcopy.pump.destination import DestinationPump, DestinationStats
 from postcopy.pump.histogram import Histogram
 from postcopy.session.destination import DestinationMachine
 from postcopy.session.events import AllResident
+from postcopy.wire.latencies import NOTHING
 
 # Far longer than it takes to note a fault's time, where a CPU is to be had.
 SETTLED_LOOK_SECONDS = 0.001
@@ -36,6 +38,7 @@ class DestinationFigures(PumpInterpreter[DestinationPump, DestinationStats]):
         self.memory: Memory | None = None
         self.guest: MigratingGuest | None = None
         self.report: Report | None = None
+        self.latencies = NOTHING  # which the report sums up
         self.stopped_at = 0.0
         self.run_at = 0.0
         self.resident_at = 0.0
@@ -53,7 +56,8 @@ class DestinationFigures(PumpInterpreter[DestinationPump, DestinationStats]):
             self.report = arrived(*whole, course=course, tls=self.encrypted, left=self.left(stats))
             if not self.serves_on:  # heartbeats and duplicates come until its end; nobody waits for a page any more
                 self._told = replace(stats, pending=0)
-            self.post(AllResident(self.now(), self.report))
+            self.latencies = latencies(stats.fault_latency, self.guest)
+            self.post(AllResident(self.now(), self.report, self.latencies))
 
     async def _settled(self) -> DestinationStats | None:
         """Return the counters of a moment without a fault that is counted and has no latency yet.

@@ -15,6 +15,7 @@ from postcopy.kernel import Userfaultfd
 from postcopy.kernel.handover import close_files
 from postcopy.limits import FIRST_STEP_SECONDS, GUEST_ARRAY_MAX, GUEST_ELEMENTS_MAX, PROGRESS_SECONDS
 from postcopy.link.guest import Kinds, MigratingGuest
+from postcopy.link.latencies import latencies
 from postcopy.link.prepare import Memory, MemoryTypes, prepare
 from postcopy.link.probe import try_out
 from postcopy.link.pumping import BEAT_NS
@@ -231,7 +232,8 @@ class DestinationInterpreter(WayBack):
             received = stats.bytes_received_urgent + stats.bytes_received_push - HEADER_BYTES * stats.beats
             faults = stats.faults_missing + stats.faults_minor
             pages = (stats.pages_resident, stats.pages_total)
-            self.post(Progressed(self.now(), *pages, faults, stats.pending, received, stats.outcomes["retry"]))
+            waits = latencies(stats.fault_latency, self.guest)
+            self.post(Progressed(self.now(), *pages, faults, stats.pending, received, stats.outcomes["retry"], waits))
 
     async def _step(self, event: Event) -> None:
         # Once every page is here nothing can lose the guest. The event that would say so may be older than the look at

@@ -22,7 +22,7 @@ class MigratingGuest(Protocol):
 
     One that has a method `lose(extents)` is told with it which of its memory is lost for good, as (region, offset,
     length) in bytes, and gets SIGBUS or a machine check where it touches that from then on; any other is kept waiting
-    there until it ends.
+    there until it ends. Of one that has `stall_per_vcpu`, a list of Histograms, its source is told them for `top`.
     """
 
     @property

@@ -74,7 +74,7 @@ async def answer_late(channel: ControlChannel, interpreter: DestinationInterpret
     try:
         token = secrets.token_bytes(TOKEN_BYTES)
         channel.send(Welcome(machine.version, machine.migration_id, token, machine.software))
-        channel.send(AllPlaced(interpreter.report or {}))
+        channel.send(AllPlaced(interpreter.report or {}, interpreter.latencies))
         async with asyncio.timeout(RELEASE_SECONDS):
             machine.acknowledged = isinstance(await channel.receive(), Released)
     except (PostcopyError, TimeoutError) as error:

@@ -39,6 +39,7 @@ from postcopy.session.source import SourceMachine
 from postcopy.session.source_recovery import take_up
 from postcopy.session.states import OWNERS, Owner, State
 from postcopy.wire.control import GuestOffer, Hello, LayoutOffer
+from postcopy.wire.latencies import Latencies
 from postcopy.wire.messages import HANDED_OVER
 from postcopy.wire.version import VERSION, VERSION_MIN
 
@@ -216,6 +217,15 @@ class Source(Steered[SourceInterpreter]):
     def placed_pages(self) -> int:
         """Pages that the destination has told of."""
         return 0 if self._current is None else self._current.machine.placed_pages
+
+    @property
+    def latencies(self) -> tuple[float, Latencies] | None:
+        """How long faults and vCPUs have waited at the destination, and when it told; None: it has not, or never does.
+
+        The time is CLOCK_MONOTONIC here, in seconds.
+        """
+        machine = None if self._current is None else self._current.machine
+        return None if machine is None or machine.latencies_at is None else (machine.latencies_at, machine.latencies)
 
     def snapshot(self) -> SourceStats | None:
         """Return the counters of the latest migration's pump, None where there was none."""

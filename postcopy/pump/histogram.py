@@ -16,8 +16,9 @@ from typing import Any
 
 from postcopy.pump._pump import ffi as pump_ffi
 from postcopy.pump._pump import lib
+from postcopy.wire import latencies
 
-BUCKETS = 1152
+BUCKETS = latencies.BUCKETS
 _SUB_BITS = 5
 _SUB = 1 << _SUB_BITS
 _PROMETHEUS_OCTAVES = 24  # le = 2**i microseconds, i = 0..23: the buckets of QEMU's postcopy-latency-dist
@@ -37,7 +38,8 @@ _LOWER_NS = tuple(bucket_lower_ns(index) for index in range(BUCKETS + 1))
 
 # A signed word for each count, whatever becomes of the difference of two.
 _WORD = "q"
-_NOTHING = bytes(8 * BUCKETS)
+_WORD_BYTES = 8
+_NOTHING = bytes(_WORD_BYTES * BUCKETS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,12 @@ class Histogram:
         """Return it as plain data: "buckets" are pairs of index and count, those that are empty left out."""
         pairs = [[index, count] for index, count in enumerate(self.buckets) if count]
         return {"buckets": pairs, "sum_ns": self.sum_ns, "max_ns": self.max_ns}
+
+    def span(self) -> tuple[int, Sequence[int]]:
+        """Return the counts from the first bucket that is not empty to the last, and that first one's number."""
+        whole: bytes = pump_ffi.buffer(_words(self.buckets))[:]
+        first = (len(whole) - len(whole.lstrip(b"\0"))) // _WORD_BYTES
+        return first, self.buckets[first : -(-len(whole.rstrip(b"\0")) // _WORD_BYTES)]
 
     @property
     def count(self) -> int:

@@ -31,7 +31,7 @@ from postcopy.session.events import (
 )
 from postcopy.session.machine import PausingMachine
 from postcopy.session.states import ENDED, SWITCHED, State
-from postcopy.wire.messages import ALL, GONE, UNKNOWN, UNRUN, Hello, LayoutOffer, Piece, Refuse, Run
+from postcopy.wire.messages import ALL, GONE, UNKNOWN, UNRUN, AllPlaced, Hello, LayoutOffer, Piece, Refuse, Run
 from postcopy.wire.version import RECOVERY_SINCE, common
 
 ROLES = frozenset({"urgent", "push"})
@@ -80,7 +80,7 @@ class DestinationMachine(PausingMachine[Step]):
         self.offer: LayoutOffer | None = None  # of memory that is handed over
         self.recovers = recovers
         self.acknowledged = False  # the source has said that it let go of its memory
-        self.report: dict[str, object] | None = None
+        self.all_placed: AllPlaced | None = None  # once it is to be said
         self.first_instruction_at: float | None = None
         self._fed = (-1, 0)  # bytes, and tries to place them
         self._unfed = 0  # looks in a row

@@ -153,7 +153,7 @@ def running(machine: DestinationMachine, event: GuestRunning) -> list[Command]:
 
 def progress(_machine: DestinationMachine, event: Progressed) -> list[Command]:
     """Tell how far it is."""
-    return [Send(Progress(event.placed_pages, event.total_pages, event.faults))]
+    return [Send(Progress(event.placed_pages, event.total_pages, event.faults, event.latencies))]
 
 
 def resident_early(machine: DestinationMachine, _event: Event) -> list[Command]:
@@ -177,8 +177,9 @@ def all_placed(machine: DestinationMachine, event: AllResident | WorkFailed) -> 
     """Tell the source that its copy is needed no more."""
     # The data connections stay open until Released: closed earlier, the source would take their end for a loss. It
     # would do so for want of this message, too, so a report that cannot be made does not hold it back.
-    machine.report = event.report if isinstance(event, AllResident) else {}
-    return [Settle(), Send(AllPlaced(machine.report))]
+    message = AllPlaced(event.report, event.latencies) if isinstance(event, AllResident) else AllPlaced({})
+    machine.all_placed = message
+    return [Settle(), Send(message)]
 
 
 def complete(machine: DestinationMachine, _event: Event) -> list[Command]:

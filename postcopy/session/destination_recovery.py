@@ -40,7 +40,7 @@ from postcopy.session.events import (
     WorkFailed,
 )
 from postcopy.session.states import Owner, State
-from postcopy.wire.messages import GONE, HELD, AllPlaced, Message, Ready, Refuse, Running, Welcome
+from postcopy.wire.messages import GONE, HELD, Message, Ready, Refuse, Running, Welcome
 
 if TYPE_CHECKING:
     from postcopy.session.destination import DestinationMachine
@@ -130,7 +130,7 @@ def start_whole_and_welcome(machine: DestinationMachine, event: Rejoined) -> lis
 def welcome_whole(machine: DestinationMachine, event: Rejoined) -> list[Command]:
     """Tell a source that came back that its pages are needed no more, as soon as there is a report."""
     welcome = Send(Welcome(machine.version, machine.migration_id, event.token, machine.software))
-    return [welcome] if machine.report is None else [welcome, Send(AllPlaced(machine.report))]
+    return [welcome] if machine.all_placed is None else [welcome, Send(machine.all_placed)]
 
 
 def attach(machine: DestinationMachine, event: DataAttached) -> list[Command]:

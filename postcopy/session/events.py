@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from postcopy.wire.latencies import NOTHING, Latencies
 from postcopy.wire.messages import Message, Probed
 
 
@@ -223,7 +224,8 @@ class GuestRunning(Event):
 class Progressed(Event):
     """A look at the pump, twice a second: pages placed, faults seen, pages that the source still owes an answer for.
 
-    `retries`: how often the kernel put off placing what had come. Nothing more is received meanwhile.
+    `retries`: how often the kernel put off placing what had come. Nothing more is received meanwhile. `latencies`: how
+    long faults and vCPUs have waited, for the source to show.
     """
 
     placed_pages: int
@@ -232,6 +234,7 @@ class Progressed(Event):
     owed: int
     received_bytes: int
     retries: int = 0
+    latencies: Latencies = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +244,7 @@ class Resident(Event):
 
 @dataclass(frozen=True, slots=True)
 class AllResident(Event):
-    """MakeReport was done: `report` is the destination's part of the migration's report."""
+    """MakeReport was done: `report` is the destination's part of the whole, `latencies` what it sums up."""
 
     report: dict[str, object]
+    latencies: Latencies = NOTHING

@@ -52,6 +52,7 @@ from postcopy.session.machine import PausingMachine
 from postcopy.session.source_steps import BEFORE_RUN, PATIENCE, PAUSES, STATES, Step
 from postcopy.session.states import SWITCHED, Owner, State
 from postcopy.session.timeline import Timeline
+from postcopy.wire.latencies import NOTHING
 from postcopy.wire.messages import (
     GONE,
     UNRUN,
@@ -69,7 +70,7 @@ from postcopy.wire.messages import (
     Welcome,
 )
 from postcopy.wire.messages import State as StateMessage
-from postcopy.wire.version import HANDED_OVER_SINCE, RECOVERY_SINCE
+from postcopy.wire.version import HANDED_OVER_SINCE, LATENCIES_SINCE, RECOVERY_SINCE
 
 
 class SourceMachine(PausingMachine[Step]):
@@ -99,6 +100,8 @@ class SourceMachine(PausingMachine[Step]):
         self.pages = sum(region.size // region.page_size for region in offer.regions)
         self.placed_pages = 0
         self.report: dict[str, Any] = {}
+        self.latencies = NOTHING  # at the destination
+        self.latencies_at: float | None = None  # when it told of them; None: it has not
         self._limit_at: float | None = None
 
     @property
@@ -257,7 +260,13 @@ def _running(machine: SourceMachine, message: Running) -> list[Command]:
 
 def _note_progress(machine: SourceMachine, message: Progress) -> list[Command]:
     machine.placed_pages = min(message.placed_pages, machine.pages)
+    _note_latencies(machine, message)
     return []
+
+
+def _note_latencies(machine: SourceMachine, message: Progress | AllPlaced) -> None:
+    if machine.version >= LATENCIES_SINCE:
+        machine.latencies, machine.latencies_at = message.latencies, machine.now
 
 
 def _progress(machine: SourceMachine, message: Progress) -> list[Command]:
@@ -270,6 +279,7 @@ _ALL_THERE = "every page is at the destination"
 def _release(machine: SourceMachine, message: AllPlaced) -> list[Command]:
     machine.timeline.all_placed = machine.now
     machine.report = message.report
+    _note_latencies(machine, message)
     machine.placed_pages = machine.pages
     pages = message.report.get("pages")
     left = pages.get("left", 0) if isinstance(pages, dict) else 0

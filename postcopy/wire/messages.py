@@ -37,8 +37,9 @@ from postcopy.wire.fields import (
     Versions,
     Whole,
 )
+from postcopy.wire.latencies import NOTHING, Latencies
 from postcopy.wire.records import Record, Records, Since
-from postcopy.wire.version import HANDED_OVER_SINCE
+from postcopy.wire.version import HANDED_OVER_SINCE, LATENCIES_SINCE
 
 # Why an agent refuses, in one word for programs; the text beside it is for people.
 REFUSE_CODES = (
@@ -61,6 +62,9 @@ DataCounts = Annotated[tuple[int, ...], Counts(REGIONS_MAX)]
 SENT = "sent"
 HANDED_OVER = "handed-over"
 MemoryWay = Annotated[str, OneOf((SENT, HANDED_OVER)), Since(HANDED_OVER_SINCE)]
+
+# How long faults and vCPUs have waited at the destination so far.
+Waits = Annotated[Latencies, Record(Latencies), Since(LATENCIES_SINCE)]
 
 # Which pages a destination that fetches wants.
 ALL = "all"
@@ -210,18 +214,26 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Destination to source, about twice a second while pages travel."""
+    """Destination to source, about twice a second while pages travel: what was placed, what faults met.
+
+    `latencies` are those up to now. Since version 3.
+    """
 
     placed_pages: Count
     total_pages: Count
     faults: Count
+    latencies: Waits = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
 class AllPlaced:
-    """Destination to source: the content of every page is here, and the destination's part of the report."""
+    """Destination to source: the content of every page is here, and the destination's part of the report.
+
+    `latencies` are those that the report sums up, as the last Progress would say them. Since version 3.
+    """
 
     report: ReportMap
+    latencies: Waits = NOTHING
 
 
 @dataclass(frozen=True, slots=True)

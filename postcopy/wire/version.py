@@ -5,7 +5,8 @@ agent speaks the current version and the one before.
 
     3  memory that is handed over: LAYOUT_OFFER says so, its files come on a connection of their own;
        TLS: a preamble says whether it follows; the fetch connection, and what WELCOME asks for over it;
-       recovery: RESUME, HAVE and ALIVE messages, BEAT frames
+       recovery: RESUME, HAVE and ALIVE messages, BEAT frames;
+       how long faults and vCPUs have waited, in PROGRESS and ALL_PLACED
     2  PROGRESS, PROBE and PROBED messages; how much data there is, in LAYOUT_OFFER
     1  the first
 """
@@ -28,6 +29,9 @@ HANDED_OVER_SINCE = 3
 
 # From here on both ends tell each other that they are there, and a migration survives its connections.
 RECOVERY_SINCE = 3
+
+# From here on a destination tells how long faults and vCPUs have waited there.
+LATENCIES_SINCE = 3
 
 
 def spoken() -> str:

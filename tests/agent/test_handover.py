@@ -91,6 +91,7 @@ def test_trapped_memory_stays_trapped_and_is_told_of(tmp_path):
         source(tmp_path, size="16MiB") as here,
     ):
         assert run("migrate", "--admin", here.admin, there.address).status == 0
+        assert len(here.ask("look")["stall_per_vcpu"]) == 2  # as the destination told in the end
         here.signal(signal.SIGKILL)
         here.wait()
         # The guest touches every page of its own, each of them once for the trap.

@@ -94,6 +94,7 @@ def test_what_is_told_of_it_on_the_way(three):
         looked = json.loads(run("top", "--admin", one.admin, "--count", "1", "--json").out)
         assert (looked["role"], looked["state"], looked["owns_guest"]) == ("source", "postcopy-active", False)
         assert 0 < sum(looked["residency"]) < len(looked["residency"])
+        one.until(lambda _now: one.ask("look")["fault_latency"]["buckets"])  # as the next host has told
         samples = scrape(url)
         assert counters_gone_back(counted, samples) == []
         assert samples['postcopy_migration_state{state="postcopy-active"}'] == 1

@@ -5,17 +5,22 @@ import json
 import os
 import pty
 import signal
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from agent.cli import told_apart
 from agent.look import CELLS
+from agent.look import look as look_at
+from agent.metrics import Figures
 from agent.output import print_json
 from agent.top import view
 from agent.top.rates import Watch
 from postcopy.errors import PostcopyError
+from postcopy.link.latencies import sparse
 from postcopy.pump.histogram import BUCKETS, Histogram, bucket_lower_ns
+from postcopy.wire.latencies import Latencies
 
 from .agents import AGENT, ENVIRONMENT, ROOT, Command, destination, run, source
 
@@ -35,7 +40,8 @@ def look(at, remaining, *faults, **changes):
         "schema_version": 1, "at_seconds": at, "role": "destination", "state": "postcopy-active", "owns_guest": True,
         "memory_bytes": 1000, "remaining_bytes": remaining, "pages": {"demand": 1000 - remaining},
         "transferred_bytes": {"received": 4 * (1000 - remaining)}, "waiting_faults": 1,
-        "fault_latency": histogram(*faults), "stall_per_vcpu": [histogram(*faults)], "residency": [1.0, 0.5, 0.0],
+        "latencies_told_at_seconds": None, "fault_latency": histogram(*faults), "stall_per_vcpu": [histogram(*faults)],
+        "residency": [1.0, 0.5, 0.0],
         **changes,
     }  # fmt: skip
 
@@ -105,6 +111,86 @@ def test_vcpus_that_come_have_no_latest_moment():
     assert now["stall_seconds_per_vcpu"][0]["latest"]["count"] == 0
 
 
+def told(at, remaining, told_at, *faults, **changes):
+    """A look at a source whose destination told of these faults at that moment."""
+    pages = {"demand": 1000 - remaining}
+    return look(at, remaining, *faults, role="source", pages=pages, latencies_told_at_seconds=told_at, **changes)
+
+
+def test_what_is_told_has_its_own_times():
+    watch = Watch()
+    watch.take(told(5.0, 900, 4.5, (10, 100)))
+    now = watch.take(told(7.0, 700, 6.5, (10, 100), (1000, 50)))
+    assert now["faults_per_second"] == 25.0
+    assert now["fault_latency_seconds"]["latest"]["count"] == 50
+    assert now["stall_seconds_per_vcpu"][0]["latest"]["count"] == 50
+
+
+def test_between_two_words_of_the_destination_the_latest_moment_stays():
+    watch = Watch()
+    watch.take(told(5.0, 900, 4.9, (10, 100)))
+    first = watch.take(told(5.4, 850, 5.3, (10, 140)))
+    second = watch.take(told(5.5, 800, 5.3, (10, 140)))
+    third = watch.take(told(5.9, 750, 5.8, (10, 150)))
+    for now, rate, count in ((first, 100.0, 40), (second, 100.0, 40), (third, 20.0, 10)):
+        assert now["faults_per_second"] == pytest.approx(rate)
+        assert now["fault_latency_seconds"]["latest"]["count"] == count
+        assert sum(one for _, one in now["fault_latency_octaves"]["latest"]) == count
+        assert now["stall_seconds_per_vcpu"][0]["latest"]["count"] == count
+
+
+@pytest.mark.parametrize("state", ["postcopy-paused", "completed"])
+def test_where_nothing_more_is_told_there_is_no_latest_moment(state):
+    watch = Watch()
+    watch.take(told(5.0, 900, 4.9, (10, 100)))
+    last = watch.take(told(5.4, 850, 5.3, (10, 140), state=state))
+    assert last["fault_latency_seconds"]["latest"]["count"] == 40
+    now = watch.take(told(6.0, 850, 5.3, (10, 140), state=state))
+    assert (now["fault_latency_seconds"]["latest"]["count"], now["faults_per_second"]) == (0, 0.0)
+    assert now["fault_latency_seconds"]["overall"]["count"] == 140
+
+
+def test_stalls_there_have_nothing_to_do_with_those_before_the_switchover():
+    watch = Watch()
+    watch.take(look(5.0, 1000, role="source", stall_per_vcpu=[histogram((5, 3))]))
+    now = watch.take(told(6.0, 900, 5.9, (10, 7), stall_per_vcpu=[histogram((5, 9))]))
+    assert now["stall_seconds_per_vcpu"][0]["overall"]["count"] == 9
+    assert now["stall_seconds_per_vcpu"][0]["latest"]["count"] == 0
+    assert now["fault_latency_seconds"]["latest"]["count"] == 0
+
+
+def test_counts_that_go_back_are_drawn_as_nothing_new():
+    watch = Watch()
+    watch.take(told(5.0, 900, 4.9, (10, 5), (1000, 1), stall_per_vcpu=[histogram((5, 9))]))
+    now = watch.take(told(6.0, 800, 5.9, (10, 1), (1000, 9), stall_per_vcpu=[histogram((7, 2))]))
+    assert now["fault_latency_seconds"]["latest"]["count"] == 0
+    assert now["fault_latency_seconds"]["overall"]["count"] == 10
+    assert now["stall_seconds_per_vcpu"][0]["latest"]["count"] == 0
+    assert "faults, all" in drawn(now)
+
+
+class Left:
+    """A source, and what its destination has told."""
+
+    def __init__(self, latencies):
+        self.latencies = latencies
+
+
+def test_a_look_has_the_guests_own_stalls_while_it_is_here_and_then_what_is_told():
+    figures = Figures("source")
+    own, there = Histogram.from_sparse(histogram((5, 3))), Histogram.from_sparse(histogram((9, 4)))
+    guest = SimpleNamespace(stall_per_vcpu=[own])
+    left = Left((7.5, Latencies(sparse(there), (sparse(own), sparse(there)))))
+    for seen in (look_at(figures, 8, guest, [], left), look_at(figures, 8, guest, [], Left(None))):
+        assert (seen["latencies_told_at_seconds"], seen["stall_per_vcpu"]) == (None, [own.sparse()])
+    before = look_at(figures, 8, None, [], Left(None))
+    assert (before["latencies_told_at_seconds"], before["stall_per_vcpu"]) == (None, [])
+    assert before["fault_latency"] == Histogram().sparse()
+    after = look_at(figures, 8, None, [], left)
+    assert after["latencies_told_at_seconds"] == 7.5
+    assert (after["fault_latency"], after["stall_per_vcpu"]) == (there.sparse(), [own.sparse(), there.sparse()])
+
+
 def test_a_look_is_what_every_parser_of_json_reads(capsys):
     print_json(Watch().take(look(5.0, 900, (10, 7))))
     now = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
@@ -143,7 +229,15 @@ def test_a_screen_and_a_line():
     line = view.line(now)
     assert line.startswith("destination postcopy-active, 30.0 % resident, 700 B to come, 25 faults/s, p50 ")
     assert line.endswith("7 s to go")
-    assert "faults" not in view.line({**now, "role": "source"})
+    quiet = Watch().take(look(5.0, 900, role="source"))
+    assert "faults" not in view.line(quiet)
+    assert "faults" not in drawn(quiet)
+    watch.take(told(9.0, 700, 9.0, (10, 100)))
+    known = watch.take(told(11.0, 600, 11.0, (10, 100), (1000, 50)))
+    assert ", 25 faults/s, p50 " in view.line(known)
+    for words in ("25 faults/s", "faults, now", "vCPU 0 stalls, all", "< 1.02 ms"):
+        assert words in drawn(known), words
+    assert "waiting" not in drawn(known)
     empty = look(1.0, 0, memory_bytes=0, pages={}, residency=[], stall_per_vcpu=[], state="none", owns_guest=False)
     screen = drawn(Watch().take(empty))
     assert ("owns no guest" in screen, "no guest has come" in screen, "0.0 %" in screen) == (True, True, False)
@@ -197,6 +291,15 @@ def seen_from(daemon):
     return run("top", "--admin", daemon.admin, "--count", "1", "--json").json
 
 
+def seen_once(daemon, wanted):
+    """What `top` shows of a daemon once it is as wanted."""
+    with Command("top", "--admin", daemon.admin, "--json", "--interval", "0.05") as top:
+        for line in top.process.stdout:
+            if wanted(now := json.loads(line)):
+                return now
+    pytest.fail("top has ended")
+
+
 def test_a_real_migration_is_watched_from_both_sides(tmp_path):
     with destination(tmp_path) as there, source(tmp_path, "--steps-per-second", "2000") as here:
         idle = run("top", "--admin", there.admin, "--count", "1")
@@ -218,6 +321,9 @@ def test_a_real_migration_is_watched_from_both_sides(tmp_path):
             left = seen_from(here)["residency"]  # later: what is there has left
             assert [(had, has) for had, has in zip(looks[-1]["residency"], left, strict=True) if had > has] == []
             assert 0 < sum(left) / CELLS < 1
+            told = seen_once(here, lambda now: now["fault_latency_seconds"]["overall"]["count"] > 500)
+            assert told["fault_latency_seconds"]["overall"]["p50"] > 0
+            assert [vcpu["overall"]["count"] > 0 for vcpu in told["stall_seconds_per_vcpu"]] == [True] * 2
             assert len(looks[-1]["stall_seconds_per_vcpu"]) == 2
             with Command("top", "--admin", here.admin, "--until-over", "--interval", "0.1") as follower:
                 run("set", "--admin", here.admin, "--push")
@@ -225,7 +331,12 @@ def test_a_real_migration_is_watched_from_both_sides(tmp_path):
                 followed = follower.result(30)
             assert followed.status == 0, followed.err
             assert followed.out.splitlines()[-1].startswith("source completed, 100.0 % resident, 0 B to come")
-        assert seen_from(there)["residency"] == seen_from(here)["residency"] == [1.0] * CELLS
+        ended = [seen_from(one) for one in (there, here)]
+        assert [one["residency"] for one in ended] == [[1.0] * CELLS] * 2
+        faults = ended[0]["fault_latency_seconds"]["overall"]
+        assert ended[1]["fault_latency_seconds"]["overall"] == faults
+        report = here.status()["report"]["fault_latency_seconds"]
+        assert report == {key: faults[key] for key in report}
 
 
 def test_on_a_terminal_ctrl_c_is_how_one_leaves(tmp_path):

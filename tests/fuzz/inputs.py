@@ -16,7 +16,8 @@ from postcopy.guest.outside import keeping
 from postcopy.guest.outside.message import Given
 from postcopy.link.keeping import Record
 from postcopy.wire import preamble
-from postcopy.wire.control import encode
+from postcopy.wire.control import AllPlaced, Progress, encode
+from postcopy.wire.latencies import BUCKETS
 from tests.guest.test_state import sound
 from tests.wire.examples import EXAMPLES
 
@@ -119,6 +120,23 @@ def conversations(draw: st.DrawFn) -> bytes:
     return whole + spoiled(draw, message)
 
 
+# Histograms whose buckets are out of order, beyond the last, empty, too full, or not as many as their counts.
+COLUMNS: Bytes = st.builds(
+    lambda numbers, counts: struct.pack(f"<{len(numbers)}H{len(counts)}Q", *numbers, *counts),
+    st.lists(st.integers(0, BUCKETS + 1), max_size=4).map(sorted) | st.lists(st.integers(0, 65535), max_size=4),
+    st.lists(st.integers(1, 9) | st.sampled_from([0, limits.HISTOGRAM_COUNT_MAX, 2**64 - 1]), max_size=4),
+)
+HISTOGRAMS = changed({"buckets": b"", "sum_ns": 5, "max_ns": 5}, VALUES | COLUMNS | st.binary(max_size=40))
+LATENCIES = st.fixed_dictionaries({"faults": HISTOGRAMS, "stalls": st.lists(HISTOGRAMS, max_size=18)})
+
+
+@st.composite
+def told(draw: st.DrawFn) -> bytes:
+    """Return a message that tells of latencies."""
+    example = draw(st.sampled_from([one for one in EXAMPLES if isinstance(one, Progress | AllPlaced)]))
+    return prefixed(msgpack.packb(msgpack.unpackb(encode(example)[4:]) | {"latencies": draw(LATENCIES)}))
+
+
 def prefixed(payload: bytes) -> bytes:
     return struct.pack("<I", len(payload)) + payload
 
@@ -126,7 +144,7 @@ def prefixed(payload: bytes) -> bytes:
 CONTROL = st.builds(
     lambda step, data: bytes([step]) + data,
     st.sampled_from([255, 254, 60, 6, 4, 3, 0]),
-    conversations() | PACKED.map(prefixed),
+    conversations() | told() | PACKED.map(prefixed),
 )
 
 PREAMBLES: Bytes = st.tuples(

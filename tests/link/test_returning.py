@@ -10,6 +10,7 @@ import pytest
 from postcopy.errors import HostError
 from postcopy.link.returning import Known
 from postcopy.wire.control import AllPlaced, Refuse, Resume, Welcome
+from tests.wire.examples import LATENCIES
 
 TOKEN = b"t" * 32
 
@@ -22,6 +23,7 @@ class Channel:
 
     def send(self, message):
         self.said.append(type(message))
+        self.last = message
 
     async def receive(self):
         pass
@@ -34,7 +36,7 @@ class Migration:
     """One whose pages come, or that is over."""
 
     def __init__(self, number, finish=None, *, ended=False):
-        self.finish, self.report, self.rejoined = finish, None, []
+        self.finish, self.report, self.latencies, self.rejoined = finish, None, LATENCIES, []
         self.machine = SimpleNamespace(
             migration_id=number.to_bytes(16), version=3, software="", first_token=TOKEN, ended=ended,
             refusal_of_return=lambda: None,
@@ -78,5 +80,6 @@ def test_one_that_has_ended_answers_also_while_its_links_are_closed(play, finish
     known.add(ended)
     channel = come_back(play, known, ended)
     assert channel.said == [Welcome, AllPlaced]
+    assert channel.last == AllPlaced({}, LATENCIES)
     assert not channel.open
     assert not ended.rejoined

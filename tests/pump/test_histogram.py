@@ -41,6 +41,14 @@ def test_nothing_recorded_is_all_zero() -> None:
     assert set(Histogram().summary().values()) == {0}
 
 
+@given(st.lists(NS, max_size=20))
+def test_a_span_has_all_that_is_not_empty(values: list[int]) -> None:
+    histogram = recorded(values)
+    first, counts = histogram.span()
+    assert [0] * first + list(counts) + [0] * (BUCKETS - first - len(counts)) == list(histogram.buckets)
+    assert not values or (counts[0] and counts[-1])
+
+
 @given(st.lists(NS, max_size=100))
 def test_prometheus_buckets_never_claim_more_than_is_below(values: list[int]) -> None:
     histogram = recorded(values)

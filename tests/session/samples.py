@@ -28,11 +28,14 @@ from postcopy.wire.control import (
     State,
     Welcome,
 )
+from postcopy.wire.latencies import Latencies, SparseHistogram
 
 OFFER = LayoutOffer((RegionOffer("shmem", 4096, 1 << 20),), GuestOffer("emulated", 2))
 HANDED_OVER = replace(OFFER, memory="handed-over")
 IDENTITY = (b"i" * 16, b"t" * 32)
 REPORT = {"pages": {"total": 256, "demand": 6, "push": 250, "zero": 0}}
+
+LATENCIES = Latencies(SparseHistogram(((352, 2), (500, 1)), 250_000, 180_000), (SparseHistogram(((400, 7),), 9, 9),))
 
 PROBED = Probed("ready", "", "auto", {"kernel": "6.18"})
 
@@ -49,8 +52,8 @@ MESSAGES = (
     Loaded(),
     Run(),
     Running(5.25),
-    Progress(1, 256, 3),
-    AllPlaced(REPORT),
+    Progress(1, 256, 3, LATENCIES),
+    AllPlaced(REPORT, LATENCIES),
     Released(),
     Cancel("enough"),
     Refuse("lost", "given up"),
@@ -111,9 +114,9 @@ def of_destination(now: float) -> list[events.Event]:
         events.Rejoined(now, b"r" * 32),
         events.GuestLoaded(now),
         events.GuestRunning(now, 5.25),
-        events.Progressed(now, 1, 256, 3, 0, 100),
+        events.Progressed(now, 1, 256, 3, 0, 100, 0, LATENCIES),
         events.Resident(now),
-        events.AllResident(now, REPORT),
+        events.AllResident(now, REPORT, LATENCIES),
     ]
 
 

@@ -6,7 +6,7 @@ from postcopy.limits import SILENCE_SECONDS
 from postcopy.session import events
 from postcopy.wire.control import Alive, AllPlaced, Cancel, Progress, Ready, Refuse, Running, Welcome
 
-from .samples import HAVE, IDENTITY, REPORT, destination, names, source
+from .samples import HAVE, IDENTITY, LATENCIES, REPORT, destination, names, source
 from .test_transcripts import DESTINATION_STORY, SOURCE_STORY, play, upto
 
 END = "Finish(completed, destination, 0)"
@@ -194,9 +194,11 @@ def test_a_source_that_comes_back_to_a_whole_guest_is_told_so_though_somebody_ho
         (events.PauseAsked(4.0, "user"), "paused", ["KeepRecord", "DetachData", "DropControl", "Note"]),
         (events.Resident(4.5), "settling", ["MakeReport"]),
         (events.Rejoined(5.0, b"1" * 32), "settling", ["Send(Welcome)"]),
-        (events.AllResident(5.1, REPORT), "releasing", ["Settle", "Send(AllPlaced)"]),
+        (events.AllResident(5.1, REPORT, LATENCIES), "releasing", ["Settle", "Send(AllPlaced)"]),
     ]
     play(machine, story)
+    again = machine.handle(events.Rejoined(5.2, b"2" * 32))
+    assert again[-1].message == AllPlaced(REPORT, LATENCIES)
 
 
 def test_a_destination_that_gives_up_before_run_as_the_source_comes_back_costs_an_attempt():

@@ -23,6 +23,7 @@ from postcopy.session.events import (
     Resident,
 )
 from postcopy.wire.control import AllPlaced, Refuse, Resume, Welcome
+from postcopy.wire.latencies import BUCKETS, NOTHING, Latencies, SparseHistogram
 from postcopy.wire.messages import UNKNOWN
 from postcopy.wire.preamble import ACCEPTED
 
@@ -43,6 +44,7 @@ class DestinationLoop(Loop):
         self.memory = None
         self.pump = None
         self.report = None
+        self.latencies = NOTHING
         self.guest_here = False
         self._watched = False
         self._told_running = False
@@ -119,9 +121,8 @@ class DestinationLoop(Loop):
         pump = self.pump
         if pump is None or self.finish is not None:
             return
-        self.post(
-            Progressed(self.now(), pump.resident, pump.total, pump.faults, len(pump.pending), pump.received_bytes)
-        )
+        told = (len(pump.pending), pump.received_bytes, 0, self._latencies())
+        self.post(Progressed(self.now(), pump.resident, pump.total, pump.faults, *told))
         self.host.timer(PROGRESS_SECONDS, self._progress)
 
     # --- the pump and the last page -----------------------------------------------------------------------
@@ -158,7 +159,13 @@ class DestinationLoop(Loop):
     def _sum_up(self):
         if self.report is None:
             self.report = {"pages": {"total": self.pump.total}}
-            self.post(AllResident(self.now(), self.report))
+            self.latencies = self._latencies()
+            self.post(AllResident(self.now(), self.report, self.latencies))
+
+    def _latencies(self):
+        """Return a histogram that no other number of faults has."""
+        faults = self.pump.faults
+        return Latencies(SparseHistogram(tuple((number, 1) for number in range(min(faults, BUCKETS))), faults, faults))
 
     async def do_Settle(self, _command):  # noqa: N802
         self.agent.rules.settles(self)
@@ -295,8 +302,9 @@ class DestinationAgent(Door):
         channel.version = machine.version
         channel.loop = self
         channel.send(Welcome(machine.version, machine.migration_id, self._token(TOKEN_BYTES), machine.software))
-        self.rules.sends(loop, AllPlaced(loop.report or {}))
-        channel.send(AllPlaced(loop.report or {}))
+        message = AllPlaced(loop.report or {}, loop.latencies)
+        self.rules.sends(loop, message)
+        channel.send(message)
         self.host.timer(RELEASE_SECONDS, channel.end.close)
 
     def under_way(self):

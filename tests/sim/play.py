@@ -4,6 +4,7 @@ import logging
 
 from postcopy.session.offered import OfferedMachine
 from postcopy.session.states import SWITCHED, State
+from postcopy.wire.version import LATENCIES_SINCE
 
 from .destination import DestinationAgent
 from .guest import Guest, SourceMemory, layout_of
@@ -136,8 +137,14 @@ class Story:
         # a source that was killed with nothing to go on with was not needed any more
         done = self.source.memory.released if here is not None else self.source.keeper is None
         self._expect(done and ends[0] in {State.COMPLETED, State.NONE}, ends, place)
+        self._judge_latencies(here, there)
         self._judge_memory(there.memory)
         return "resumed" if there.machine.reconnects else "completed"
+
+    @staticmethod
+    def _judge_latencies(here, there):
+        if here is not None and here.machine.version >= LATENCIES_SINCE and here.machine.latencies != there.latencies:
+            raise RuleBrokenError("completes", "the source knows other latencies than those of the report")
 
     def _expect(self, holds, ends, place):
         if not holds:

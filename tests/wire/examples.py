@@ -10,8 +10,14 @@ from hypothesis import strategies as st
 from postcopy import limits
 from postcopy.wire import control
 from postcopy.wire.control import Message
+from postcopy.wire.latencies import BUCKETS, EMPTY, Latencies, SparseHistogram
 from postcopy.wire.messages import PROBE_ANSWERS, REFUSE_CODES
 from postcopy.wire.version import FETCH_SINCE
+
+LATENCIES = Latencies(
+    SparseHistogram(((352, 2), (500, 1)), 250_000, 180_000),
+    (SparseHistogram(((400, limits.HISTOGRAM_COUNT_MAX),), 1 << 63, (1 << 64) - 1), EMPTY),
+)
 
 EXAMPLES: list[Message] = [
     control.Hello((2, 3), "postcopy 0.1.0"),
@@ -30,8 +36,8 @@ EXAMPLES: list[Message] = [
     control.Loaded(),
     control.Run(),
     control.Running(13.0),
-    control.Progress(1, 2, 3),
-    control.AllPlaced({"pages": {"total": 3, "list": [1, None, True, "x", 2.5]}}),
+    control.Progress(1, 2, 3, LATENCIES),
+    control.AllPlaced({"pages": {"total": 3, "list": [1, None, True, "x", 2.5]}}, LATENCIES),
     control.Released(),
     control.Cancel("the user said so"),
     control.Resume(bytes(range(16)), bytes(range(32))),
@@ -57,6 +63,11 @@ _REGION = st.builds(
     st.integers(limits.PAGE_SIZE_MIN, limits.PAGE_SIZE_MAX),
     st.integers(limits.PAGE_SIZE_MIN, (1 << 63) - 1),
 )
+_BUCKETS = st.dictionaries(st.integers(0, BUCKETS - 1), st.integers(1, limits.HISTOGRAM_COUNT_MAX), max_size=6).map(
+    lambda counts: tuple(sorted(counts.items()))
+)
+_HISTOGRAM = st.builds(SparseHistogram, _BUCKETS, _COUNT, _COUNT)
+_LATENCIES = st.builds(Latencies, _HISTOGRAM, st.lists(_HISTOGRAM, max_size=limits.HISTOGRAM_VCPUS_MAX).map(tuple))
 _PIECE = st.builds(
     control.Piece,
     st.integers(0, (1 << 63) - 1),
@@ -89,8 +100,8 @@ MESSAGES = st.one_of(
     ),
     st.builds(control.State, st.binary(max_size=200), _FLOAT, _NAME),
     st.builds(control.Running, _FLOAT),
-    st.builds(control.Progress, _COUNT, _COUNT, _COUNT),
-    st.builds(control.AllPlaced, st.dictionaries(st.text(max_size=8), _JSON, max_size=4)),
+    st.builds(control.Progress, _COUNT, _COUNT, _COUNT, _LATENCIES),
+    st.builds(control.AllPlaced, st.dictionaries(st.text(max_size=8), _JSON, max_size=4), _LATENCIES),
     st.builds(control.Cancel, _LINE),
     st.builds(control.Resume, st.binary(min_size=16, max_size=16), st.binary(min_size=32, max_size=32)),
     st.builds(

@@ -15,6 +15,7 @@ from postcopy.pages import Layout, Region
 from postcopy.wire import frame, preamble, version
 from postcopy.wire.control import ControlDecoder, Hello, Run, encode
 from postcopy.wire.frame import Direction, FrameRefusal, FrameType, Header
+from postcopy.wire.latencies import BUCKETS, Latencies, SparseHistogram
 from postcopy.wire.messages import MESSAGES, REFUSE_CODES, SINCE, GuestOffer, LayoutOffer, RegionOffer
 from postcopy.wire.preamble import Preamble, Role
 from tests.wire.examples import prefixed, wire
@@ -108,6 +109,16 @@ def test_messages_and_their_fields() -> None:
             assert [re.findall(r"(\w+): ", part) for part in nested] == [
                 [field.name for field in fields(shape)] for shape in (RegionOffer, GuestOffer)
             ]
+        if name == "progress":
+            assert [re.findall(r"(\w+): ", part) for part in nested] == [[field.name for field in fields(Latencies)]]
+            assert f"array of 0 to {limits.HISTOGRAM_VCPUS_MAX} histograms" in text
+
+
+def test_what_a_histogram_is() -> None:
+    (line,) = [line for line in README.splitlines() if line.startswith("- *histogram*: a map of ")]
+    said = line.partition(". ")[0].partition("a map of ")[2]
+    assert re.findall(r"(\w+): ", said) == [field.name for field in fields(SparseHistogram)]
+    assert f"There are {BUCKETS} buckets" in line
 
 
 def test_words_of_refuse() -> None:
