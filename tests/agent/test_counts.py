@@ -97,7 +97,7 @@ class Beaten:
 def test_what_comes_between_the_report_and_the_pumps_end_is_in_neither():
     one = DestinationInterpreter(samples.destination(), {}, {}, claim=None, mode="auto", poll_max_ns=0)
     one.memory = SimpleNamespace(layout=Beaten.LAYOUT, resident=False)
-    one.guest = SimpleNamespace(stall=Histogram(), first_step_at=None)
+    one.guest = SimpleNamespace(stall=Histogram(), first_step_at=None, vcpus=1)
     one._pump = Beaten()
 
     def received():
@@ -122,7 +122,7 @@ def test_faults_that_the_kernel_will_not_stop_trapping_are_counted_on():
 
     one = DestinationInterpreter(samples.destination(), {}, {}, claim=None, mode="auto", poll_max_ns=0)
     one.memory = SimpleNamespace(layout=Beaten.LAYOUT, resident=False, trap_no_more=refused)
-    one.guest = SimpleNamespace(stall=Histogram(), first_step_at=None)
+    one.guest = SimpleNamespace(stall=Histogram(), first_step_at=None, vcpus=1)
     one._pump = Beaten()
     asyncio.run(one._sum_up())
     told = one.snapshot()
@@ -145,7 +145,7 @@ class Late(Beaten):
 def test_a_report_waits_for_the_time_of_the_last_fault():
     one = DestinationInterpreter(samples.destination(), {}, {}, claim=None, mode="auto", poll_max_ns=0)
     one.memory = SimpleNamespace(layout=Beaten.LAYOUT, resident=False)
-    one.guest = SimpleNamespace(stall=Histogram(), first_step_at=None)
+    one.guest = SimpleNamespace(stall=Histogram(), first_step_at=None, vcpus=1)
     one._pump = Late()
     one._pump.snapshot()
     asyncio.run(one._sum_up())
