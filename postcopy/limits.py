@@ -86,8 +86,8 @@ LOST_EXTENTS_MAX = 256
 COURSE_LOOKS_MAX = 400
 COURSE_BUCKETS_MAX = 500
 
-# vCPUs whose stalls a destination tells of in each PROGRESS, one by one. A histogram has 1 or 2 KB, at most 12. To make
-# and write one takes a tenth of a millisecond, twice a second while the guest waits for pages: eight take about one.
+# A guest with more vCPUs has no stalls told in PROGRESS. A histogram has 1 or 2 KB, at most 12; to make and write one
+# takes 0.1 to 0.2 ms, twice a second while the guest waits for pages: eight take 1 or 2 ms.
 HISTOGRAM_VCPUS_MAX = 8
 
 # Values in one bucket of such a histogram: a million a second for nine years. All buckets of one add up to a number of

@@ -42,7 +42,7 @@ class Watch:
             "pages": look["pages"],
             "pages_per_second": rates(before["pages"], look["pages"], seconds),
             "bytes_per_second": rates(before["transferred_bytes"], look["transferred_bytes"], seconds),
-            "faults_per_second": rate(faults(felt), faults(look), known_at(look) - known_at(felt)),
+            "faults_per_second": max(0.0, rate(faults(felt), faults(look), known_at(look) - known_at(felt))),
             "waiting_faults": look["waiting_faults"],
             "fault_latency_seconds": times(felt["fault_latency"], look["fault_latency"]),
             "fault_latency_octaves": octaves(felt["fault_latency"], look["fault_latency"]),
@@ -83,9 +83,9 @@ class Watch:
 
 def began_anew(before: Look, now: Look) -> bool:
     """Whether the counters are of another migration."""
-    return any(now["pages"].get(path, 0) < count for path, count in before["pages"].items()) or faults(now) < faults(
-        before
-    )
+    if any(now["pages"].get(path, 0) < count for path, count in before["pages"].items()):
+        return True
+    return not is_told(now) and faults(now) < faults(before)
 
 
 def is_told(look: Look) -> bool:
@@ -128,7 +128,7 @@ def recorded(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Histogr
     """
     overall = Histogram.from_sparse(now)
     latest = overall.since(Histogram.from_sparse(before))
-    return (latest if min(latest.buckets) >= 0 else Histogram()), overall
+    return (latest if min(latest.buckets) >= 0 <= latest.sum_ns else Histogram()), overall
 
 
 def stalls(before: list[Mapping[str, Any]], now: list[Mapping[str, Any]]) -> list[dict[str, dict[str, float]]]:

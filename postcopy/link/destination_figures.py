@@ -38,7 +38,7 @@ class DestinationFigures(PumpInterpreter[DestinationPump, DestinationStats]):
         self.memory: Memory | None = None
         self.guest: MigratingGuest | None = None
         self.report: Report | None = None
-        self.latencies = NOTHING  # which the report sums up
+        self.latencies = NOTHING  # of the faults that the report sums up
         self.stopped_at = 0.0
         self.run_at = 0.0
         self.resident_at = 0.0
@@ -53,10 +53,10 @@ class DestinationFigures(PumpInterpreter[DestinationPump, DestinationStats]):
         if self.report is None and self.memory is not None and self.guest is not None and stats is not None:
             course = self._course.columns(stats.pages_total)
             whole = (self.mode, self.memory.layout, stats, self.guest, self.timing())
+            self.latencies = latencies(stats.fault_latency, self.guest)
             self.report = arrived(*whole, course=course, tls=self.encrypted, left=self.left(stats))
             if not self.serves_on:  # heartbeats and duplicates come until its end; nobody waits for a page any more
                 self._told = replace(stats, pending=0)
-            self.latencies = latencies(stats.fault_latency, self.guest)
             self.post(AllResident(self.now(), self.report, self.latencies))
 
     async def _settled(self) -> DestinationStats | None:

@@ -62,6 +62,7 @@ from postcopy.session.events import (
     TriedOut,
 )
 from postcopy.wire.frame import HEADER_BYTES
+from postcopy.wire.latencies import NOTHING
 from postcopy.wire.preamble import ACCEPTED
 from postcopy.wire.unpack import unpack
 
@@ -232,7 +233,7 @@ class DestinationInterpreter(WayBack):
             received = stats.bytes_received_urgent + stats.bytes_received_push - HEADER_BYTES * stats.beats
             faults = stats.faults_missing + stats.faults_minor
             pages = (stats.pages_resident, stats.pages_total)
-            waits = latencies(stats.fault_latency, self.guest)
+            waits = latencies(stats.fault_latency, self.guest) if self.machine.tells_latencies else NOTHING
             self.post(Progressed(self.now(), *pages, faults, stats.pending, received, stats.outcomes["retry"], waits))
 
     async def _step(self, event: Event) -> None:

@@ -22,7 +22,8 @@ class MigratingGuest(Protocol):
 
     One that has a method `lose(extents)` is told with it which of its memory is lost for good, as (region, offset,
     length) in bytes, and gets SIGBUS or a machine check where it touches that from then on; any other is kept waiting
-    there until it ends. Of one that has `stall_per_vcpu`, a list of Histograms, its source is told them for `top`.
+    there until it ends. If one has `stall_per_vcpu`, a list of Histograms, its source hears them for `top`: it is read
+    twice a second in the event loop's thread, whatever other threads do, and has to return at once.
     """
 
     @property
@@ -99,7 +100,7 @@ class GuestBase(ABC):
     """A guest of one's own: `kind` names it, start(), stop() and save() are to be written, the rest may stay.
 
     Whatever runs on the memory calls stepped() as soon as it has done something, at each start anew: until then the
-    guest counts as standing still. `vcpus` and `stall` (a Histogram) only appear in reports.
+    guest counts as standing still. `vcpus` and `stall` (a Histogram) are for reports.
     """
 
     kind: ClassVar[str]

@@ -77,6 +77,6 @@ async def answer_late(channel: ControlChannel, interpreter: DestinationInterpret
         channel.send(AllPlaced(interpreter.report or {}, interpreter.latencies))
         async with asyncio.timeout(RELEASE_SECONDS):
             machine.acknowledged = isinstance(await channel.receive(), Released)
-    except (PostcopyError, TimeoutError) as error:
+    except (PostcopyError, TimeoutError, ValueError) as error:  # ValueError: a report that cannot be written
         log.warning("closed %s: %s", channel.name, str(error) or "it did not say that it let go of its memory")
     await channel.close()

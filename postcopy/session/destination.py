@@ -32,7 +32,7 @@ from postcopy.session.events import (
 from postcopy.session.machine import PausingMachine
 from postcopy.session.states import ENDED, SWITCHED, State
 from postcopy.wire.messages import ALL, GONE, UNKNOWN, UNRUN, AllPlaced, Hello, LayoutOffer, Piece, Refuse, Run
-from postcopy.wire.version import RECOVERY_SINCE, common
+from postcopy.wire.version import LATENCIES_SINCE, RECOVERY_SINCE, common
 
 ROLES = frozenset({"urgent", "push"})
 
@@ -84,6 +84,11 @@ class DestinationMachine(PausingMachine[Step]):
         self.first_instruction_at: float | None = None
         self._fed = (-1, 0)  # bytes, and tries to place them
         self._unfed = 0  # looks in a row
+
+    @property
+    def tells_latencies(self) -> bool:
+        """Whether anybody hears of them now."""
+        return self.state is State.POSTCOPY_ACTIVE and self.version >= LATENCIES_SINCE
 
     def begin(self, now: float) -> None:
         """Wait for the source's first word from `now` on; again, where it could not be heard before."""

@@ -244,7 +244,7 @@ class Resident(Event):
 
 @dataclass(frozen=True, slots=True)
 class AllResident(Event):
-    """MakeReport was done: `report` is the destination's part of the whole, `latencies` what it sums up."""
+    """MakeReport was done: `report` is the destination's part of the whole, `latencies` has the faults it sums up."""
 
     report: dict[str, object]
     latencies: Latencies = NOTHING

@@ -42,6 +42,7 @@ class FetchedMachine(SourceMachine):
     """One destination's migration of parts of a file of `size` bytes, from its Welcome on: `hello` was said before."""
 
     table: ClassVar = {}
+    shows_latencies: ClassVar = False  # nobody looks, and whoever may fetch could have it keep very many
 
     def __init__(self, hello: Hello, size: int) -> None:
         super().__init__(hello, LayoutOffer((), GUEST), push=False)

@@ -85,6 +85,7 @@ class SourceMachine(PausingMachine[Step]):
     active: ClassVar = Step.ACTIVE
     pauses: ClassVar = PAUSES
     severs: ClassVar = ("ControlLost", "Broken", "PumpBroken", "Refuse", "Elapsed")
+    shows_latencies: ClassVar = True
 
     def __init__(
         self, hello: Hello, offer: LayoutOffer, *, push: bool = True, give_up_seconds: float | None = None
@@ -265,7 +266,8 @@ def _note_progress(machine: SourceMachine, message: Progress) -> list[Command]:
 
 
 def _note_latencies(machine: SourceMachine, message: Progress | AllPlaced) -> None:
-    if machine.version >= LATENCIES_SINCE:
+    # One that could not sum up says nothing: what was known before is the latest then.
+    if machine.shows_latencies and machine.version >= LATENCIES_SINCE and message.latencies != NOTHING:
         machine.latencies, machine.latencies_at = message.latencies, machine.now
 
 

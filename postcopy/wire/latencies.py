@@ -62,6 +62,16 @@ class SparseHistogram:
 
 
 EMPTY = SparseHistogram()
+_RECORD = Record(SparseHistogram)
+
+
+def fits(histogram: SparseHistogram) -> bool:
+    """Whether a histogram can be told: nothing of it is beyond what is taken at the other end."""
+    try:
+        _RECORD.give(histogram)
+    except (IllTypedError, struct.error):
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +81,8 @@ class Latencies:
     `stalls` are by the vCPU's number; none where nobody clocks them, or where there are too many vCPUs.
     """
 
-    faults: Annotated[SparseHistogram, Record(SparseHistogram)] = EMPTY
-    stalls: Annotated[tuple[SparseHistogram, ...], Records(Record(SparseHistogram), HISTOGRAM_VCPUS_MAX, 0)] = ()
+    faults: Annotated[SparseHistogram, _RECORD] = EMPTY
+    stalls: Annotated[tuple[SparseHistogram, ...], Records(_RECORD, HISTOGRAM_VCPUS_MAX, 0)] = ()
 
 
 NOTHING = Latencies()

@@ -229,7 +229,7 @@ class Progress:
 class AllPlaced:
     """Destination to source: the content of every page is here, and the destination's part of the report.
 
-    `latencies` are those that the report sums up, as the last Progress would say them. Since version 3.
+    `latencies` have the faults that the report sums up, as a last Progress would. Since version 3.
     """
 
     report: ReportMap

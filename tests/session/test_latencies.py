@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from postcopy.session import events
+from postcopy.session.fetched import FetchedMachine
 from postcopy.wire.control import AllPlaced, Progress, Welcome
 from postcopy.wire.latencies import NOTHING
 
@@ -31,6 +32,20 @@ def test_a_source_knows_what_it_was_told_last_and_when():
     machine = play(source(), upto(SOURCE_STORY, "active"))
     machine.handle(events.Received(3.0, AllPlaced(REPORT, LATER)))
     assert (machine.step, machine.latencies, machine.latencies_at) == ("completed", LATER, 3.0)
+
+
+def test_a_destination_that_could_not_sum_up_takes_nothing_back():
+    machine = play(source(), upto(SOURCE_STORY, "active"))
+    machine.handle(events.Received(2.0, Progress(9, 256, 1, LATENCIES)))
+    machine.handle(events.Received(3.0, AllPlaced({})))
+    assert (machine.step, machine.latencies, machine.latencies_at) == ("completed", LATENCIES, 2.0)
+
+
+def test_who_shows_them_to_nobody_keeps_none():
+    machine = play(source(), upto(SOURCE_STORY, "active"))
+    machine.shows_latencies = FetchedMachine.shows_latencies
+    machine.handle(events.Received(2.0, Progress(9, 256, 1, LATENCIES)))
+    assert (machine.placed_pages, machine.latencies) == (9, NOTHING)
 
 
 def test_a_destination_of_an_older_version_tells_nothing():
