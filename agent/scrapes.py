@@ -168,10 +168,10 @@ class Scrapes:
                 request = requests.found.pop(0)
                 # A hundred requests fit into one packet, and a guest may stand still while they are answered: one is.
                 last = not request.keep_alive or bool(requests.found)
+                self._wait_anew(serving)
                 await loop.sock_sendall(connection, self.told(request, last=last))
                 if last:
                     return
-                self._wait_anew(serving)
                 before, answered_at = answered_at, loop.time()
                 if answered_at - before < 2 * ROUND_SECONDS:
                     await next_round()
