@@ -45,17 +45,16 @@ def none_left(status):
 def test_a_process_killed_in_the_middle_of_a_push(tmp_path, uffd_socket):
     file = snapshot(tmp_path, size=64 * MIB)
     with source(tmp_path, file, "--max-postcopy-bandwidth", "5MiB/s") as here:
-        with (
-            destination(tmp_path, "--from", here.address) as there,
-            Vmm(uffd_socket, ((8 * MIB, 0),), file=file) as other,
-        ):
-            there.until(lambda now: now["processes"])
-            with Vmm(uffd_socket, ((64 * MIB, 0),), file=file) as vmm:
-                there.until(lambda now: any(0 < one["pages"]["placed"] < 15000 for one in now["processes"][1:]))
-                vmm.process.kill()
-                there.until_log(rf"process {vmm.pid}: it has ended")
-            assert there.until(lambda now: len(now["processes"]) == 1)["ended"]["exit_status"] == 0
-            assert other.call("wrong") == []
+        with destination(tmp_path, "--from", here.address) as there:
+            with Vmm(uffd_socket, ((8 * MIB, 0),), file=file) as other:
+                there.until(lambda now: now["processes"])
+                with Vmm(uffd_socket, ((64 * MIB, 0),), file=file) as vmm:
+                    there.until(lambda now: any(0 < one["pages"]["placed"] < 15000 for one in now["processes"][1:]))
+                    vmm.process.kill()
+                    there.until_log(rf"process {vmm.pid}: it has ended")
+                assert there.until(lambda now: len(now["processes"]) == 1)["ended"]["exit_status"] == 0
+                assert other.call("wrong") == []
+            there.until(none_left)  # the agent's own end would be another one, for the source
         assert here.until(lambda now: now["destinations"] == [])["ended"]["outcome"] == "completed"
         assert here.process.poll() is None
 
