@@ -1,6 +1,7 @@
 /* Who asks for metrics, without Python, for the sanitizers: answered, left, cut off and ended. Exit status 0. */
 #define _GNU_SOURCE
 #include "asker.h"
+#include "holds.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -16,14 +17,6 @@
 #define ANSWERS 20u
 #define PERIOD_NS 2000000u
 #define DEADLINE_SECONDS 60u
-
-#define HOLDS(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "line %d: %s: %s\n", __LINE__, #condition, strerror(errno));                               \
-            exit(1);                                                                                                   \
-        }                                                                                                              \
-    } while (0)
 
 static int listening, ending;
 static struct sockaddr_in address = {.sin_family = AF_INET};

@@ -10,18 +10,11 @@
 #include <unistd.h>
 
 #include "guest.h"
+#include "holds.h"
 #include "histogram.h"
 
 #define PAGES 64u
 #define VCPUS 3u
-
-#define HOLDS(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "line %d: %s\n", __LINE__, #condition);                                                    \
-            exit(1);                                                                                                   \
-        }                                                                                                              \
-    } while (0)
 
 struct reader {
     struct guest *guest;

@@ -12,20 +12,13 @@
 #include <unistd.h>
 
 #include "guest.h"
+#include "holds.h"
 
 #define VCPUS 2u
 #define PAGES 16u
 /* Of the machine's own memory: the program at 0, then a window each. */
 #define WINDOW_AT(vcpu) (0x2000u + (vcpu)*0x4000u)
 #define MACHINE_BYTES 0x10000u
-
-#define HOLDS(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "line %d: %s: %s\n", __LINE__, #condition, strerror(errno));                               \
-            exit(1);                                                                                                   \
-        }                                                                                                              \
-    } while (0)
 
 /* Real mode, its window at bx: counts a step, and calls when it has made as many as it may. */
 static const uint8_t program[] = {
